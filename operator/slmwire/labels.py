@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kubernetes label keys and values of the objects that the operator makes."""
+
+from enum import StrEnum
+from typing import Final
+
+DOMAIN: Final = "slmops.dev"
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY_VALUE: Final = "slmops"
+DEPLOYMENT: Final = f"{DOMAIN}/deployment"
+REVISION: Final = f"{DOMAIN}/revision"
+VARIANT: Final = f"{DOMAIN}/variant"
+ROLE: Final = f"{DOMAIN}/role"
+
+
+class Role(StrEnum):
+    """What a pod of ours is for."""
+
+    SERVE = "serve"
+    PREFETCH = "prefetch"
+    RELEASE = "release"

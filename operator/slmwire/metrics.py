@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prometheus metric and label names of the inference server.
+
+Every series carries the `slm_*` labels below as constant labels of the process. They are set by
+the process, and not by the scrape configuration, so that the operator's queries hold with any
+Prometheus; their prefix keeps them from colliding with target labels (`namespace`, `pod`, `node`).
+"""
+
+from typing import Final
+
+LABEL_NAMESPACE: Final = "slm_namespace"
+LABEL_DEPLOYMENT: Final = "slm_deployment"
+LABEL_REVISION: Final = "slm_revision"
+LABEL_VARIANT: Final = "slm_variant"
+LABEL_MODEL: Final = "slm_model"
+LABEL_NODE: Final = "slm_node"
+
+CONSTANT_LABELS: Final = (
+    LABEL_NAMESPACE,
+    LABEL_DEPLOYMENT,
+    LABEL_REVISION,
+    LABEL_VARIANT,
+    LABEL_MODEL,
+    LABEL_NODE,
+)
+
+REQUESTS: Final = "slmserve_requests_total"
+"""Counter {endpoint, code}: finished inference requests by HTTP status code.
+A request that its client left has code 499; a refused one (queue full) 429."""
+
+REQUEST_SECONDS: Final = "slmserve_request_duration_seconds"
+"""Histogram {endpoint}: accepted inference request, first byte in to last byte out."""
+
+TTFT_SECONDS: Final = "slmserve_time_to_first_token_seconds"
+"""Histogram: from arrival to the first generated token, queueing included."""
+
+INTER_TOKEN_SECONDS: Final = "slmserve_inter_token_seconds"
+"""Histogram: time between two generated tokens of one request."""
+
+PROMPT_TOKENS: Final = "slmserve_prompt_tokens_total"
+"""Counter: prompt tokens processed."""
+
+GENERATED_TOKENS: Final = "slmserve_generated_tokens_total"
+"""Counter: tokens generated."""
+
+QUEUE_DEPTH: Final = "slmserve_queue_depth"
+"""Gauge: requests waiting for a slot."""
+
+SLOTS: Final = "slmserve_slots"
+"""Gauge {state="busy"|"total"}: decoding slots."""
+
+EVALUATION_SCORE: Final = "slmserve_evaluation_score"
+"""Gauge: share (0..1) of the model's golden set answered as expected, measured on this device
+before the server became ready. Absent when the model brings no golden set."""
+
+EVALUATION_SAMPLES: Final = "slmserve_evaluation_samples"
+"""Gauge: number of golden cases behind the score."""
+
+EVALUATION_SECONDS: Final = "slmserve_evaluation_duration_seconds"
+"""Gauge: wall seconds the golden set took."""
+
+MODEL_LOAD_SECONDS: Final = "slmserve_model_load_seconds"
+"""Gauge: process start to model loaded."""
+
+MODEL_INFO: Final = "slmserve_model_info"
+"""Gauge, always 1 {digest, engine, version}: what is loaded."""
+
+ENDPOINT_CHAT: Final = "chat"
+ENDPOINT_COMPLETIONS: Final = "completions"
