@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`status` of an SLMDeployment: what the operator found and decided.
+
+Its size does not grow with the fleet: counters, one summary per wave and at most ten nodes.
+Timestamps are RFC 3339 in UTC with seconds.
+"""
+
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+from pydantic import Field
+
+from slmops.api.base import ApiModel
+
+MAX_WORST_NODES: Final = 10
+MAX_MEASUREMENTS: Final = 20
+MAX_FAILED_REVISIONS: Final = 10
+
+
+def _keyed(key: str) -> dict[str, Any]:
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
+_ATOMIC: Final[dict[str, Any]] = {"x-kubernetes-list-type": "atomic"}
+
+
+class ConditionType(StrEnum):
+    """Conditions; for each, True is the good state."""
+
+    ACCEPTED = "Accepted"
+    """The spec makes sense. Reasons: Accepted, InvalidSpec, OverlappingWaves, EmptyWave, InvalidName."""
+    MODEL_RESOLVED = "ModelResolved"
+    """Every variant's files are known by digest. Reasons: Resolved, Resolving, and the fetch reasons."""
+    READY = "Ready"
+    """Every reachable matching node serves. Reasons: AllNodesReady, NodesNotReady, NoMatchingNodes,
+    NotAccepted, ModelNotResolved, Deleting."""
+    PROGRESSING = "Progressing"
+    """Nodes are being moved or judged. Reasons: Installing, Prefetching, Flipping, Soaking, Analysing,
+    RollingBack, Converging, Complete (False), Paused (False), Held (False)."""
+    ROLLOUT_SUCCEEDED = "RolloutSucceeded"
+    """The latest revision is the stable one. Reasons: Promoted, InProgress (Unknown),
+    AnalysisFailed, NodesFailed, DeadlineExceeded, RevisionFailedBefore (False)."""
+
+
+class Condition(ApiModel):
+    """A `metav1.Condition`."""
+
+    type: str = Field(min_length=1, max_length=316, description="Type of the condition.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: str = Field(min_length=1, max_length=128, description="CamelCase reason for the status.")
+    message: str = Field(max_length=2048, description="What it means, in a sentence.")
+    last_transition_time: str = Field(description="When status changed last.")
+    observed_generation: int = Field(ge=0, description="metadata.generation that it is about.")
+
+
+class NodeCounts(ApiModel):
+    """How many of the matching nodes are in which state."""
+
+    total: int = Field(default=0, description="Nodes that match placement and a variant.")
+    ready: int = Field(default=0, description="Nodes with a ready inference pod of any revision.")
+    stable: int = Field(default=0, description="Nodes given the stable revision.")
+    updated: int = Field(default=0, description="Nodes given the update revision.")
+    offline: int = Field(default=0, description="Nodes whose kubelet does not report.")
+    failed: int = Field(default=0, description="Nodes on which the model cannot be fetched or run.")
+    unfit: int = Field(default=0, description="Nodes that match placement but no variant.")
+
+
+class NodeProblem(ApiModel):
+    """A node that needs attention."""
+
+    node: str = Field(description="Name of the node.")
+    reason: str = Field(description="CamelCase reason.")
+    message: str = Field(max_length=512, description="What was seen, and the cure where one is known.")
+
+
+class ReasonCount(ApiModel):
+    """How many nodes have one reason."""
+
+    reason: str = Field(description="CamelCase reason.")
+    nodes: int = Field(description="Number of nodes.")
+
+
+class VariantStatus(ApiModel):
+    """What a variant's source was resolved to."""
+
+    name: str = Field(description="Name of the variant.")
+    source_hash: str = Field(description="Hash of the source in spec that was resolved.")
+    digest: str = Field(description="sha256:<hex> over all files: the same bytes on every node.")
+    reference: str = Field(description="What a mutable reference stood for, for example a commit.")
+    size_bytes: int = Field(description="Size of all files.")
+    nodes: int = Field(default=0, description="Nodes given this variant of the update revision.")
+
+
+class WaveStatus(ApiModel):
+    """Summary of a wave."""
+
+    name: str = Field(description="Name of the wave.")
+    nodes: int = Field(default=0, description="Nodes in the wave, earlier waves not counted.")
+    updated: int = Field(default=0, description="Nodes that were given the new revision.")
+    ready: int = Field(default=0, description="Nodes that serve the new revision.")
+    deferred: int = Field(default=0, description="Nodes that were offline; they converge on return.")
+    failed: int = Field(default=0, description="Nodes that failed after they took the new revision.")
+    verdict: str = Field(default="", description="Pending, Pass or Fail.")
+    started_at: str | None = Field(default=None, description="When the wave began.")
+    finished_at: str | None = Field(default=None, description="When it was judged.")
+
+
+class Measurement(ApiModel):
+    """One judged measurement of one metric."""
+
+    metric: str = Field(description="Name of the metric.")
+    wave: str = Field(description="Name of the wave.")
+    at: str = Field(description="When it was taken.")
+    verdict: str = Field(description="Pass, Fail, Inconclusive, NoData or ProviderError.")
+    canary: str | None = Field(default=None, description="Value on the nodes with the new revision.")
+    stable: str | None = Field(default=None, description="Value on the stable nodes.")
+    canary_samples: int = Field(default=0, description="Samples behind the value.")
+    stable_samples: int = Field(default=0, description="Samples behind the stable value.")
+    message: str = Field(default="", max_length=512, description="Why this verdict.")
+
+
+class MetricState(ApiModel):
+    """Running counts of one metric in the current wave."""
+
+    name: str = Field(description="Name of the metric.")
+    verdict: str = Field(default="", description="Latest verdict.")
+    consecutive_passes: int = Field(default=0, description="Passes in a row.")
+    consecutive_failures: int = Field(default=0, description="Failures in a row.")
+    measured_at: str | None = Field(default=None, description="When it was measured last.")
+
+
+class RolloutStatus(ApiModel):
+    """The rollout in progress, or the last one."""
+
+    revision: str = Field(description="Revision being rolled out.")
+    step: Literal[
+        "Installing", "Prefetching", "Flipping", "Soaking", "Analysing", "RollingBack", "Completed", "Failed"
+    ] = Field(description="What the rollout is doing.")
+    step_started_at: str = Field(description="When the step began.")
+    wave: int = Field(default=0, ge=0, description="Index of the current wave.")
+    wave_started_at: str = Field(description="When the current wave began.")
+    started_at: str = Field(description="When the rollout began.")
+    finished_at: str | None = Field(default=None, description="When it ended.")
+    reason: str = Field(default="", description="Why it is being rolled back or has failed.")
+    message: str = Field(default="", max_length=2048, description="The same in a sentence.")
+    waves: list[WaveStatus] = Field(
+        default_factory=list, description="One summary per wave.", json_schema_extra=_keyed("name")
+    )
+    metrics: list[MetricState] = Field(
+        default_factory=list, description="Counts of the current wave.", json_schema_extra=_keyed("name")
+    )
+    measurements: list[Measurement] = Field(
+        default_factory=list, description="The latest measurements.", json_schema_extra=_ATOMIC
+    )
+
+
+class FailedRevision(ApiModel):
+    """A revision that was rolled back; it is not tried again by itself."""
+
+    revision: str = Field(description="The revision.")
+    reason: str = Field(description="CamelCase reason.")
+    message: str = Field(default="", max_length=512, description="What was seen.")
+    at: str = Field(description="When it failed.")
+
+
+class SLMDeploymentStatus(ApiModel):
+    """What the operator found and decided."""
+
+    observed_generation: int = Field(default=0, description="metadata.generation that status is about.")
+    stable_revision: str = Field(default="", description="Revision promoted last; empty before the first.")
+    update_revision: str = Field(default="", description="Revision that spec stands for.")
+    model_version: str = Field(default="", description="spec.model.version of the stable revision.")
+    ready_nodes: str = Field(default="", description="Ready of total nodes, for tables.")
+    canary: str = Field(default="", description="State of the rollout, for tables.")
+    retry_token: str = Field(default="", description="Value of the retry annotation that was acted on.")
+    nodes: NodeCounts = Field(default_factory=NodeCounts, description="Counts of nodes.")
+    reasons: list[ReasonCount] = Field(
+        default_factory=list, description="Problems by reason.", json_schema_extra=_keyed("reason")
+    )
+    worst_nodes: list[NodeProblem] = Field(
+        default_factory=list,
+        description="At most ten nodes with a problem.",
+        json_schema_extra=_keyed("node"),
+    )
+    variants: list[VariantStatus] = Field(
+        default_factory=list, description="Resolved sources.", json_schema_extra=_keyed("name")
+    )
+    rollout: RolloutStatus | None = Field(
+        default=None, description="The rollout in progress or the last one."
+    )
+    failed_revisions: list[FailedRevision] = Field(
+        default_factory=list,
+        description="Revisions that were rolled back.",
+        json_schema_extra=_keyed("revision"),
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list, description="Conditions; see each type.", json_schema_extra=_keyed("type")
+    )
