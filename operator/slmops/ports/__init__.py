@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What the runtime needs from the outside, as protocols; adapters implement them."""

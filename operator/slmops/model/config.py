@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operator's administrator decides, as opposed to the user of an SLMDeployment."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorConfig:
+    """Settings that the planner needs; read once at start from the environment."""
+
+    runtime_image: str
+    runtime_pull_policy: str = "IfNotPresent"
+    allowed_host_paths: tuple[str, ...] = ("/var/lib/slmops",)
+    """Prefixes that `cache.hostPath` may lie under."""
+    allowed_file_paths: tuple[str, ...] = ()
+    """Prefixes that a `file` source may lie under; empty refuses file sources."""
+    release_timeout_seconds: float = 300.0
+    """How long a deletion waits for a node to drop its cached models."""

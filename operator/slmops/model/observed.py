@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The snapshot that a plan is made from. Nothing here refers to a live object.
+
+Times are seconds since the epoch. Collections are tuples or read-only mappings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.model.config import OperatorConfig
+from slmwire.labels import Role
+from slmwire.manifest import Manifest
+from slmwire.reasons import Reason, Termination
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """A Kubernetes node, trimmed to what placement needs."""
+
+    name: str
+    labels: Mapping[str, str]
+    ready: bool
+    """Condition Ready is True: the kubelet reports."""
+    allocatable_memory_bytes: int = 0
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodView:
+    """A pod of ours, trimmed. `node` is empty until it is scheduled."""
+
+    name: str
+    node: str
+    revision: str
+    variant: str
+    role: Role
+    ready: bool = False
+    created_at: float = 0.0
+    restarts: int = 0
+    """Restarts of all containers, init containers included."""
+    waiting_reason: str = ""
+    """Reason of the first waiting container, for example CrashLoopBackOff or ImagePullBackOff."""
+    last_exit_reason: str = ""
+    """Reason of the latest termination of a container, for example OOMKilled or Error."""
+    last_exit_code: int = 0
+    termination: Termination | None = None
+    """Latest termination message written by a container of ours that ended with an error."""
+    unschedulable: bool = False
+    """Condition PodScheduled is False with reason Unschedulable."""
+    deleting: bool = False
+
+
+class OwnedKind(StrEnum):
+    """Kinds of objects that an SLMDeployment owns."""
+
+    DAEMON_SET = "DaemonSet"
+    CONFIG_MAP = "ConfigMap"
+    SERVICE = "Service"
+    CONTROLLER_REVISION = "ControllerRevision"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedView:
+    """An owned object that exists. `drifted` says that somebody else changed it since we wrote it."""
+
+    kind: OwnedKind
+    name: str
+    drifted: bool = False
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionView:
+    """A stored ControllerRevision: `number` grows by one with each, `data` is what we put in."""
+
+    revision: str
+    number: int
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A source after resolution: the exact files and what a mutable reference stood for."""
+
+    manifest: Manifest
+    reference: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveFailure:
+    """Why a source could not be resolved; `retry_at` is when it is tried again."""
+
+    reason: Reason
+    message: str
+    retry_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A value over a window; `value` is None when the series are empty, NaN or stale."""
+
+    value: float | None
+    samples: int
+
+
+class Preset(StrEnum):
+    """What a metric measures."""
+
+    ERROR_RATE = "ErrorRate"
+    LATENCY_P95 = "LatencyP95"
+    TTFT_P95 = "TimeToFirstTokenP95"
+    EVALUATION_SCORE = "EvaluationScore"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricQuery:
+    """One question to a metrics provider about the pods of one revision.
+
+    The window never starts before the wave's nodes took the revision.
+    """
+
+    preset: Preset
+    namespace: str
+    deployment: str
+    revision: str
+    window_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Answer to one measurement request; `error` is set when the provider could not answer."""
+
+    metric: str
+    canary: Sample
+    stable: Sample
+    at: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """The SLMDeployment. `spec` is None when it does not parse; then `spec_error` says why."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    spec: SLMDeploymentSpec | None
+    status: SLMDeploymentStatus
+    spec_error: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    deleting_since: float | None = None
+    has_finalizer: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """Everything a plan depends on beside the time."""
+
+    deployment: Deployment
+    config: OperatorConfig
+    nodes: tuple[NodeView, ...] = ()
+    """All nodes of the cluster, or at least those that match placement or carry our labels."""
+    pods: tuple[PodView, ...] = ()
+    owned: tuple[OwnedView, ...] = ()
+    revisions: tuple[RevisionView, ...] = ()
+    resolutions: Mapping[str, Resolved | ResolveFailure] = field(default_factory=dict)
+    """By source hash (`planning.revision.source_hash`)."""
+    readings: tuple[Reading, ...] = ()
+    """Fresh readings, each handed in once."""

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is to be done: made by the planner, carried out by the executor in this order:
+status, then actions in sequence, then events. Every action is idempotent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from slmops.api import SLMDeploymentStatus
+from slmops.api.spec import Source
+from slmops.model.observed import MetricQuery, OwnedKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyObject:
+    """Server-side apply of an owned object; `body` is complete but for the owner reference."""
+
+    kind: OwnedKind
+    name: str
+    body: Mapping[str, Any]
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteObject:
+    """Delete an owned object with its dependants; one that is gone already is fine."""
+
+    kind: OwnedKind
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchNodeLabels:
+    """Merge patch of a node's labels; None removes a label. A node that is gone is fine."""
+
+    node: str
+    labels: Mapping[str, str | None]
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddFinalizer:
+    """Put our finalizer on the SLMDeployment, before anything else is written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveFinalizer:
+    """Take our finalizer off; after a live read has confirmed the deletion."""
+
+
+Action = ApplyObject | DeleteObject | PatchNodeLabels | AddFinalizer | RemoveFinalizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveRequest:
+    """A source whose files are not known yet."""
+
+    source_hash: str
+    variant: str
+    source: Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureRequest:
+    """A measurement that is due: one query for the canary, one for the stable revision."""
+
+    metric: str
+    canary: MetricQuery
+    stable: MetricQuery
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """Something worth an Event and a log line: emitted once, when it happens."""
+
+    kind: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The outcome of one look at the world."""
+
+    status: SLMDeploymentStatus
+    actions: tuple[Action, ...] = ()
+    resolve: tuple[ResolveRequest, ...] = ()
+    measure: tuple[MeasureRequest, ...] = ()
+    transitions: tuple[Transition, ...] = ()
+    requeue_after_seconds: float | None = None
+    """When to look again even if nothing happens; None waits for an event."""

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of the objects and node labels that belong to an SLMDeployment."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from slmwire.labels import DOMAIN
+
+PREFETCH_SUFFIX: Final = ".prefetch"
+RELEASE_KEY: Final = "release"
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Derives every name from namespace and name; nothing is generated at random."""
+
+    namespace: str
+    name: str
+
+    @property
+    def label_prefix(self) -> str:
+        """Prefix of all node labels of this deployment, slash included."""
+        return f"{self.name}.{self.namespace}.{DOMAIN}/"
+
+    def serve_label(self, revision: str) -> str:
+        """Node label whose value is the variant of `revision` that the node serves."""
+        return self.label_prefix + revision
+
+    def prefetch_label(self, revision: str) -> str:
+        """Node label whose value is the variant of `revision` that the node fetches ahead."""
+        return self.label_prefix + revision + PREFETCH_SUFFIX
+
+    @property
+    def release_label(self) -> str:
+        """Node label under which a node drops this deployment's cached models."""
+        return self.label_prefix + RELEASE_KEY
+
+    def workload(self, revision: str, variant: str) -> str:
+        """DaemonSet and ConfigMap of one variant of one revision."""
+        return f"{self.name}-{revision}-{variant}"
+
+    def prefetch_workload(self, revision: str, variant: str) -> str:
+        """DaemonSet that fetches ahead."""
+        return f"{self.name}-{revision}-{variant}-prefetch"
+
+    @property
+    def release_workload(self) -> str:
+        """DaemonSet that drops cached models at deletion."""
+        return f"{self.name}-release"
+
+    def controller_revision(self, revision: str) -> str:
+        """ControllerRevision of one revision."""
+        return f"{self.name}-{revision}"
