@@ -222,8 +222,9 @@ class ControlPlane:
             dns_names=["localhost", *service],
             addresses=sorted({"127.0.0.1", API_SERVICE_ADDRESS, endpoints.address}),
         )
-        self.authority.issue("kubelet-client", common_name="kube-apiserver-kubelet", organization="system:masters")
-        admin = self.authority.issue("admin", common_name="admin", organization="system:masters")
+        masters = "system:masters"
+        self.authority.issue("kubelet-client", common_name="kube-apiserver-kubelet", organization=masters)
+        admin = self.authority.issue("admin", common_name="admin", organization=masters)
         self.write_kubeconfig("admin", pair=admin)
         for part in ("controller-manager", "scheduler"):
             self.write_kubeconfig(part, pair=self.authority.issue(part, common_name=f"system:kube-{part}"))
@@ -258,7 +259,9 @@ class ControlPlane:
                 "--initial-cluster", f"default={peer}",
             ]  # fmt: skip
         else:
-            database = f"sqlite://{data}/state.db?_journal=WAL&cache=shared&_busy_timeout=30000&_synchronous=OFF"
+            database = (
+                f"sqlite://{data}/state.db?_journal=WAL&cache=shared&_busy_timeout=30000&_synchronous=OFF"
+            )
             command = [
                 tool("kine"), "--endpoint", database,
                 "--listen-address", url, "--metrics-bind-address", "0",

@@ -37,9 +37,14 @@ class Kubectl:
         read = self.get(*arguments)
         return list(read.get("items", []))
 
-    def apply(self, *objects: Mapping[str, Any], field_manager: str = "slmops-rig") -> None:
+    def apply(
+        self,
+        *objects: Mapping[str, Any],
+        field_manager: str = "slmops-rig",
+        timeout_seconds: float = 60,
+    ) -> None:
         """Server-side apply of objects, taking over conflicting fields."""
         self(
             "apply", "--server-side", "--force-conflicts", f"--field-manager={field_manager}", "-f", "-",
-            stdin=render_yaml(*objects),
+            stdin=render_yaml(*objects), timeout_seconds=timeout_seconds,
         )  # fmt: skip

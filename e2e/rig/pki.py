@@ -149,9 +149,7 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     # EC PRIVATE KEY form: the API server reads service-account keys in it since the beginning.
     _write(
         path,
-        key.private_bytes(
-            _PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-        ),
+        key.private_bytes(_PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()),
     )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration texts of everything the rig starts: pure functions from settings to files."""
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,6 @@ def render_yaml(*documents: Mapping[str, Any]) -> str:
 
 def render_kubeconfig(*, server: str, authority: Path, certificate: Path, key: Path) -> str:
     """A kubeconfig with the certificates inside, so that the one file can be copied anywhere."""
-    import base64
 
     def data(path: Path) -> str:
         return base64.b64encode(path.read_bytes()).decode()
@@ -42,7 +42,7 @@ def render_kubeconfig(*, server: str, authority: Path, certificate: Path, key: P
     )
 
 
-def render_containerd(*, cni_bin: Path, runc: Path, registry: str, pause_image: str) -> str:
+def render_containerd(*, cni_bin: Path, runc: Path, pause_image: str) -> str:
     """containerd's configuration; every path is the node's own, seen in the node's mount namespace."""
     return f"""\
 version = 3
@@ -66,11 +66,9 @@ state = "/run/containerd"
   sandbox = "{pause_image}"
 [plugins."io.containerd.cri.v1.images".registry]
   config_path = "/etc/containerd/certs.d"
-# Nothing here needs them, and each costs start time or memory.
 [plugins."io.containerd.nri.v1.nri"]
   disable = true
-[plugins."io.containerd.internal.v1.tracing"]
-""".replace("{registry}", registry)
+"""
 
 
 def render_registry_hosts(*, registry: str) -> str:
@@ -133,10 +131,15 @@ def render_kubelet(
             "resolvConf": "",
             "imageGCHighThresholdPercent": 100,
             # The nodes share one disk and one memory: only a machine that is really full may evict.
-            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            "evictionHard": {
+                "memory.available": "100Mi",
+                "nodefs.available": "1%",
+                "imagefs.available": "1%",
+            },
             "nodeStatusUpdateFrequency": "5s",
             # Ten seconds of silence are four missed renewals: NotReady soon enough for a test.
             "nodeLeaseDurationSeconds": 10,
+            "volumePluginDir": "/var/lib/kubelet/volumeplugins",
             "maxPods": 60,
             "serializeImagePulls": False,
             "shutdownGracePeriod": "0s",
@@ -171,7 +174,9 @@ def render_registry(*, address: str, storage: Path) -> str:
             "storage": {
                 "filesystem": {"rootdirectory": str(storage)},
                 "delete": {"enabled": True},
-                "maintenance": {"uploadpurging": {"enabled": True, "age": "24h", "interval": "24h"}},
+                "maintenance": {
+                    "uploadpurging": {"enabled": True, "age": "24h", "interval": "24h", "dryrun": False}
+                },
             },
             "http": {"addr": address},
         }
