@@ -8,7 +8,7 @@ STORE_DIR: Final = "/store"
 MODEL_DIR: Final = "/model"
 """Where the server mounts one revision's tree, read-only."""
 MANIFEST_FILE: Final = "/etc/slmops/manifest.json"
-SOURCE_TOKEN_FILE: Final = "/etc/slmops/source/token"
+SOURCE_TOKEN_FILE: Final = "/etc/slmops-source/token"
 READY_FILE: Final = "/tmp/ready"
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LIMIT_BYTES: Final = 4096

@@ -129,12 +129,29 @@ class MetricState(ApiModel):
     measured_at: str | None = Field(default=None, description="When it was measured last.")
 
 
+class Baseline(ApiModel):
+    """The stable revision's latest value, kept for the wave after which no stable node is left."""
+
+    metric: str = Field(description="Name of the metric.")
+    value: str = Field(description="Value on the stable nodes.")
+    samples: int = Field(description="Samples behind it.")
+    at: str = Field(description="When it was measured.")
+
+
 class RolloutStatus(ApiModel):
     """The rollout in progress, or the last one."""
 
     revision: str = Field(description="Revision being rolled out.")
     step: Literal[
-        "Installing", "Prefetching", "Flipping", "Soaking", "Analysing", "RollingBack", "Completed", "Failed"
+        "Installing",
+        "Prefetching",
+        "Flipping",
+        "Soaking",
+        "Analysing",
+        "RollingBack",
+        "Completed",
+        "Failed",
+        "Cancelled",
     ] = Field(description="What the rollout is doing.")
     step_started_at: str = Field(description="When the step began.")
     wave: int = Field(default=0, ge=0, description="Index of the current wave.")
@@ -148,6 +165,12 @@ class RolloutStatus(ApiModel):
     )
     metrics: list[MetricState] = Field(
         default_factory=list, description="Counts of the current wave.", json_schema_extra=_keyed("name")
+    )
+    paused_at: str | None = Field(default=None, description="When it was paused; timers stand still since.")
+    baseline: list[Baseline] = Field(
+        default_factory=list,
+        description="Latest values of the stable revision.",
+        json_schema_extra=_keyed("metric"),
     )
     measurements: list[Measurement] = Field(
         default_factory=list, description="The latest measurements.", json_schema_extra=_ATOMIC

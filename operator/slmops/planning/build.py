@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the Kubernetes objects that belong to an SLMDeployment; owner references are added later."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from slmops.api import SLMDeploymentSpec
+from slmops.api.base import quantity_value
+from slmops.api.spec import Source, Variant
+from slmops.model.config import OperatorConfig
+from slmops.planning.names import Names
+from slmops.planning.revision import Revision, RevisionVariant
+from slmwire import env, labels, paths
+from slmwire.labels import Role
+
+SERVER_USER: Final = 65532
+TERMINATION_GRACE_SECONDS: Final = 30
+FETCH_MEMORY: Final = "64Mi"
+STARTUP_SECONDS: Final = 600
+"""Loading a model and answering its golden set may take this long before the kubelet restarts it."""
+
+Body = dict[str, Any]
+
+_OFFLINE_TOLERATIONS: Final[tuple[Body, ...]] = tuple(
+    # Without a time limit: an edge node that lost its link goes on serving, and its pod must still be
+    # there when the link comes back.
+    {"key": f"node.kubernetes.io/{condition}", "operator": "Exists", "effect": "NoExecute"}
+    for condition in ("not-ready", "unreachable")
+)
+
+
+def object_labels(names: Names, *, revision: str = "", variant: str = "", role: Role | None = None) -> Body:
+    """Labels of an object of ours."""
+    result = {labels.MANAGED_BY: labels.MANAGED_BY_VALUE, labels.DEPLOYMENT: names.name}
+    if revision:
+        result[labels.REVISION] = revision
+    if variant:
+        result[labels.VARIANT] = variant
+    if role is not None:
+        result[labels.ROLE] = role.value
+    return result
+
+
+def build_templates(
+    names: Names,
+    spec: SLMDeploymentSpec,
+    *,
+    config: OperatorConfig,
+    revision: str,
+    digests: Mapping[str, str],
+) -> dict[str, tuple[Body, Body]]:
+    """Pod templates (serve, prefetch) of every variant."""
+    result = {}
+    for variant in spec.variants:
+        fetch = _Fetch(names, spec, config, revision, variant)
+        result[variant.name] = (
+            _serve_template(fetch, digests[variant.name]),
+            _prefetch_template(fetch),
+        )
+    return result
+
+
+class _Fetch:
+    """What the serving and the prefetching pod of one variant have in common."""
+
+    def __init__(
+        self, names: Names, spec: SLMDeploymentSpec, config: OperatorConfig, revision: str, variant: Variant
+    ) -> None:
+        self.names, self.spec, self.config = names, spec, config
+        self.revision, self.variant = revision, variant
+        self.image = spec.runtime.image or config.runtime_image
+
+    def identity_env(self) -> list[Body]:
+        spec, names = self.spec, self.names
+        return [
+            {"name": env.NAMESPACE, "value": names.namespace},
+            {"name": env.DEPLOYMENT, "value": names.name},
+            {"name": env.REVISION, "value": self.revision},
+            {"name": env.VARIANT, "value": self.variant.name},
+            {"name": env.MODEL, "value": spec.model.name},
+            {"name": env.MODEL_VERSION, "value": spec.model.version},
+            {"name": env.NODE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        ]
+
+    def container(self, *, name: str, args: list[str]) -> Body:
+        cache = self.spec.cache
+        return {
+            "name": name,
+            "image": self.image,
+            "imagePullPolicy": self.config.runtime_pull_policy,
+            "command": ["python3", "-m", "slmfetch"],
+            "args": args,
+            "env": [
+                *self.identity_env(),
+                {"name": env.STORE_DIR, "value": paths.STORE_DIR},
+                {"name": env.MANIFEST_FILE, "value": paths.MANIFEST_FILE},
+                {"name": env.KEEP_PREVIOUS, "value": str(cache.keep_previous)},
+                {
+                    "name": env.SIZE_LIMIT_BYTES,
+                    "value": str(int(quantity_value(cache.size_limit)) if cache.size_limit else 0),
+                },
+                {"name": env.SOURCE_TOKEN_FILE, "value": paths.SOURCE_TOKEN_FILE},
+                {"name": env.READY_FILE, "value": paths.READY_FILE},
+            ],
+            "resources": {"requests": {"cpu": "10m", "memory": FETCH_MEMORY}},
+            "volumeMounts": [
+                {"name": "store", "mountPath": paths.STORE_DIR},
+                {"name": "manifest", "mountPath": "/etc/slmops", "readOnly": True},
+                {"name": "tmp", "mountPath": "/tmp"},
+                *self._source_mounts(),
+            ],
+            # Root without any capability: the store's folder on the host belongs to root, and the
+            # server, which is not root, must not be able to change what it loads.
+            "securityContext": {
+                "runAsUser": 0,
+                "runAsNonRoot": False,
+                "readOnlyRootFilesystem": True,
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "terminationMessagePath": paths.TERMINATION_LOG,
+            "terminationMessagePolicy": "File",
+        }
+
+    def _source_mounts(self) -> list[Body]:
+        source = self.variant.source
+        mounts: list[Body] = []
+        if _secret_of(source) is not None:
+            token_dir = paths.SOURCE_TOKEN_FILE.rpartition("/")[0]
+            mounts.append({"name": "source-token", "mountPath": token_dir, "readOnly": True})
+        if source.file is not None:
+            mounts.append({"name": "source-files", "mountPath": source.file.path, "readOnly": True})
+        return mounts
+
+    def volumes(self) -> list[Body]:
+        source = self.variant.source
+        workload = self.names.workload(self.revision, self.variant.name)
+        volumes: list[Body] = [
+            {"name": "store", "hostPath": {"path": self.spec.cache.host_path, "type": "DirectoryOrCreate"}},
+            {"name": "manifest", "configMap": {"name": workload}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+        ]
+        secret = _secret_of(source)
+        if secret is not None:
+            # Optional: a Secret that was deleted or rotated must not keep a cached model from starting.
+            volumes.append(
+                {
+                    "name": "source-token",
+                    "secret": {
+                        "secretName": secret[0],
+                        "optional": True,
+                        "items": [{"key": secret[1], "path": "token"}],
+                    },
+                }
+            )
+        if source.file is not None:
+            volumes.append(
+                {"name": "source-files", "hostPath": {"path": source.file.path, "type": "Directory"}}
+            )
+        return volumes
+
+    def pod_spec(self, *, containers: list[Body], init_containers: list[Body], grace_seconds: int) -> Body:
+        spec = self.spec
+        body: Body = {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": grace_seconds,
+            "tolerations": [
+                *_OFFLINE_TOLERATIONS,
+                *(toleration.to_body() for toleration in spec.placement.tolerations),
+            ],
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": containers,
+            "volumes": self.volumes(),
+        }
+        if init_containers:
+            body["initContainers"] = init_containers
+        if spec.placement.priority_class_name:
+            body["priorityClassName"] = spec.placement.priority_class_name
+        if spec.runtime.image_pull_secrets:
+            body["imagePullSecrets"] = [{"name": name} for name in spec.runtime.image_pull_secrets]
+        return body
+
+
+def _secret_of(source: Source) -> tuple[str, str] | None:
+    holder = source.http or source.hf
+    if holder is None or holder.secret_ref is None:
+        return None
+    return holder.secret_ref.name, holder.secret_ref.key
+
+
+def _serve_template(fetch: _Fetch, digest: str) -> Body:
+    spec, runtime = fetch.spec, fetch.spec.runtime
+    requests = fetch.variant.resources.requests.to_body()
+    limits = fetch.variant.resources.limits.to_body()
+    server: Body = {
+        "name": "server",
+        "image": fetch.image,
+        "imagePullPolicy": fetch.config.runtime_pull_policy,
+        "command": ["python3", "-m", "slmserve"],
+        "env": [
+            *fetch.identity_env(),
+            {"name": env.MODEL_DIR, "value": paths.MODEL_DIR},
+            {"name": env.MODEL_DIGEST, "value": digest},
+            {"name": env.MANIFEST_FILE, "value": paths.MANIFEST_FILE},
+            {"name": env.PORT, "value": str(paths.HTTP_PORT)},
+            {"name": env.THREADS, "value": str(runtime.threads)},
+            {"name": env.SLOTS, "value": str(runtime.slots)},
+            {"name": env.CONTEXT_LENGTH, "value": str(runtime.context_length)},
+            {"name": env.MAX_QUEUE, "value": str(runtime.max_queue)},
+            {"name": env.EVALUATE, "value": "true" if spec.evaluation.enabled else "false"},
+            {"name": env.DRAIN_SECONDS, "value": str(TERMINATION_GRACE_SECONDS - 5)},
+        ],
+        "ports": [{"name": "http", "containerPort": paths.HTTP_PORT}],
+        "resources": {"requests": requests} | ({"limits": limits} if limits else {}),
+        "startupProbe": _http_probe(paths.PATH_READY, period_seconds=1, failure_threshold=STARTUP_SECONDS),
+        "readinessProbe": _http_probe(paths.PATH_READY, period_seconds=5, failure_threshold=2),
+        "livenessProbe": _http_probe(paths.PATH_HEALTH, period_seconds=10, failure_threshold=6),
+        "volumeMounts": [
+            {
+                "name": "store",
+                "mountPath": paths.MODEL_DIR,
+                "subPath": paths.tree_subpath(digest),
+                "readOnly": True,
+            },
+            {"name": "manifest", "mountPath": "/etc/slmops", "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+        "securityContext": {
+            "runAsUser": SERVER_USER,
+            "runAsGroup": SERVER_USER,
+            "runAsNonRoot": True,
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": paths.TERMINATION_LOG,
+        "terminationMessagePolicy": "File",
+    }
+    pod_labels = object_labels(
+        fetch.names, revision=fetch.revision, variant=fetch.variant.name, role=Role.SERVE
+    )
+    return {
+        "metadata": {"labels": pod_labels},
+        "spec": fetch.pod_spec(
+            containers=[server],
+            init_containers=[fetch.container(name="fetch", args=["fetch", "--serve"])],
+            grace_seconds=TERMINATION_GRACE_SECONDS,
+        ),
+    }
+
+
+def _prefetch_template(fetch: _Fetch) -> Body:
+    container = fetch.container(name="fetch", args=["hold"]) | {
+        "readinessProbe": {
+            "exec": {"command": ["test", "-f", paths.READY_FILE]},
+            "periodSeconds": 1,
+            "failureThreshold": 1,
+        }
+    }
+    pod_labels = object_labels(
+        fetch.names, revision=fetch.revision, variant=fetch.variant.name, role=Role.PREFETCH
+    )
+    return {
+        "metadata": {"labels": pod_labels},
+        "spec": fetch.pod_spec(containers=[container], init_containers=[], grace_seconds=5),
+    }
+
+
+def _http_probe(path: str, *, period_seconds: int, failure_threshold: int) -> Body:
+    return {
+        "httpGet": {"path": path, "port": paths.HTTP_PORT},
+        "periodSeconds": period_seconds,
+        "timeoutSeconds": 5,
+        "failureThreshold": failure_threshold,
+    }
+
+
+def _node_affinity(label: str, value: str) -> Body:
+    term = {"matchExpressions": [{"key": label, "operator": "In", "values": [value]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
+
+
+def _daemon_set(names: Names, *, name: str, template: Mapping[str, Any], label: str, value: str) -> Body:
+    pod_labels = template["metadata"]["labels"]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": name, "namespace": names.namespace, "labels": pod_labels},
+        "spec": {
+            "selector": {"matchLabels": pod_labels},
+            # The template never changes; should it, nothing may restart because of it.
+            "updateStrategy": {"type": "OnDelete"},
+            "revisionHistoryLimit": 1,
+            "template": {
+                "metadata": template["metadata"],
+                "spec": {**template["spec"], "affinity": _node_affinity(label, value)},
+            },
+        },
+    }
+
+
+def build_serve_daemon_set(names: Names, revision: Revision, variant: RevisionVariant) -> Body:
+    """DaemonSet that serves one variant of one revision on the nodes labelled for it."""
+    return _daemon_set(
+        names,
+        name=names.workload(revision.revision, variant.name),
+        template=variant.serve_template,
+        label=names.serve_label(revision.revision),
+        value=variant.name,
+    )
+
+
+def build_prefetch_daemon_set(names: Names, revision: Revision, variant: RevisionVariant) -> Body:
+    """DaemonSet that fetches one variant ahead on the nodes labelled for it."""
+    return _daemon_set(
+        names,
+        name=names.prefetch_workload(revision.revision, variant.name),
+        template=variant.prefetch_template,
+        label=names.prefetch_label(revision.revision),
+        value=variant.name,
+    )
+
+
+def build_release_daemon_set(names: Names, spec: SLMDeploymentSpec, *, config: OperatorConfig) -> Body:
+    """DaemonSet that drops this deployment's models from the nodes labelled for it."""
+    fetch = _Fetch(names, spec, config, "release", spec.variants[0])
+    container = fetch.container(name="release", args=["release"]) | {
+        "readinessProbe": {"exec": {"command": ["test", "-f", paths.READY_FILE]}, "periodSeconds": 1}
+    }
+    container["volumeMounts"] = [
+        mount for mount in container["volumeMounts"] if mount["name"] in ("store", "tmp")
+    ]
+    pod = fetch.pod_spec(containers=[container], init_containers=[], grace_seconds=5)
+    pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] in ("store", "tmp")]
+    template = {"metadata": {"labels": object_labels(names, role=Role.RELEASE)}, "spec": pod}
+    return _daemon_set(
+        names, name=names.release_workload, template=template, label=names.release_label, value="true"
+    )
+
+
+def build_config_map(names: Names, revision: Revision, variant: RevisionVariant) -> Body:
+    """Immutable ConfigMap with the resolved manifest."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": names.workload(revision.revision, variant.name),
+            "namespace": names.namespace,
+            "labels": object_labels(names, revision=revision.revision, variant=variant.name),
+        },
+        "immutable": True,
+        "data": {"manifest.json": variant.manifest.to_json()},
+    }
+
+
+def build_controller_revision(names: Names, *, revision: str, number: int, data: Mapping[str, Any]) -> Body:
+    """ControllerRevision with everything needed to bring the revision back."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": {
+            "name": names.controller_revision(revision),
+            "namespace": names.namespace,
+            "labels": object_labels(names, revision=revision),
+        },
+        "revision": number,
+        "data": dict(data),
+    }
+
+
+def build_service(names: Names, spec: SLMDeploymentSpec) -> Body:
+    """Service over the serving pods of all revisions."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": names.name,
+            "namespace": names.namespace,
+            "labels": object_labels(names),
+        },
+        "spec": {
+            "type": "ClusterIP",
+            "internalTrafficPolicy": spec.service.traffic_policy,
+            "selector": object_labels(names, role=Role.SERVE),
+            "ports": [
+                {
+                    "name": "http",
+                    "port": spec.service.port,
+                    "targetPort": paths.HTTP_PORT,
+                    "protocol": "TCP",
+                }
+            ],
+        },
+    }

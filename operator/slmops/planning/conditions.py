@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conditions, counters and the texts that people read."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from slmops.api.status import (
+    MAX_WORST_NODES,
+    Condition,
+    ConditionType,
+    NodeCounts,
+    NodeProblem,
+    ReasonCount,
+    SLMDeploymentStatus,
+)
+from slmops.planning import times
+from slmops.planning.fleet import Fleet
+from slmops.planning.nodes import NodeState, Problem, unfit_reason
+from slmops.planning.resolution import Resolution
+from slmops.planning.rollout import ACTIVE, Decision
+
+Truth = Literal["True", "False", "Unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Says:
+    """Status, reason and message of a condition, before times are put to it."""
+
+    status: Truth
+    reason: str
+    message: str
+
+
+def merge_conditions(
+    old: Iterable[Condition], new: dict[ConditionType, Says], *, generation: int, now: float
+) -> list[Condition]:
+    """Conditions with their transition times: kept while the status stays the same."""
+    before = {condition.type: condition for condition in old}
+    result = []
+    for kind, says in new.items():
+        known = before.get(kind)
+        same = known is not None and known.status == says.status
+        result.append(
+            Condition(
+                type=kind,
+                status=says.status,
+                reason=says.reason,
+                message=says.message[:2048],
+                last_transition_time=known.last_transition_time if known and same else times.to_text(now),
+                observed_generation=generation,
+            )
+        )
+    return sorted(result, key=lambda condition: condition.type)
+
+
+def count_nodes(fleet: Fleet, problems: dict[str, Problem], decision: Decision, target: str) -> NodeCounts:
+    """Counters over the matching nodes."""
+    judge = fleet.target or fleet.stable
+    matched = fleet.matched
+    unfit = 0 if judge is None else sum(1 for s in matched if fleet.variant(judge, s) is None)
+    return NodeCounts(
+        total=len(matched) - unfit,
+        ready=sum(1 for s in matched if s.serving),
+        stable=sum(1 for s in matched if decision.stable_revision in s.serve),
+        updated=sum(1 for s in matched if target in s.serve),
+        offline=sum(1 for s in matched if not s.online),
+        failed=sum(1 for name in problems if name not in _offline(matched)),
+        unfit=unfit,
+    )
+
+
+def _offline(states: Iterable[NodeState]) -> frozenset[str]:
+    return frozenset(state.name for state in states if not state.online)
+
+
+def find_problems(fleet: Fleet) -> dict[str, Problem]:
+    """One problem for each node that has one, the gravest first found."""
+    problems: dict[str, Problem] = {}
+    judge = fleet.target or fleet.stable
+    for state in fleet.matched:
+        if judge is not None and fleet.variant(judge, state) is None:
+            problems[state.name] = unfit_reason(judge, state.node)
+            continue
+        if not state.online:
+            problems[state.name] = Problem(reason="NodeNotReady", message="the kubelet does not report")
+            continue
+        found = [p for r in state.serve if (p := state.serve_problem(r)) is not None]
+        found += [p for r in state.prefetch if (p := state.prefetch_problem(r)) is not None]
+        if found:
+            problems[state.name] = found[0]
+    return problems
+
+
+def worst_nodes(problems: dict[str, Problem]) -> list[NodeProblem]:
+    """At most ten; nodes that are merely offline come last."""
+    order = sorted(problems.items(), key=lambda item: (item[1].reason == "NodeNotReady", item[0]))
+    return [
+        NodeProblem(node=node, reason=problem.reason, message=problem.message[:512])
+        for node, problem in order[:MAX_WORST_NODES]
+    ]
+
+
+def count_reasons(problems: dict[str, Problem]) -> list[ReasonCount]:
+    """How many nodes have each reason."""
+    counts = Counter(problem.reason for problem in problems.values())
+    return [ReasonCount(reason=reason, nodes=counts[reason]) for reason in sorted(counts)]
+
+
+def say_resolved(resolution: Resolution) -> Says:
+    """ModelResolved."""
+    if resolution.failures:
+        variant, failure = resolution.failures[0]
+        return Says(
+            status="False",
+            reason=failure.reason,
+            message=f"variant {variant}: {failure.message}; what serves is left alone, "
+            f"tried again at {times.to_text(failure.retry_at)}",
+        )
+    if resolution.requests:
+        waiting = ", ".join(request.variant for request in resolution.requests)
+        return Says(status="Unknown", reason="Resolving", message=f"finding out the files of {waiting}")
+    size = sum(variant.size_bytes for variant in resolution.variants)
+    return Says(
+        status="True",
+        reason="Resolved",
+        message=f"{len(resolution.variants)} variant(s), {size} bytes in all, known by digest",
+    )
+
+
+def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) -> Says:
+    """Ready: every reachable node that the model is meant for serves."""
+    if counts.total == 0:
+        message = "no node matches spec.placement.nodeSelector"
+        if counts.unfit:
+            message = f"{counts.unfit} node(s) match placement, but no variant suits them"
+        return Says(status="False", reason="NoMatchingNodes", message=message)
+    waiting = [s for s in fleet.eligible if s.online and not s.serving]
+    offline = f"; {counts.offline} offline" if counts.offline else ""
+    if not waiting:
+        if counts.ready == 0:
+            return Says(
+                status="False", reason="NodesOffline", message=f"all {counts.total} node(s) are offline"
+            )
+        message = f"{counts.ready} of {counts.total} node(s) serve{offline}"
+        return Says(status="True", reason="AllNodesReady", message=message)
+    first = waiting[0].name
+    problem = problems.get(first)
+    why = f"{problem.reason}: {problem.message}" if problem else "starting"
+    return Says(
+        status="False",
+        reason=problem.reason if problem else "NodesNotReady",
+        message=f"{counts.ready} of {counts.total} node(s) serve{offline}; {first}: {why}",
+    )
+
+
+def say_progressing(fleet: Fleet, decision: Decision, *, moving: int) -> Says:
+    """Progressing: something is being moved or judged; False with the reason where it stands still."""
+    rollout, hold = decision.rollout, decision.hold
+    if hold is not None and hold.reason == "Paused":
+        return Says(status="False", reason=hold.reason, message=hold.message)
+    if rollout is not None and rollout.step in ACTIVE:
+        wave = rollout.waves[rollout.wave]
+        where = f"revision {rollout.revision}, wave {wave.name} ({rollout.wave + 1} of {len(rollout.waves)})"
+        if hold is None:
+            return Says(status="True", reason=rollout.step, message=where)
+        held = hold.reason not in ("Prefetching", "Flipping", "Soaking", "Analysing")
+        return Says(
+            status="False" if held else "True", reason=hold.reason, message=f"{where}: {hold.message}"
+        )
+    if rollout is not None and rollout.step in ("Installing", "RollingBack"):
+        message = rollout.message or f"revision {rollout.revision} goes to {len(fleet.eligible)} node(s)"
+        return Says(status="True", reason=rollout.step, message=message)
+    if moving:
+        return Says(
+            status="True", reason="Converging", message=f"{moving} node(s) move to the stable revision"
+        )
+    return Says(status="False", reason="Complete", message="nothing to do")
+
+
+def say_succeeded(decision: Decision, target: str) -> Says:
+    """RolloutSucceeded: the revision that spec stands for is the stable one."""
+    if not target:
+        return Says(status="Unknown", reason="InProgress", message="the model's files are not known yet")
+    if target == decision.stable_revision:
+        return Says(status="True", reason="Promoted", message=f"revision {target} is the stable one")
+    failure = next((entry for entry in decision.failed if entry.revision == target), None)
+    if failure is not None:
+        return Says(
+            status="False",
+            reason=failure.reason,
+            message=f"revision {target} failed: {failure.message}; it is not tried again by itself: change "
+            "spec, or set the annotation slmops.dev/retry to a new value",
+        )
+    return Says(status="Unknown", reason="InProgress", message=f"revision {target} is being rolled out")
+
+
+def canary_text(decision: Decision, target: str) -> str:
+    """The rollout in a table cell; empty when spec's revision is the stable one and nothing moves."""
+    rollout = decision.rollout
+    if rollout is None or rollout.step in ("Completed", "Cancelled"):
+        return ""
+    if rollout.step == "Failed" and rollout.revision != target:
+        return ""
+    if rollout.step in ACTIVE:
+        return f"{rollout.revision} {rollout.step} {rollout.wave + 1}/{len(rollout.waves)}"
+    return f"{rollout.revision} {rollout.step}"
+
+
+def with_condition_only(
+    status: SLMDeploymentStatus, says: dict[ConditionType, Says], *, generation: int, now: float
+) -> SLMDeploymentStatus:
+    """Status in which only the given conditions change; everything else stays as it was."""
+    kept = [c for c in status.conditions if c.type not in says]
+    merged = merge_conditions(status.conditions, says, generation=generation, now=now)
+    conditions = sorted([*kept, *merged], key=lambda c: c.type)
+    return status.model_copy(update={"observed_generation": generation, "conditions": conditions})

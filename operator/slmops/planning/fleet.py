@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nodes of one SLMDeployment, sorted out for a look: who takes part, in which wave, how it fares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from slmops.api import SLMDeploymentSpec
+from slmops.planning.nodes import (
+    DOWNLOAD_REASONS,
+    OOM_KILLED,
+    OOM_PROBLEM,
+    NodeState,
+    Problem,
+    choose_variant,
+)
+from slmops.planning.revision import Revision, RevisionVariant
+from slmops.planning.waves import assign_waves
+from slmwire.labels import Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """Snapshot of the nodes with the two revisions that matter."""
+
+    spec: SLMDeploymentSpec
+    states: tuple[NodeState, ...]
+    revisions: Mapping[str, Revision]
+    stable: Revision | None
+    target: Revision | None
+    """Revision that spec stands for; None while its sources are not resolved."""
+    wave_of: Mapping[str, int]
+    """Wave index of each eligible node, by name."""
+
+    def variant(self, revision: Revision, state: NodeState) -> RevisionVariant | None:
+        """Variant of `revision` for the node."""
+        return choose_variant(revision, state.node)
+
+    @property
+    def eligible(self) -> tuple[NodeState, ...]:
+        """Matching nodes that the target (before it is known, the stable) has a variant for."""
+        return tuple(state for state in self.states if state.name in self.wave_of)
+
+    @property
+    def matched(self) -> tuple[NodeState, ...]:
+        """All nodes that placement selects."""
+        return tuple(state for state in self.states if state.matched)
+
+    def members(self, wave: int) -> tuple[NodeState, ...]:
+        """Nodes of one wave."""
+        return tuple(state for state in self.states if self.wave_of.get(state.name) == wave)
+
+
+def build_fleet(
+    spec: SLMDeploymentSpec,
+    *,
+    states: tuple[NodeState, ...],
+    revisions: Mapping[str, Revision],
+    stable: str,
+    target: str,
+    key: str,
+) -> Fleet:
+    """Sort the nodes out; `key` seeds the order of nodes in percentage waves."""
+    stable_revision, target_revision = revisions.get(stable), revisions.get(target)
+    judge = target_revision or stable_revision
+    eligible = [
+        state.node
+        for state in states
+        if state.matched and judge is not None and choose_variant(judge, state.node) is not None
+    ]
+    return Fleet(
+        spec=spec,
+        states=states,
+        revisions=revisions,
+        stable=stable_revision,
+        target=target_revision,
+        wave_of=assign_waves(spec.rollout.waves, eligible, key=key),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveView:
+    """How the nodes of one wave fare with the target."""
+
+    nodes: int
+    pending_prefetch: tuple[NodeState, ...]
+    """Online, not yet given the target, and the model is not known to be in their cache."""
+    prepared: int
+    """Online and given the target or holding its model."""
+    taken: int
+    """Given the target."""
+    settled: int
+    """Serving the target and nothing else."""
+    unsettled: int
+    """Prepared but not settled."""
+    deferred: int
+    """Offline before they were given the target."""
+    failures: tuple[tuple[str, Problem], ...]
+    """Nodes that failed after they were given the target."""
+
+    def has_quorum(self, count: int, quorum_percent: int) -> bool:
+        """Whether `count` nodes are enough of this wave."""
+        return count * 100 >= self.nodes * quorum_percent
+
+
+def view_wave(fleet: Fleet, wave: int, target: Revision) -> WaveView:
+    """Sort the wave's nodes."""
+    members = fleet.members(wave)
+    pending: list[NodeState] = []
+    failures: list[tuple[str, Problem]] = []
+    prepared = taken = settled = deferred = 0
+    for state in members:
+        variant = fleet.variant(target, state)
+        assert variant is not None  # members are eligible
+        has = target.revision in state.serve
+        taken += has
+        if not state.online:
+            if has:
+                failures.append(
+                    (
+                        state.name,
+                        Problem(reason="NodeNotReady", message="went offline after it took the revision"),
+                    )
+                )
+            else:
+                deferred += 1
+            continue
+        cached = state.cached(target.revision, variant.name)
+        if has or cached:
+            prepared += 1
+        else:
+            pending.append(state)
+        if state.serve == {target.revision: variant.name} and state.serves(target.revision, variant.name):
+            settled += 1
+        if has and (problem := canary_problem(state, target.revision)):
+            failures.append((state.name, problem))
+    return WaveView(
+        nodes=len(members),
+        pending_prefetch=tuple(pending),
+        prepared=prepared,
+        taken=taken,
+        settled=settled,
+        unsettled=prepared - settled,
+        deferred=deferred,
+        failures=tuple(failures),
+    )
+
+
+def earlier_failures(fleet: Fleet, wave: int, target: Revision) -> tuple[tuple[str, Problem], ...]:
+    """Nodes of waves before `wave` on which the target crashes or is killed.
+
+    Going offline does not count any more there: their wave has been judged, and at the edge links
+    come and go.
+    """
+    return tuple(
+        (state.name, problem)
+        for state in fleet.eligible
+        if fleet.wave_of[state.name] < wave
+        and target.revision in state.serve
+        and state.online
+        and (problem := canary_problem(state, target.revision))
+    )
+
+
+def canary_problem(state: NodeState, revision: str) -> Problem | None:
+    """A problem that is the revision's own: not one of getting its files or its image."""
+    # A restart may have hidden it since, but a canary that is killed for its memory has failed.
+    if any(pod.last_exit_reason == OOM_KILLED for pod in state.pods_of(revision, Role.SERVE)):
+        return OOM_PROBLEM
+    problem = state.serve_problem(revision)
+    if problem is None or problem.reason in DOWNLOAD_REASONS or problem.reason == "Unschedulable":
+        return None
+    return problem

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each node was given, what runs on it and what is wrong with it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from slmops.api import SLMDeploymentSpec
+from slmops.model.observed import NodeView, PodView
+from slmops.planning.names import PREFETCH_SUFFIX, RELEASE_KEY, Names
+from slmops.planning.revision import Revision, RevisionVariant
+from slmops.planning.selectors import matches
+from slmwire.labels import Role
+from slmwire.reasons import Reason
+
+CRASH_RESTARTS: Final = 2
+"""Restarts of a new pod after which it counts as crash-looping even between two back-offs."""
+
+_IMAGE_REASONS: Final = frozenset(
+    {
+        "ImagePullBackOff",
+        "ErrImagePull",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "CreateContainerConfigError",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Why a pod does not get ready."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """One node as seen by one SLMDeployment."""
+
+    node: NodeView
+    matched: bool
+    """Whether placement selects the node (and the node is not being deleted)."""
+    serve: Mapping[str, str]
+    """revision -> variant, from the node's labels."""
+    prefetch: Mapping[str, str]
+    release: bool
+    pods: tuple[PodView, ...]
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+    @property
+    def online(self) -> bool:
+        """The kubelet reports."""
+        return self.node.ready
+
+    @property
+    def labelled(self) -> bool:
+        """The node carries any label of this deployment."""
+        return bool(self.serve or self.prefetch or self.release)
+
+    def pods_of(self, revision: str, role: Role) -> Iterable[PodView]:
+        """Pods of one revision and role that are not being deleted."""
+        return (p for p in self.pods if p.revision == revision and p.role is role and not p.deleting)
+
+    def serves(self, revision: str, variant: str | None = None) -> bool:
+        """A serving pod of the revision (and variant) is ready, and the node reports."""
+        return self.online and any(
+            p.ready and variant in (None, p.variant) for p in self.pods_of(revision, Role.SERVE)
+        )
+
+    @property
+    def serving(self) -> bool:
+        """A serving pod of any revision is ready, and the node reports."""
+        return self.online and any(p.ready and p.role is Role.SERVE and not p.deleting for p in self.pods)
+
+    def cached(self, revision: str, variant: str) -> bool:
+        """The node is known to hold the verified model: it is prefetched or being served."""
+        return any(
+            p.ready and p.variant == variant
+            for role in (Role.PREFETCH, Role.SERVE)
+            for p in self.pods_of(revision, role)
+        )
+
+    def serve_problem(self, revision: str) -> Problem | None:
+        """What is wrong with the serving pod of the revision; None while it may still come up."""
+        return next(filter(None, map(pod_problem, self.pods_of(revision, Role.SERVE))), None)
+
+    def prefetch_problem(self, revision: str) -> Problem | None:
+        """What is wrong with the prefetching pod of the revision."""
+        return next(filter(None, map(pod_problem, self.pods_of(revision, Role.PREFETCH))), None)
+
+
+OOM_KILLED: Final = "OOMKilled"
+OOM_PROBLEM: Final = Problem(
+    reason=OOM_KILLED, message="the container was killed for using more memory than its limit"
+)
+
+
+def pod_problem(pod: PodView) -> Problem | None:
+    """Why the pod is not ready, or None when it is or may still get there by itself."""
+    if pod.ready:
+        return None
+    if pod.last_exit_reason == OOM_KILLED:
+        return OOM_PROBLEM
+    if pod.termination is not None and pod.termination.reason:
+        return Problem(reason=pod.termination.reason, message=pod.termination.message)
+    if pod.unschedulable:
+        return Problem(
+            reason="Unschedulable",
+            message="the node cannot take the pod; check its free memory and its taints",
+        )
+    if pod.waiting_reason in _IMAGE_REASONS:
+        return Problem(
+            reason=pod.waiting_reason, message="the runtime image cannot be pulled; check its name"
+        )
+    if pod.waiting_reason == "CrashLoopBackOff" or pod.restarts >= CRASH_RESTARTS:
+        return Problem(
+            reason="CrashLoopBackOff",
+            message=f"the container ended {pod.restarts} times, last with exit code {pod.last_exit_code}",
+        )
+    return None
+
+
+DOWNLOAD_REASONS: Final = frozenset(
+    {
+        Reason.INSUFFICIENT_CAPACITY,
+        Reason.INTEGRITY_MISMATCH,
+        Reason.SIGNATURE_INVALID,
+        Reason.SOURCE_UNAVAILABLE,
+        Reason.ACCESS_DENIED,
+        Reason.RATE_LIMITED,
+    }
+)
+"""Problems of getting a model, which say nothing about the model and never count as canary failures."""
+
+
+def read_node(names: Names, spec: SLMDeploymentSpec, node: NodeView, pods: tuple[PodView, ...]) -> NodeState:
+    """State of one node from its labels and pods."""
+    serve: dict[str, str] = {}
+    prefetch: dict[str, str] = {}
+    release = False
+    for key, value in node.labels.items():
+        if not key.startswith(names.label_prefix):
+            continue
+        tail = key.removeprefix(names.label_prefix)
+        if tail == RELEASE_KEY:
+            release = True
+        elif tail.endswith(PREFETCH_SUFFIX):
+            prefetch[tail.removesuffix(PREFETCH_SUFFIX)] = value
+        else:
+            serve[tail] = value
+    return NodeState(
+        node=node,
+        matched=not node.deleting and matches(spec.placement.node_selector, node.labels),
+        serve=serve,
+        prefetch=prefetch,
+        release=release,
+        pods=pods,
+    )
+
+
+def read_nodes(
+    names: Names, spec: SLMDeploymentSpec, nodes: Iterable[NodeView], pods: Iterable[PodView]
+) -> tuple[NodeState, ...]:
+    """States of the nodes that match placement or carry our labels, sorted by name."""
+    by_node: dict[str, list[PodView]] = {}
+    for pod in pods:
+        by_node.setdefault(pod.node, []).append(pod)
+    states = (read_node(names, spec, node, tuple(by_node.get(node.name, ()))) for node in nodes)
+    return tuple(sorted((s for s in states if s.matched or s.labelled), key=lambda s: s.name))
+
+
+def choose_variant(revision: Revision, node: NodeView) -> RevisionVariant | None:
+    """First variant of the revision whose selector matches and whose memory the node can ever hold."""
+    return next(
+        (
+            variant
+            for variant in revision.variants
+            if matches(variant.node_selector, node.labels) and _fits(variant.memory_bytes, node)
+        ),
+        None,
+    )
+
+
+def unfit_reason(revision: Revision, node: NodeView) -> Problem:
+    """Why no variant suits the node, with the numbers."""
+    selected = [v for v in revision.variants if matches(v.node_selector, node.labels)]
+    if not selected:
+        return Problem(
+            reason=Reason.UNFIT,
+            message="no variant's nodeSelector matches the node; add a variant for it or narrow placement",
+        )
+    need = min(v.memory_bytes for v in selected)
+    return Problem(
+        reason=Reason.UNFIT,
+        message=f"the smallest variant needs {need >> 20} MiB of memory, the node can give "
+        f"{node.allocatable_memory_bytes >> 20} MiB; add a smaller variant",
+    )
+
+
+def _fits(memory_bytes: int, node: NodeView) -> bool:
+    # A node that reports no allocatable memory has not registered fully; the scheduler decides then.
+    return node.allocatable_memory_bytes == 0 or memory_bytes <= node.allocatable_memory_bytes

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Revisions: what identifies one, and what its ControllerRevision stores.
+
+A revision's pod templates are rendered once, when it is made, and stored. Later operators apply
+what is stored, so an upgrade of the operator changes no template and restarts no pod.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from slmops.api import SLMDeploymentSpec
+from slmops.api.base import LabelSelector, quantity_value
+from slmops.api.spec import Source, Variant
+from slmops.model.observed import Resolved
+from slmwire.manifest import Manifest, parse_manifest
+
+REVISION_LENGTH: Final = 10
+SCHEMA: Final = 1
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values have equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def source_hash(source: Source) -> str:
+    """Identity of a source as written in spec, 16 hex digits."""
+    return hashlib.sha256(canonical(source.to_body()).encode()).hexdigest()[:16]
+
+
+def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
+    """First 10 hex digits of the hash of what changes the pods.
+
+    `digests` maps each variant's name to its manifest digest. Placement's node selector, rollout,
+    service and history do not change pods; cache limits take effect with the next revision; the
+    operator's defaults are left out so that changing one rolls nothing out.
+    """
+    body = {
+        "model": spec.model.to_body(),
+        "variants": [variant.to_body() | {"digest": digests[variant.name]} for variant in spec.variants],
+        "tolerations": [toleration.to_body() for toleration in spec.placement.tolerations],
+        "priorityClassName": spec.placement.priority_class_name or "",
+        "runtime": spec.runtime.to_body(),
+        "hostPath": spec.cache.host_path,
+        "evaluate": spec.evaluation.enabled,
+    }
+    return hashlib.sha256(canonical(body).encode()).hexdigest()[:REVISION_LENGTH]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionVariant:
+    """One variant of a stored revision."""
+
+    name: str
+    node_selector: LabelSelector
+    memory_bytes: int
+    """Memory request of the inference container."""
+    manifest: Manifest
+    source_hash: str
+    """Hash of the source in spec that the manifest was resolved from."""
+    reference: str
+    """What a mutable reference stood for."""
+    serve_template: Mapping[str, Any]
+    prefetch_template: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """A revision, parsed from the data of its ControllerRevision."""
+
+    revision: str
+    number: int
+    model_version: str
+    variants: tuple[RevisionVariant, ...]
+
+    def variant(self, name: str) -> RevisionVariant | None:
+        """The variant of that name, if this revision has it."""
+        return next((variant for variant in self.variants if variant.name == name), None)
+
+
+def build_revision_data(
+    spec: SLMDeploymentSpec,
+    *,
+    resolved: Mapping[str, Resolved],
+    templates: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """`data` of a ControllerRevision; `templates` maps a variant to (serve, prefetch) templates."""
+
+    def entry(variant: Variant) -> dict[str, Any]:
+        serve, prefetch = templates[variant.name]
+        return {
+            "name": variant.name,
+            "nodeSelector": variant.node_selector.to_body(),
+            "memory": variant.resources.requests.memory or "0",
+            "manifest": json.loads(resolved[variant.name].manifest.to_json()),
+            "sourceHash": source_hash(variant.source),
+            "reference": resolved[variant.name].reference,
+            "serve": serve,
+            "prefetch": prefetch,
+        }
+
+    return {
+        "schema": SCHEMA,
+        "modelVersion": spec.model.version,
+        "variants": [entry(variant) for variant in spec.variants],
+    }
+
+
+def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revision:
+    """Inverse of `build_revision_data`; ValueError, KeyError or TypeError if somebody altered it."""
+    return Revision(
+        revision=revision,
+        number=number,
+        model_version=str(data["modelVersion"]),
+        variants=tuple(
+            RevisionVariant(
+                name=str(entry["name"]),
+                node_selector=LabelSelector.model_validate(entry["nodeSelector"]),
+                memory_bytes=int(quantity_value(str(entry["memory"]))),
+                manifest=parse_manifest(json.dumps(entry["manifest"])),
+                source_hash=str(entry["sourceHash"]),
+                reference=str(entry["reference"]),
+                serve_template=entry["serve"],
+                prefetch_template=entry["prefetch"],
+            )
+            for entry in data["variants"]
+        ),
+    )

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What changed between two statuses that a person wants to hear of: one Event each."""
+
+from slmops.api.status import ConditionType, SLMDeploymentStatus
+from slmops.model.plan import Transition
+
+
+def transitions_between(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> tuple[Transition, ...]:
+    """Transitions in the order in which a reader expects them; empty when nothing turned."""
+    return (*_conditions(old, new), *_rollout(old, new))
+
+
+def _conditions(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transition]:
+    before = {c.type: (c.status, c.reason) for c in old.conditions}
+    result = []
+    for condition in new.conditions:
+        if before.get(condition.type) == (condition.status, condition.reason):
+            continue
+        if condition.type in (ConditionType.ACCEPTED, ConditionType.MODEL_RESOLVED):
+            bad = condition.status == "False"
+            if bad or condition.type in before:
+                result.append(
+                    Transition(
+                        kind="Warning" if bad else "Normal",
+                        reason=condition.reason,
+                        message=f"{condition.type}: {condition.message}",
+                    )
+                )
+    return result
+
+
+def _rollout(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transition]:
+    rollout, before = new.rollout, old.rollout
+    if rollout is None:
+        return []
+    same = (
+        before is not None and before.revision == rollout.revision and before.started_at == rollout.started_at
+    )
+    result: list[Transition] = []
+    if not same:
+        what = "Installing" if rollout.step == "Installing" else "RolloutStarted"
+        result.append(
+            Transition(kind="Normal", reason=what, message=f"revision {rollout.revision} is rolled out")
+        )
+    waves_before = {w.name: w.verdict for w in before.waves} if same and before else {}
+    result += [
+        Transition(
+            kind="Normal",
+            reason="WavePassed",
+            message=f"revision {rollout.revision}: wave {wave.name} passed with {wave.ready} node(s)",
+        )
+        for wave in rollout.waves
+        if wave.verdict == "Pass" and waves_before.get(wave.name) != "Pass"
+    ]
+    if same and before is not None and before.step == rollout.step and before.wave == rollout.wave:
+        return result
+    match rollout.step:
+        case "RollingBack":
+            message = f"revision {rollout.revision} is rolled back: {rollout.message}"
+            result.append(Transition(kind="Warning", reason=rollout.reason or "RollingBack", message=message))
+        case "Failed":
+            message = f"revision {rollout.revision} was rolled back: {rollout.message}"
+            result.append(Transition(kind="Warning", reason="RolledBack", message=message))
+        case "Cancelled":
+            message = f"revision {rollout.revision} was given up: {rollout.message}"
+            result.append(Transition(kind="Normal", reason="RolloutCancelled", message=message))
+        case "Completed":
+            message = f"revision {rollout.revision} is the stable revision"
+            result.append(Transition(kind="Normal", reason="Promoted", message=message))
+        case "Flipping":
+            wave = rollout.waves[rollout.wave]
+            message = f"revision {rollout.revision}: wave {wave.name} takes it on {wave.nodes} node(s)"
+            result.append(Transition(kind="Normal", reason="WaveStarted", message=message))
+        case _:
+            pass
+    return result

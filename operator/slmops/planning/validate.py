@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a spec that the API server cannot make: each a pure function, the first finding counts."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from slmops.api import SLMDeploymentSpec
+from slmops.api.base import duration_seconds, quantity_value
+from slmops.model.config import OperatorConfig
+from slmops.model.observed import Deployment
+
+MAX_NAME_LENGTH: Final = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What is wrong, where, and the cure."""
+
+    reason: str
+    message: str
+
+
+def validate(deployment: Deployment, config: OperatorConfig) -> Finding | None:
+    """First finding, or None for a spec that can be acted on."""
+    if deployment.spec is None:
+        return Finding(reason="InvalidSpec", message=deployment.spec_error)
+    spec = deployment.spec
+    return next(
+        (found for check in _CHECKS if (found := check(deployment.name, spec, config)) is not None), None
+    )
+
+
+def _name(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    if len(name) <= MAX_NAME_LENGTH and "." not in name:
+        return None
+    return Finding(
+        reason="InvalidName",
+        message=f"metadata.name: {name!r} becomes part of label keys; use at most {MAX_NAME_LENGTH} "
+        "characters and no dot",
+    )
+
+
+def _wave_order(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    waves = spec.rollout.waves
+    last = 0
+    for index, wave in enumerate(waves):
+        if wave.percent is None:
+            if last:
+                return Finding(
+                    reason="InvalidWaves",
+                    message=f"spec.rollout.waves[{index}]: waves with a nodeSelector come before "
+                    "those with percent",
+                )
+            continue
+        if wave.percent <= last:
+            return Finding(
+                reason="InvalidWaves",
+                message=f"spec.rollout.waves[{index}].percent: {wave.percent} is not above {last} of the "
+                "wave before; percentages are of all nodes and must grow",
+            )
+        last = wave.percent
+    if last != 100:
+        return Finding(
+            reason="InvalidWaves",
+            message="spec.rollout.waves: the last wave must be percent: 100, or some nodes would never get "
+            "a new revision",
+        )
+    return None
+
+
+def _host_path(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    path = spec.cache.host_path
+    if _is_below(path, config.allowed_host_paths):
+        return None
+    return Finding(
+        reason="HostPathNotAllowed",
+        message=f"spec.cache.hostPath: {path} is not below {_join(config.allowed_host_paths)}; "
+        "use one of these or let an administrator allow it (chart value allowedHostPaths)",
+    )
+
+
+def _file_paths(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    for index, variant in enumerate(spec.variants):
+        source = variant.source.file
+        where = f"spec.variants[{index}].source.file"
+        if source is None:
+            continue
+        if not _is_below(source.path, config.allowed_file_paths):
+            return Finding(
+                reason="FilePathNotAllowed",
+                message=f"{where}.path: {source.path} is not below {_join(config.allowed_file_paths)}; "
+                "let an administrator allow it (chart value allowedFilePaths)",
+            )
+        if any(entry.size is None for entry in source.files):
+            return Finding(
+                reason="InvalidSpec",
+                message=f"{where}.files: every file needs its size; the operator cannot read a node's disk",
+            )
+    return None
+
+
+def _source_kind(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    for index, variant in enumerate(spec.variants):
+        source = variant.source
+        if sum(kind is not None for kind in (source.http, source.hf, source.file)) != 1:
+            return Finding(
+                reason="InvalidSpec",
+                message=f"spec.variants[{index}].source: set exactly one of http, hf, file",
+            )
+    return None
+
+
+def _memory_limit(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    for index, variant in enumerate(spec.variants):
+        for kind in ("memory", "cpu"):
+            request = getattr(variant.resources.requests, kind)
+            limit = getattr(variant.resources.limits, kind)
+            if request and limit and quantity_value(request) > quantity_value(limit):
+                return Finding(
+                    reason="InvalidSpec",
+                    message=f"spec.variants[{index}].resources: the {kind} request {request} is above its "
+                    f"limit {limit}",
+                )
+    return None
+
+
+def _durations(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    interval = duration_seconds(spec.rollout.analysis.interval)
+    if interval < 1:
+        return Finding(
+            reason="InvalidSpec",
+            message="spec.rollout.analysis.interval: must be at least 1s",
+        )
+    if duration_seconds(spec.rollout.soak) >= duration_seconds(spec.rollout.progress_deadline):
+        return Finding(
+            reason="InvalidSpec",
+            message=f"spec.rollout.progressDeadline: {spec.rollout.progress_deadline} leaves no time after "
+            f"the soak of {spec.rollout.soak}; make it longer",
+        )
+    return None
+
+
+def _is_below(path: str, prefixes: Iterable[str]) -> bool:
+    segments = path.split("/")
+    if ".." in segments or "." in segments:
+        return False
+    return any(path == p.rstrip("/") or path.startswith(p.rstrip("/") + "/") for p in prefixes)
+
+
+def _join(prefixes: Iterable[str]) -> str:
+    return ", ".join(prefixes) or "any allowed folder (none is)"
+
+
+_CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding | None], ...]] = (
+    _name,
+    _wave_order,
+    _source_kind,
+    _host_path,
+    _file_paths,
+    _memory_limit,
+    _durations,
+)
