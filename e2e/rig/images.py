@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The product's images: built by buildah from the Containerfiles, pushed to the rig's registry.
+
+The tag is a hash over everything that goes in, so an image that the registry has is not built again.
+"""
+
+import configparser
+import hashlib
+import json
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from e2e.rig.base_image import build_base
+from e2e.rig.paths import CHECKOUT, cache_dir
+from e2e.rig.progress import step
+from e2e.rig.shell import RigError, run
+from e2e.rig.topology import REGISTRY
+
+MIB: Final = 1024 * 1024
+_MANIFEST_TYPES: Final = (
+    "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+)
+_CERTIFICATE_VARIABLES: Final = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecipe:
+    """One image: its Containerfile, what it copies, and how large it may be above its base."""
+
+    name: str
+    containerfile: str
+    inputs: tuple[str, ...]
+    limit_bytes: int
+
+
+RECIPES: Final = (
+    ImageRecipe(
+        name="slmops-operator",
+        containerfile="Containerfile.operator",
+        inputs=("locks/operator.txt", "e2e/rig/prune.sh", "operator/slmops", "operator/slmwire"),
+        limit_bytes=200 * MIB,
+    ),
+    ImageRecipe(
+        name="slmops-runtime",
+        containerfile="Containerfile.runtime",
+        inputs=(
+            "locks/runtime.txt",
+            "e2e/rig/prune.sh",
+            "operator/slmserve",
+            "operator/slmfetch",
+            "operator/slmwire",
+        ),
+        limit_bytes=300 * MIB,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A pushed image. `added_bytes` is what it holds above its base, unpacked."""
+
+    name: str
+    tag: str
+    digest: str
+    added_bytes: int
+
+    @property
+    def repository(self) -> str:
+        """Registry and name, without the tag."""
+        return f"{REGISTRY}/{self.name}"
+
+    @property
+    def reference(self) -> str:
+        """What a pod names."""
+        return f"{self.repository}:{self.tag}"
+
+
+def hash_inputs(root: Path, *, paths: tuple[str, ...], salt: str) -> str:
+    """Twelve hex digits over the names and contents of files (directories: all below, no bytecode)."""
+    digest = hashlib.sha256(salt.encode())
+    for path in sorted(paths):
+        start = root / path
+        files = sorted(start.rglob("*")) if start.is_dir() else [start]
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"\0{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def render_pip_config(settings: Mapping[str, str]) -> str:
+    """pip.conf for the builder from `PIP_*` variables and pip's own files; local paths stay behind."""
+    kept = {key: value for key, value in settings.items() if key not in {"cert", "find-links", "cache-dir"}}
+    lines = [f"{key} = {value}" for key, value in sorted(kept.items())]
+    return "\n".join(["[global]", *lines, ""])
+
+
+def read_pip_settings() -> dict[str, str]:
+    """This machine's pip settings: files in pip's order, then the environment."""
+    files = (Path("/etc/pip.conf"), Path.home() / ".pip/pip.conf", Path.home() / ".config/pip/pip.conf")
+    parser = configparser.RawConfigParser()
+    parser.read([str(file) for file in files])
+    settings: dict[str, str] = {}
+    for section in ("global", "install"):
+        if parser.has_section(section):
+            settings.update(parser.items(section))
+    for name, value in os.environ.items():
+        if name.startswith("PIP_"):
+            settings[name[len("PIP_") :].lower().replace("_", "-")] = value
+    return settings
+
+
+def build_images(names: tuple[str, ...] = ()) -> list[Image]:
+    """Build and push what the registry lacks; return all (or the named) images.
+
+    The registry must run. Raises RigError when a build fails or an image is over its limit.
+    """
+    return [_ensure_image(recipe) for recipe in RECIPES if not names or recipe.name in names]
+
+
+def _ensure_image(recipe: ImageRecipe) -> Image:
+    base = build_base()
+    inputs = (recipe.containerfile, *recipe.inputs)
+    tag = hash_inputs(CHECKOUT, paths=inputs, salt=base.name)
+    found = _inspect(recipe, tag=tag)
+    if found is not None:
+        return found
+    for path in inputs:
+        if not (CHECKOUT / path).exists():
+            raise RigError(f"{recipe.name} needs {path}, which does not exist")
+    with step(f"build image {recipe.name}"):
+        local_base = f"localhost/slmops-base:{base.stem.rpartition('-')[2]}"
+        _import_base(base, reference=local_base)
+        reference = f"{REGISTRY}/{recipe.name}:{tag}"
+        _build(recipe, base=local_base, reference=reference)
+        added = _measure(reference) - _measure(local_base)
+        if added > recipe.limit_bytes:
+            raise RigError(
+                f"{recipe.name} is {added / MIB:.0f} MiB above its base, over {recipe.limit_bytes / MIB:.0f}"
+            )
+        record = _size_record(recipe, tag=tag)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(added))
+    with step(f"push image {recipe.name}"):
+        # Uncompressed: registry and nodes share this machine, and its processors are scarcer than its disk.
+        _buildah("push", "--quiet", "--tls-verify=false", "--disable-compression", reference)
+    pushed = _inspect(recipe, tag=tag)
+    if pushed is None:
+        raise RigError(f"the registry does not have {reference} after the push")
+    return pushed
+
+
+def _size_record(recipe: ImageRecipe, *, tag: str) -> Path:
+    return cache_dir() / "image-sizes" / f"{recipe.name}-{tag}.json"
+
+
+def _inspect(recipe: ImageRecipe, *, tag: str) -> Image | None:
+    url = f"http://{REGISTRY}/v2/{recipe.name}/manifests/{tag}"
+    request = urllib.request.Request(url, method="HEAD", headers={"Accept": _MANIFEST_TYPES})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            digest = answer.headers["Docker-Content-Digest"]
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise RigError(f"the registry answers {error.code} for {url}") from error
+    except OSError as error:
+        raise RigError(f"the registry at {REGISTRY} does not answer (is the rig up?): {error}") from error
+    try:
+        added = int(json.loads(_size_record(recipe, tag=tag).read_text()))
+    except (OSError, ValueError):
+        return None
+    return Image(name=recipe.name, tag=tag, digest=digest, added_bytes=added)
+
+
+def _buildah(*arguments: str | Path, timeout_seconds: float = 900) -> str:
+    storage = cache_dir() / "buildah"
+    places: list[str | Path] = [
+        "--root",
+        storage / "storage",
+        "--runroot",
+        storage / "run",
+        "--storage-driver",
+        "overlay",
+    ]
+    return run(["buildah", *places, *arguments], timeout_seconds=timeout_seconds).stdout
+
+
+def _import_base(archive: Path, *, reference: str) -> None:
+    if reference.partition("/")[2] in _buildah("images", "--format", "{{.Name}}:{{.Tag}}"):
+        return
+    with tempfile.TemporaryDirectory(prefix="slmops-base-") as context:
+        file = Path(context) / "Containerfile"
+        file.write_text(f"FROM scratch\nADD {archive.name} /\n")
+        _buildah("bud", "--quiet", "--isolation=chroot", "--tag", reference, "--file", file, archive.parent)
+
+
+def _build(recipe: ImageRecipe, *, base: str, reference: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="slmops-build-") as scratch:
+        pip = Path(scratch) / "pip.conf"
+        settings = read_pip_settings()
+        certificates = next((os.environ[name] for name in _CERTIFICATE_VARIABLES if os.environ.get(name)), "")
+        certificates = settings.get("cert", certificates)
+        extra: list[str] = []
+        text = render_pip_config(settings)
+        if certificates and Path(certificates).is_file():
+            text += "cert = /build/certificates.pem\n"
+            extra = ["--secret", f"id=certificates,src={certificates}"]
+        pip.write_text(text)
+        _buildah(
+            "bud",
+            "--quiet",
+            "--isolation=chroot",
+            "--layers",
+            "--network=host",
+            f"--ignorefile={CHECKOUT / '.containerignore'}",
+            f"--build-arg=BASE={base}",
+            "--secret",
+            f"id=pip,src={pip}",
+            *extra,
+            "--tag",
+            reference,
+            "--file",
+            CHECKOUT / recipe.containerfile,
+            CHECKOUT,
+        )
+
+
+def _measure(reference: str) -> int:
+    """Bytes of an image's files, unpacked: `du` of its mounted root."""
+    container = _buildah("from", "--pull-never", reference).strip()
+    try:
+        root = _buildah("mount", container).strip()
+        return int(run(["du", "-sb", root]).stdout.split()[0])
+    finally:
+        _buildah("rm", container)
+
+
+def describe(image: Image) -> str:
+    """One line for a person."""
+    return f"{image.reference}  {image.added_bytes / MIB:.0f} MiB above the base  {image.digest}"

@@ -1,0 +1,17 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Takes out of a site-packages directory what no image runs, and compiles the rest.
+set -eu
+lib=$1
+cd "$lib"
+# Console scripts, test suites, headers, type stubs and static libraries.
+rm -rf bin include share
+find . -depth -type d \( -name tests -o -name test -o -name __pycache__ \) -exec rm -rf {} +
+find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.a' -o -name '*.h' \
+  -o -name '*.hpp' -o -name '*.c' -o -name '*.cpp' -o -name '*.lib' \) -delete
+# onnxruntime's converters and quantizers need packages that are not here.
+rm -rf onnxruntime/tools onnxruntime/transformers onnxruntime/quantization onnxruntime/datasets
+# numpy's Fortran compiler and build helper.
+rm -rf numpy/f2py numpy/distutils
+# Packages may carry templates that are no Python; those stay uncompiled.
+python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash . > /dev/null || true
