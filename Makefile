@@ -3,6 +3,9 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 UV_VERSION := 0.13.9
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slmops
+COMPILE := .venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11
+PYTEST := $(PY) -m pytest
 export PYTHONPATH := operator:.
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -10,18 +13,75 @@ export PYTHONDONTWRITEBYTECODE := 1
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-.venv/.stamp: locks/dev.txt
-	python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet uv==$(UV_VERSION)
-	.venv/bin/uv pip sync --quiet --require-hashes locks/uv.txt locks/dev.txt
-	touch $@
+##@ The two commands
+
+.PHONY: demo
+demo: venv ## the main job on real nodes: install, promote a better version, roll back a bad one
+	$(PY) -m e2e.demo
+
+.PHONY: test
+test: check unit apiserver e2e ## everything: checks and all test suites
+
+##@ Parts of them
+
+.PHONY: check
+check: venv ## lint, types, layers, drift of generated files, chart, scenarios
+	.venv/bin/ruff format --check --quiet .
+	.venv/bin/ruff check --quiet .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+	$(PY) -m e2e.checks
+
+.PHONY: unit
+unit: venv ## pure tests, no cluster
+	$(PYTEST) tests/unit
+
+.PHONY: apiserver
+apiserver: venv ## the control loop on a real kube-apiserver
+	$(PYTEST) tests/apiserver
+
+.PHONY: e2e
+e2e: venv ## real nodes, containers, Prometheus, faults
+	$(PYTEST) e2e/suite
+
+.PHONY: bench
+bench: venv ## benchmarks beside their peers; writes docs/benchmarks/*.json and docs/benchmarks.md
+	$(PY) -m e2e.bench.serve
+	$(PY) -m e2e.bench.rollout
+	$(PY) -m e2e.bench.planner
+	$(PY) -m e2e.bench.render
+
+.PHONY: model
+model: venv ## train and export the test models again and check their figures (needs torch, gigabytes)
+	test -x $(CACHE)/model-venv/bin/python || python3 -m venv $(CACHE)/model-venv
+	.venv/bin/uv pip sync --quiet --require-hashes --python $(CACHE)/model-venv/bin/python locks/model.txt
+	nice -n 5 $(CACHE)/model-venv/bin/python -m e2e.models.recipe make --check
+
+.PHONY: down
+down: venv ## stop the rig that demo and e2e leave up
+	$(PY) -m e2e.rig down
+
+##@ Upkeep
+
+.PHONY: generate
+generate: venv ## write what is generated from the API: crds, chart copy, manifests, docs/reference.md
+	$(PY) -m e2e.checks --write
+	.venv/bin/ruff format --quiet .
 
 .PHONY: venv
 venv: .venv/.stamp ## Python environment in .venv, from the hashed lock
 
+.venv/.stamp: locks/dev.txt locks/uv.txt
+	python3 -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv; }
+	test -x $(PY) || python3 -m venv .venv
+	$(PY) -m pip install --quiet --require-hashes -r locks/uv.txt
+	.venv/bin/uv pip sync --quiet --require-hashes locks/uv.txt locks/dev.txt
+	touch $@
+
 .PHONY: lock
-lock: ## compile locks/*.txt from pyproject.toml
-	.venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 --extra operator pyproject.toml -o locks/operator.txt
-	.venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 --extra runtime pyproject.toml -o locks/runtime.txt
-	.venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 --extra operator --extra runtime --extra dev pyproject.toml -o locks/dev.txt
-	echo "uv==$(UV_VERSION)" | .venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 - -o locks/uv.txt
+lock: venv ## compile locks/*.txt from pyproject.toml
+	$(COMPILE) --extra operator pyproject.toml -o locks/operator.txt
+	$(COMPILE) --extra runtime pyproject.toml -o locks/runtime.txt
+	$(COMPILE) --extra operator --extra runtime --extra dev pyproject.toml -o locks/dev.txt
+	$(COMPILE) locks/model.in -o locks/model.txt
+	echo "uv==$(UV_VERSION)" | $(COMPILE) - -o locks/uv.txt
