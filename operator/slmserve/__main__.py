@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m slmserve`: serve one model directory."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import uvicorn
+import uvloop
+
+from slmserve.app import build_app
+from slmserve.config import ConfigError, ServerConfig, parse_config
+from slmserve.errors import StartError
+from slmserve.journal import describe_exception, setup_logging
+from slmserve.service import Service
+from slmwire.reasons import Reason, Termination
+
+_log = logging.getLogger("slmserve")
+_SWITCH_SECONDS: Final = 0.0005
+"""The engine's thread gets the interpreter back this soon while the event loop writes answers."""
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: a drain has to begin before the sockets close."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    try:
+        return socket.create_server((config.host, config.port), backlog=512)
+    except OSError as error:
+        message = f"cannot listen on {config.host}:{config.port}: {error.strerror}"
+        raise StartError(Reason.INTERNAL_ERROR, message) from error
+
+
+async def _serve(config: ServerConfig) -> None:
+    """Serve until told to end; raises StartError when the model cannot be served."""
+    service = Service(config)
+    listener = _listen(config)
+    server = _Server(
+        uvicorn.Config(
+            build_app(service),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            loop="none",
+            http="httptools",
+            ws="none",
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    # Probes are answered from the first moment, long before a large model is loaded.
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    fields = {"port": listener.getsockname()[1], "model": config.identity.model}
+    _log.info("listening", extra={"fields": fields})
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    starting = asyncio.create_task(service.start_up())
+    told = asyncio.create_task(ending.wait())
+    try:
+        await asyncio.wait({starting, told, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
+        await service.drain()
+    finally:
+        server.should_exit = True
+        for task in (starting, told):
+            task.cancel()
+        await asyncio.wait({serving})
+
+
+def _terminate(config: ServerConfig, error: StartError) -> None:
+    """Tell the kubelet, and through it the operator, why the start failed."""
+    text = Termination(reason=error.reason, message=str(error), digest=config.model_digest).to_json()
+    try:
+        config.termination_log.write_text(text)
+    except OSError as failure:
+        _log.warning("cannot write %s: %s", config.termination_log, failure.strerror)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 after a drain, 1 when the model cannot be served, 2 for bad settings."""
+    setup_logging()
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        config = parse_config(sys.argv[1:] if argv is None else argv, os.environ)
+    except ConfigError as error:
+        _log.error("%s", error)
+        return 2
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(config))
+    except StartError as error:
+        _log.error("cannot serve: %s", error, extra={"fields": {"reason": error.reason}})
+        _terminate(config, error)
+        return 1
+    except Exception as error:
+        failure = StartError(Reason.INTERNAL_ERROR, describe_exception(error))
+        _log.error("cannot serve: %s", failure, extra={"fields": {"reason": failure.reason}})
+        _terminate(config, failure)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

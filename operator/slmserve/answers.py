@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a generation's tokens to text in the event loop: detokenise, stop strings, metrics."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmserve.generation import Finish, Generation, Step
+from slmserve.metrics import Metrics
+from slmserve.sampling import NOT_A_NUMBER, SamplingParams
+from slmserve.scheduler import Scheduler
+from slmserve.stops import StopMatcher
+from slmserve.tokenizer import Detokenizer, TextCodec
+
+FinishReason = Literal["stop", "length"]
+
+
+class GenerationFailedError(Exception):
+    """The engine failed, or the model's logits were not numbers."""
+
+
+class InterruptedGenerationError(Exception):
+    """The server ended the request (shutdown)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Text that is ready; the last piece has a `finish`. `text` may be empty there."""
+
+    text: str
+    finish: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What to generate: a prompt of 1.. token ids and its limits."""
+
+    prompt: Sequence[int] | NDArray[np.int64]
+    max_tokens: int
+    sampling: SamplingParams
+    end_tokens: frozenset[int]
+    stops: tuple[str, ...] = ()
+    arrived: float | None = None
+    """time.perf_counter() when the request arrived; default now."""
+
+
+class Answer:
+    """One submitted request; iterate `pieces` once, and always `close` it.
+
+    With `metrics` None nothing is counted: the golden set is not traffic.
+    """
+
+    def __init__(self, ask: Ask, codec: TextCodec, metrics: Metrics | None) -> None:
+        self._steps: deque[Step] = deque()
+        self._wake = asyncio.Event()
+        self._codec = codec
+        self._metrics = metrics
+        self._stops = ask.stops
+        self.prompt_tokens = len(ask.prompt)
+        self.generated_tokens = 0
+        self._last_at: float | None = None
+        self.generation = Generation(
+            ask.prompt,
+            max_tokens=ask.max_tokens,
+            sampling=ask.sampling,
+            end_tokens=ask.end_tokens,
+            inbox=self._receive,
+            arrived=ask.arrived,
+        )
+
+    def close(self) -> None:
+        """Free the slot if the request still holds one."""
+        self.generation.cancel()
+
+    def _receive(self, step: Step) -> None:
+        self._steps.append(step)
+        self._wake.set()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Text as it comes, one piece per wake-up that has text, then one with the finish reason.
+
+        Raises GenerationFailedError or InterruptedGenerationError.
+        """
+        detokenizer, matcher = Detokenizer(self._codec), StopMatcher(self._stops)
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            text, finish = self._consume(detokenizer, matcher)
+            if finish is not None:
+                yield Piece(text=text, finish=finish)
+                return
+            if text:
+                yield Piece(text=text)
+
+    def _consume(self, detokenizer: Detokenizer, matcher: StopMatcher) -> tuple[str, FinishReason | None]:
+        parts: list[str] = []
+        while self._steps:
+            step = self._steps.popleft()
+            if step.token != NOT_A_NUMBER:
+                self._count(step)
+                if step.finish is not Finish.END_TOKEN:
+                    parts.append(matcher.push(detokenizer.push(step.token)))
+            if matcher.stopped:
+                self.generation.cancel()
+                return "".join(parts), "stop"
+            if step.finish is Finish.ERROR:
+                raise GenerationFailedError
+            if step.finish is Finish.CANCELLED:
+                raise InterruptedGenerationError
+            if step.finish is not None:
+                parts.append(matcher.push(detokenizer.flush()))
+                ended: FinishReason = "length" if step.finish is Finish.LENGTH else "stop"
+                if matcher.stopped:
+                    ended = "stop"
+                parts.append(matcher.flush())
+                return "".join(parts), ended
+        return "".join(parts), None
+
+    def _count(self, step: Step) -> None:
+        self.generated_tokens += 1
+        if self._metrics is None:
+            return
+        self._metrics.count_generated(1)
+        if self._last_at is None:
+            self._metrics.observe_first_token(step.at - self.generation.arrived, self.prompt_tokens)
+        else:
+            self._metrics.observe_next_token(step.at - self._last_at)
+        self._last_at = step.at
+
+
+def build_deliver(loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Step]], None]:
+    """A `deliver` for the scheduler that hands each round's steps to `loop` in one call."""
+
+    def hand_out(steps: Sequence[Step]) -> None:
+        for step in steps:
+            step.generation.inbox(step)
+
+    def deliver(steps: Sequence[Step]) -> None:
+        # The loop is closed only when the process ends, and then nobody waits for the steps.
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(hand_out, steps)
+
+    return deliver
+
+
+def submit(scheduler: Scheduler, ask: Ask, codec: TextCodec, metrics: Metrics | None) -> Answer:
+    """Queue `ask`; raises scheduler.QueueFullError or ClosedError."""
+    answer = Answer(ask, codec, metrics)
+    scheduler.submit(answer.generation)
+    return answer

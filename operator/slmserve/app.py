@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes, and the last line of defence: every answer is JSON in OpenAI form, none leaks a text."""
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from slmserve.errors import ApiError, internal
+from slmserve.inference import check_model, serve_inference
+from slmserve.journal import describe_exception
+from slmserve.metrics import CONTENT_TYPE
+from slmserve.service import Phase, Service
+from slmwire.metrics import ENDPOINT_CHAT, ENDPOINT_COMPLETIONS
+from slmwire.paths import PATH_HEALTH, PATH_METRICS, PATH_READY
+
+_log = logging.getLogger(__name__)
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class _Guard:
+    """Turns what nobody caught into a 500 with an identifier; its message stays out of the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        begun = False
+
+        async def watch(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception as error:
+            error_id = secrets.token_hex(8)
+            fields = {"error_id": error_id, "error": describe_exception(error)}
+            _log.error("unexpected failure", extra={"fields": fields})
+            if not begun:
+                await _respond(internal(error_id))(scope, receive, send)
+
+
+def _respond(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.to_body(), status_code=error.status, headers=error.headers)
+
+
+async def _on_api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _respond(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        message = "there is no such path; this server has /v1/chat/completions, /v1/completions, /v1/models"
+        return _respond(ApiError(404, message, code="not_found"))
+    if error.status_code == 405:
+        headers = dict(error.headers or {})
+        refusal = ApiError(
+            405, "this path does not take that method", code="method_not_allowed", headers=headers
+        )
+        return _respond(refusal)
+    return _respond(ApiError(error.status_code, str(error.detail)[:200]))
+
+
+def _describe_model(service: Service) -> dict[str, object]:
+    identity = service.config.identity
+    return {
+        "id": identity.model,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "slmops",
+        "version": identity.model_version,
+        "revision": identity.revision,
+        "digest": service.model.digest,
+        "max_model_len": service.model.engine.max_length,
+    }
+
+
+def _handlers(service: Service) -> list[tuple[str, str, Handler]]:
+    async def chat(request: Request) -> Response:
+        return await serve_inference(service, request, ENDPOINT_CHAT)
+
+    async def completions(request: Request) -> Response:
+        return await serve_inference(service, request, ENDPOINT_COMPLETIONS)
+
+    async def models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_describe_model(service)]})
+
+    async def model(request: Request) -> Response:
+        check_model(service, request.path_params["name"])
+        return JSONResponse(_describe_model(service))
+
+    async def health(_: Request) -> Response:
+        return _probe("ok" if service.healthy else "stuck", passed=service.healthy)
+
+    async def ready(_: Request) -> Response:
+        passed = service.phase is Phase.READY and service.healthy
+        return _probe(service.phase.value, passed=passed)
+
+    async def metrics(_: Request) -> Response:
+        return Response(service.render_metrics(), media_type=CONTENT_TYPE)
+
+    return [
+        ("POST", "/v1/chat/completions", chat),
+        ("POST", "/v1/completions", completions),
+        ("GET", "/v1/models", models),
+        ("GET", "/v1/models/{name:path}", model),
+        ("GET", PATH_HEALTH, health),
+        ("GET", PATH_READY, ready),
+        ("GET", PATH_METRICS, metrics),
+    ]
+
+
+def _probe(status: str, *, passed: bool) -> Response:
+    return JSONResponse({"status": status}, status_code=200 if passed else 503)
+
+
+def build_app(service: Service) -> ASGIApp:
+    """The ASGI application of `service`."""
+    routes = [Route(path, handler, methods=[method]) for method, path, handler in _handlers(service)]
+    handlers = {ApiError: _on_api_error, HTTPException: _on_http_error}
+    return _Guard(Starlette(routes=routes, exception_handlers=handlers))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the process is told at start: environment first, command-line flags override."""
+
+import argparse
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from slmwire import env, paths
+
+_QUOTA_FILE: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
+class ConfigError(ValueError):
+    """A setting is out of range; the message names it, its value and the cure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who this process is, as the operator sees it; every metric carries these."""
+
+    namespace: str = ""
+    deployment: str = ""
+    revision: str = ""
+    variant: str = ""
+    model: str = ""
+    model_version: str = ""
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Settings of one server process; times in seconds, sizes in bytes."""
+
+    identity: Identity
+    model_dir: Path
+    model_digest: str
+    """`sha256:<hex>` that the model directory must have; empty means unchecked."""
+    manifest_file: Path
+    host: str
+    port: int
+    threads: int
+    slots: int
+    context_length: int
+    """Tokens per slot, prompt and answer together; 0 means the model's own limit."""
+    max_queue: int
+    evaluate: bool
+    drain_seconds: float
+    max_body_bytes: int
+    stuck_seconds: float
+    """A step that takes longer than this makes /healthz fail."""
+    termination_log: Path
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: affinity, and the cgroup's quota where it is smaller."""
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _QUOTA_FILE.read_text().split()
+    except (OSError, ValueError):
+        return cpus
+    if quota == "max":
+        return cpus
+    return max(1, min(cpus, math.ceil(int(quota) / int(period))))
+
+
+def _truth(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in {"", "1", "true", "yes", "on"}:
+        return True
+    if lowered in {"0", "false", "no", "off"}:
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+
+
+def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="slmserve", description=__doc__)
+
+    def option(flag: str, variable: str, default: str, kind: type | None = None) -> None:
+        shown = f"environment {variable}; default {default or 'empty'}"
+        parser.add_argument(flag, type=kind or str, default=environ.get(variable) or default, help=shown)
+
+    option("--namespace", env.NAMESPACE, "")
+    option("--deployment", env.DEPLOYMENT, "")
+    option("--revision", env.REVISION, "")
+    option("--variant", env.VARIANT, "")
+    option("--model", env.MODEL, "")
+    option("--model-version", env.MODEL_VERSION, "")
+    option("--node", env.NODE, "")
+    option("--model-dir", env.MODEL_DIR, paths.MODEL_DIR)
+    option("--model-digest", env.MODEL_DIGEST, "")
+    option("--manifest-file", env.MANIFEST_FILE, paths.MANIFEST_FILE)
+    option("--port", env.PORT, str(paths.HTTP_PORT), int)
+    option("--threads", env.THREADS, "0", int)
+    option("--slots", env.SLOTS, "4", int)
+    option("--context-length", env.CONTEXT_LENGTH, "0", int)
+    option("--max-queue", env.MAX_QUEUE, "32", int)
+    option("--drain-seconds", env.DRAIN_SECONDS, "30", float)
+    parser.add_argument(
+        "--evaluate",
+        type=_truth,
+        default=environ.get(env.EVALUATE, "true"),
+        help=f"environment {env.EVALUATE}; run the model's golden set before ready; default true",
+    )
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on; default all")
+    parser.add_argument("--max-body-bytes", type=int, default=1 << 20, help="largest request; default 1 MiB")
+    parser.add_argument("--stuck-seconds", type=float, default=120.0, help="longest step that is healthy")
+    parser.add_argument(
+        "--termination-log", default=paths.TERMINATION_LOG, help="where a failed start says why"
+    )
+    return parser
+
+
+def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
+    """Read the settings; raises ConfigError for a value that makes no sense.
+
+    Unknown flags and unreadable numbers end the process with code 2, as argparse does.
+    """
+    given = _parser(environ).parse_args(argv)
+    for name, least, most in (
+        ("port", 0, 65_535),
+        ("threads", 0, 1024),
+        ("slots", 1, 256),
+        ("context_length", 0, 1 << 22),
+        ("max_queue", 0, 100_000),
+        ("drain_seconds", 0, 86_400),
+        ("max_body_bytes", 1024, 1 << 30),
+        ("stuck_seconds", 1, 86_400),
+    ):
+        value = getattr(given, name)
+        if not least <= value <= most:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is {value}; it must be between {least} and {most}")
+    return ServerConfig(
+        identity=Identity(
+            namespace=given.namespace,
+            deployment=given.deployment,
+            revision=given.revision,
+            variant=given.variant,
+            model=given.model or given.deployment or Path(given.model_dir).name,
+            model_version=given.model_version,
+            node=given.node,
+        ),
+        model_dir=Path(given.model_dir),
+        model_digest=given.model_digest,
+        manifest_file=Path(given.manifest_file),
+        host=given.host,
+        port=given.port,
+        threads=given.threads or available_cpus(),
+        slots=given.slots,
+        context_length=given.context_length,
+        max_queue=given.max_queue,
+        evaluate=given.evaluate,
+        drain_seconds=given.drain_seconds,
+        max_body_bytes=given.max_body_bytes,
+        stuck_seconds=given.stuck_seconds,
+        termination_log=Path(given.termination_log),
+    )

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoding slots on plain ONNX Runtime, over an export of the onnxruntime-genai builder.
+
+Each layer's key and value cache is one buffer [slots, kv_heads, max_length, head_size], bound as
+past *and* present: the export's GroupQueryAttention appends in place, at the position that it reads
+from the row's sum of the attention mask. A prefill works on a one-row view of the buffers and a
+decode step on the first k rows; neither copies anything.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+# Set before the library loads: no event leaves the device.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from slmserve.errors import StartError
+from slmserve.export import ExportConfig
+from slmwire.reasons import Reason
+
+_KV_TYPES: Final[dict[str, Any]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_INDEX_TYPES: Final[dict[str, Any]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+_WIDTH_STEP: Final = 256
+"""Attention masks are this many tokens wide, or a multiple: few bindings, each used many times."""
+_CHUNK: Final = 256
+_SCRATCH_BYTES: Final = 96 << 20
+"""Bound for what one prefill call needs beside weights and cache (attention scores, logits)."""
+
+
+class OnnxSlotsEngine:
+    """See the module; construct with `load_engine`."""
+
+    name: Final = "onnxruntime"
+
+    def __init__(self, session: Any, config: ExportConfig, *, slots: int, max_length: int) -> None:
+        self.version: Final[str] = ort.__version__
+        self.slots: Final = slots
+        self.max_length: Final = max_length
+        self.vocab_size: Final = config.vocab_size
+        self._session = session
+        self._config = config
+        kinds = {node.name: node.type for node in session.get_inputs()}
+        self._ids_type = _INDEX_TYPES[kinds[config.input_ids]]
+        self._mask_type = _INDEX_TYPES[kinds[config.attention_mask]]
+        self._position_type = _INDEX_TYPES.get(kinds.get(config.position_ids, ""))
+        kv_type = _KV_TYPES[kinds[config.past_names[0]]]
+        shape = (slots, config.kv_heads, max_length, config.head_size)
+        # Zero pages are given by the system as they are touched: an idle slot costs no memory.
+        self._cache = [np.zeros(shape, kv_type) for _ in config.past_names]
+        self._logits_type = _KV_TYPES[{n.name: n.type for n in session.get_outputs()}[config.logits]]
+        self._logits = np.zeros(slots * config.vocab_size, self._logits_type)
+        per_token = max(config.heads * max_length, config.vocab_size) * 4
+        self.prefill_chunk: Final = max(16, min(_CHUNK, _SCRATCH_BYTES // per_token))
+        self._steps: dict[tuple[int, int], _DecodeStep] = {}
+        self._prefills: dict[int, Any] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Most memory that the attention cache of all slots can take."""
+        return sum(part.nbytes for part in self._cache)
+
+    def prefill(self, row: int, tokens: NDArray[np.int64], offset: int) -> NDArray[np.float32]:
+        """See `Engine.prefill`."""
+        binding = self._prefills.get(row)
+        if binding is None:
+            binding = self._prefills[row] = self._bind_cache(row, row + 1)
+        end = offset + len(tokens)
+        binding.bind_cpu_input(self._config.input_ids, tokens[None].astype(self._ids_type))
+        binding.bind_cpu_input(self._config.attention_mask, np.ones((1, end), self._mask_type))
+        if self._position_type is not None:
+            positions = np.arange(offset, end, dtype=self._position_type)[None]
+            binding.bind_cpu_input(self._config.position_ids, positions)
+        # The number of positions in the output differs from call to call: the session allocates it.
+        binding.bind_output(self._config.logits)
+        self._session.run_with_iobinding(binding)
+        logits: NDArray[np.float32] = binding.get_outputs()[-1].numpy()[0, -1].astype(np.float32)
+        return logits
+
+    def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `Engine.decode`."""
+        rows = len(tokens)
+        needed = int(lengths.max()) + 1
+        width = min(self.max_length, -(-needed // _WIDTH_STEP) * _WIDTH_STEP)
+        step = self._steps.get((rows, width))
+        if step is None:
+            step = self._steps[rows, width] = _DecodeStep(self, rows, width)
+        return step.run(tokens, lengths)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """See `Engine.move`."""
+        for part in self._cache:
+            part[target, :, :length] = part[source, :, :length]
+
+    def _bind_cache(self, first: int, last: int) -> Any:
+        binding = self._session.io_binding()
+        names = zip(self._config.past_names, self._config.present_names, self._cache, strict=True)
+        for past, present, part in names:
+            view = ort.OrtValue.ortvalue_from_numpy(part[first:last])
+            binding.bind_ortvalue_input(past, view)
+            binding.bind_ortvalue_output(present, view)
+        return binding
+
+
+class _DecodeStep:
+    """Everything one decode step over `rows` rows needs, bound once and rewritten in place."""
+
+    __slots__ = ("_binding", "_columns", "_ids", "_keep", "_logits", "_mask", "_positions", "_session")
+
+    def __init__(self, engine: OnnxSlotsEngine, rows: int, width: int) -> None:
+        config = engine._config
+        self._session = engine._session
+        self._binding = engine._bind_cache(0, rows)
+        self._columns = np.arange(width)
+        self._ids = np.zeros((rows, 1), engine._ids_type)
+        self._mask = np.zeros((rows, width), engine._mask_type)
+        flat = engine._logits[: rows * config.vocab_size]
+        self._logits = flat.reshape(rows, config.vocab_size)
+        self._positions: NDArray[Any] | None = None
+        bound = [(config.input_ids, self._ids), (config.attention_mask, self._mask)]
+        if engine._position_type is not None:
+            self._positions = np.zeros((rows, 1), engine._position_type)
+            bound.append((config.position_ids, self._positions))
+        # The bindings hold no reference to the memory behind their values.
+        self._keep = [ort.OrtValue.ortvalue_from_numpy(array) for _, array in bound]
+        for (name, _), value in zip(bound, self._keep, strict=True):
+            self._binding.bind_ortvalue_input(name, value)
+        logits = ort.OrtValue.ortvalue_from_numpy(flat.reshape(rows, 1, config.vocab_size))
+        self._keep.append(logits)
+        self._binding.bind_ortvalue_output(config.logits, logits)
+
+    def run(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        self._ids[:, 0] = tokens
+        np.less_equal(self._columns, lengths[:, None], out=self._mask, casting="unsafe")
+        if self._positions is not None:
+            self._positions[:, 0] = lengths
+        self._session.run_with_iobinding(self._binding)
+        return self._logits.astype(np.float32, copy=False)
+
+
+def _session_options(threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # Prompt lengths differ, so a memory plan per shape would only grow.
+    options.enable_mem_pattern = False
+    # Threads spin within a run, where it pays, and sleep between runs: the device serves others.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _check_inputs(session: Any, config: ExportConfig) -> None:
+    kinds = {node.name: node.type for node in session.get_inputs()}
+    known = {config.input_ids, config.attention_mask, *config.past_names}
+    if config.position_ids:
+        known.add(config.position_ids)
+    if unknown := sorted(kinds.keys() - known):
+        raise StartError(
+            Reason.UNFIT, f"the model needs inputs that this engine does not give: {unknown[:4]}"
+        )
+    if missing := sorted(known - kinds.keys() - {config.position_ids}):
+        raise StartError(Reason.UNFIT, f"genai_config.json names inputs that the model lacks: {missing[:4]}")
+    outputs = {node.name: node.type for node in session.get_outputs()}
+    if absent := sorted({config.logits, *config.present_names} - outputs.keys()):
+        raise StartError(Reason.UNFIT, f"genai_config.json names outputs that the model lacks: {absent[:4]}")
+    if kinds[config.past_names[0]] not in _KV_TYPES or outputs[config.logits] not in _KV_TYPES:
+        raise StartError(Reason.UNFIT, f"the cache is {kinds[config.past_names[0]]}; use float32 or float16")
+    for name in (config.input_ids, config.attention_mask):
+        if kinds[name] not in _INDEX_TYPES:
+            raise StartError(Reason.UNFIT, f"input {name} is {kinds[name]}; use int64 or int32")
+
+
+def load_engine(
+    model_dir: Path, config: ExportConfig, *, slots: int, context_length: int, threads: int
+) -> OnnxSlotsEngine:
+    """Load the model; raises StartError with the cure when it cannot be served.
+
+    `context_length` 0 means the model's own limit; more than that limit is cut to it.
+    """
+    ort.disable_telemetry_events()
+    max_length = min(context_length or config.context_length, config.context_length)
+    try:
+        session = ort.InferenceSession(
+            str(model_dir / config.filename), _session_options(threads), providers=["CPUExecutionProvider"]
+        )
+    except MemoryError as error:
+        raise StartError(Reason.INSUFFICIENT_CAPACITY, "not enough memory to load the model") from error
+    except Exception as error:
+        raise StartError(Reason.UNFIT, f"ONNX Runtime cannot load the model: {_brief(error)}") from error
+    _check_inputs(session, config)
+    try:
+        return OnnxSlotsEngine(session, config, slots=slots, max_length=max_length)
+    except MemoryError as error:
+        message = f"not enough memory for {slots} slots of {max_length} tokens; lower slots or context length"
+        raise StartError(Reason.INSUFFICIENT_CAPACITY, message) from error
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:600]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request as the scheduler sees it: token ids in, token ids out."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmserve.sampling import Sampler, SamplingParams
+
+
+class Finish(StrEnum):
+    """Why a generation ended."""
+
+    END_TOKEN = "end_token"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+    """The engine raised, or the model's logits were not finite."""
+
+
+class Generation:
+    """A request and its state; `cancel` is for any thread, the rest belongs to the scheduler.
+
+    `prompt` holds 1..max_length-1 token ids; at most `max_tokens` >= 1 are generated. `inbox` gets
+    every `Step` in order, on whatever thread the scheduler's `deliver` chooses.
+    """
+
+    __slots__ = (
+        "arrived",
+        "cancelled",
+        "end_tokens",
+        "generated",
+        "inbox",
+        "last_token",
+        "length",
+        "max_tokens",
+        "prompt",
+        "sampler",
+    )
+
+    def __init__(
+        self,
+        prompt: Sequence[int] | NDArray[np.int64],
+        *,
+        max_tokens: int,
+        sampling: SamplingParams,
+        end_tokens: frozenset[int],
+        inbox: "Callable[[Step], Any]",
+        arrived: float | None = None,
+    ) -> None:
+        self.prompt: NDArray[np.int64] = np.asarray(prompt, np.int64)
+        self.max_tokens = max_tokens
+        self.sampler = Sampler(sampling)
+        self.end_tokens = end_tokens
+        self.inbox = inbox
+        self.arrived = time.perf_counter() if arrived is None else arrived
+        self.cancelled = False
+        self.length = 0
+        """Tokens of this request in the row's cache."""
+        self.generated = 0
+        self.last_token = 0
+
+    def cancel(self) -> None:
+        """Give the row back at the next step; without effect after the end."""
+        self.cancelled = True
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One event of a generation: a token, the end, or both.
+
+    `token` is NOT_A_NUMBER (-1) when there is none; an end token comes with END_TOKEN. `at` is
+    time.perf_counter() when the token was chosen.
+    """
+
+    generation: Generation
+    token: int
+    finish: Finish | None
+    at: float

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prometheus metrics of the process; every sample carries the identity labels of slmwire."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.samples import Sample
+
+from slmserve.config import Identity
+from slmwire import metrics as names
+
+# A "_created" series beside every counter would double what an edge link carries.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+_SECONDS: Final = (
+    0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 3.5, 5.0, 7.5,
+    10.0, 15.0, 25.0, 40.0, 60.0, 120.0,
+)  # fmt: skip
+_TOKEN_SECONDS: Final = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5,
+    1.0, 2.5,
+)  # fmt: skip
+
+
+class _Labelled:
+    """A registry's metrics with constant labels on every sample."""
+
+    def __init__(self, registry: CollectorRegistry, labels: Mapping[str, str]) -> None:
+        self._registry = registry
+        self._labels = dict(labels)
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [self._label(sample) for sample in metric.samples]
+            yield metric
+
+    def _label(self, sample: Sample) -> Sample:
+        return sample._replace(labels={**sample.labels, **self._labels})
+
+
+class Metrics:
+    """All series of one server; names and meaning are in slmwire.metrics."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._labelled = _Labelled(
+            self._registry,
+            {
+                names.LABEL_NAMESPACE: identity.namespace,
+                names.LABEL_DEPLOYMENT: identity.deployment,
+                names.LABEL_REVISION: identity.revision,
+                names.LABEL_VARIANT: identity.variant,
+                names.LABEL_MODEL: identity.model,
+                names.LABEL_NODE: identity.node,
+            },
+        )
+        self._requests = self._counter(
+            names.REQUESTS, "Finished inference requests by HTTP status code.", ("endpoint", "code")
+        )
+        self._request_seconds = self._histogram(
+            names.REQUEST_SECONDS,
+            "Accepted request, first byte in to last byte out.",
+            _SECONDS,
+            ("endpoint",),
+        )
+        self._first_token = self._histogram(
+            names.TTFT_SECONDS, "From arrival to the first generated token, queueing included.", _SECONDS
+        )
+        self._inter_token = self._histogram(
+            names.INTER_TOKEN_SECONDS, "Between two generated tokens of one request.", _TOKEN_SECONDS
+        )
+        self._prompt_tokens = self._counter(names.PROMPT_TOKENS, "Prompt tokens processed.")
+        self._generated_tokens = self._counter(names.GENERATED_TOKENS, "Tokens generated.")
+        self._queue_depth = self._gauge(names.QUEUE_DEPTH, "Requests waiting for a slot.")
+        self._slots = self._gauge(names.SLOTS, "Decoding slots.", ("state",))
+        self._load_seconds = self._gauge(names.MODEL_LOAD_SECONDS, "Process start to model loaded.")
+        self._info = self._gauge(
+            names.MODEL_INFO, "What is loaded; always 1.", ("digest", "engine", "version")
+        )
+        for endpoint in (names.ENDPOINT_CHAT, names.ENDPOINT_COMPLETIONS):
+            # A rate over a series that does not exist yet misses its first increment.
+            for code in ("200", "500"):
+                self._requests.labels(endpoint, code)
+            self._request_seconds.labels(endpoint)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(name.removesuffix("_total"), text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(name, text, labels, registry=self._registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
+    ) -> Histogram:
+        return Histogram(name, text, labels, registry=self._registry, buckets=buckets)
+
+    def count_request(self, endpoint: str, code: int) -> None:
+        """One inference request ended with this status code."""
+        self._requests.labels(endpoint, str(code)).inc()
+
+    def observe_request(self, endpoint: str, seconds: float) -> None:
+        """Duration of one accepted request."""
+        self._request_seconds.labels(endpoint).observe(seconds)
+
+    def observe_first_token(self, seconds: float, prompt_tokens: int) -> None:
+        """A request's first token came, so its prompt is processed."""
+        self._first_token.observe(seconds)
+        self._prompt_tokens.inc(prompt_tokens)
+
+    def observe_next_token(self, seconds: float) -> None:
+        """Time since the same request's token before."""
+        self._inter_token.observe(seconds)
+
+    def count_generated(self, tokens: int) -> None:
+        """Tokens generated, over all requests."""
+        self._generated_tokens.inc(tokens)
+
+    def record_loaded(self, *, seconds: float, digest: str, engine: str, version: str, slots: int) -> None:
+        """The model is loaded."""
+        self._load_seconds.set(seconds)
+        self._info.labels(digest, engine, version).set(1)
+        self._slots.labels("total").set(slots)
+        self._slots.labels("busy").set(0)
+
+    def record_evaluation(self, *, score: float, samples: int, seconds: float) -> None:
+        """The golden set was run; call at most once."""
+        self._gauge(names.EVALUATION_SCORE, "Share of the golden set answered as expected.").set(score)
+        self._gauge(names.EVALUATION_SAMPLES, "Golden cases behind the score.").set(samples)
+        self._gauge(names.EVALUATION_SECONDS, "Wall seconds the golden set took.").set(seconds)
+
+    def render(self, *, queue_depth: int, busy: int) -> bytes:
+        """The exposition, with the load of this moment."""
+        self._queue_depth.set(queue_depth)
+        self._slots.labels("busy").set(busy)
+        return generate_latest(self._labelled)

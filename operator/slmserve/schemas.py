@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request bodies, checked at the edge; what is not supported is refused by name."""
+
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from slmserve.errors import ApiError, invalid
+
+_MAX_STOPS: Final = 4
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+_Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
+
+_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "suffix": ("",),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "verbosity": (),
+}
+"""Parameters of the OpenAI API that this server lacks, with the values that ask for nothing."""
+
+
+class _Strict(BaseModel):
+    # strict: "5" is not a number and 1 is not a truth; hide_input: no prompt in an error's text.
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class StreamOptions(_Strict):
+    """`include_usage` adds one last event with the token counts."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class _Request(_Strict):
+    model: str
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
+    max_tokens: _Tokens | None = None
+
+    # Accepted and without effect here.
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    parallel_tool_calls: Any = None
+
+    # Refused unless they ask for nothing (see _NEUTRAL).
+    n: Any = None
+    logprobs: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    logit_bias: Any = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings as given."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class TextPart(_Strict):
+    """One text part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    """One chat message; the content is text or text parts."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(max_length=1000)]
+    name: _Text | None = None
+    refusal: None = None
+    audio: None = None
+    tool_calls: None = None
+    function_call: None = None
+    annotations: Any = None
+
+    def to_template(self) -> dict[str, str]:
+        """`{role, content}` as chat templates expect them."""
+        role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str):
+            return {"role": role, "content": self.content}
+        return {"role": role, "content": "".join(part.text for part in self.content)}
+
+
+class ChatRequest(_Request):
+    """Body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
+    max_completion_tokens: _Tokens | None = None
+    top_logprobs: Any = None
+    response_format: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    modalities: Any = None
+    reasoning_effort: Any = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    verbosity: Any = None
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens to generate; None means as many as the context holds."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(_Request):
+    """Body of /v1/completions."""
+
+    prompt: str | list[str] | list[int]
+    best_of: Any = None
+    echo: Any = None
+    suffix: Any = None
+
+    @property
+    def limit(self) -> int:
+        """Most tokens to generate; the OpenAI API's default is 16."""
+        return self.max_tokens or 16
+
+
+_Body = TypeVar("_Body", ChatRequest, CompletionRequest)
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """Read and check a body; raises ApiError 400 that names the field and the cure."""
+    return _parse(ChatRequest, body)
+
+
+def parse_completion(body: bytes) -> CompletionRequest:
+    """Read and check a body; raises ApiError 400 that names the field and the cure."""
+    return _parse(CompletionRequest, body)
+
+
+def _parse(kind: type[_Body], body: bytes) -> _Body:
+    try:
+        request = kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _explain(error) from None
+    _refuse_unsupported(request)
+    _check_stops(request.stops)
+    if request.stream_options is not None and not request.stream:
+        raise invalid("'stream_options' is only allowed when 'stream' is true", param="stream_options")
+    return request
+
+
+def _explain(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    location = [part for part in first["loc"] if not (isinstance(part, str) and part[:1].isupper())]
+    if first["type"] == "json_invalid" or not location:
+        return invalid(f"the body is not a JSON object that this endpoint takes: {first['msg']}")
+    # Union branches appear as parts like "list[str]"; the path up to them is what a user knows.
+    plain = []
+    for part in location:
+        if isinstance(part, str) and ("[" in part or part in {"str", "int", "float"}):
+            break
+        plain.append(str(part))
+    path = ".".join(plain)[:200]
+    if first["type"] == "extra_forbidden":
+        return invalid(f"'{path}' is not a parameter of this endpoint; remove it", param=path)
+    return invalid(f"'{path}': {first['msg']}", param=path)
+
+
+def _refuse_unsupported(request: _Request) -> None:
+    for name, neutral in _NEUTRAL.items():
+        value = getattr(request, name, None)
+        if value is None or any(value == allowed and type(value) is not bool for allowed in neutral):
+            continue
+        if value is False and False in neutral:
+            continue
+        raise invalid(
+            f"'{name}' is not supported by this server with that value; remove it",
+            param=name,
+            code="unsupported_parameter",
+        )
+
+
+def _check_stops(stops: tuple[str, ...]) -> None:
+    if len(stops) > _MAX_STOPS:
+        raise invalid(f"'stop' has {len(stops)} strings; at most {_MAX_STOPS} are allowed", param="stop")
+    if any(not stop or len(stop) > 1000 for stop in stops):
+        raise invalid("'stop' strings must have 1 to 1000 characters", param="stop")
