@@ -43,6 +43,7 @@ class ServerConfig:
     host: str
     port: int
     threads: int
+    """0 means what suits the model and the CPUs."""
     slots: int
     context_length: int
     """Tokens per slot, prompt and answer together; 0 means the model's own limit."""
@@ -149,7 +150,7 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfi
         manifest_file=Path(given.manifest_file),
         host=given.host,
         port=given.port,
-        threads=given.threads or available_cpus(),
+        threads=given.threads,
         slots=given.slots,
         context_length=given.context_length,
         max_queue=given.max_queue,

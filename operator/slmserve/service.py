@@ -118,7 +118,6 @@ class Service:
             "engine": f"{model.engine.name} {model.engine.version}",
             "slots": model.engine.slots,
             "context": model.engine.max_length,
-            "threads": self.config.threads,
             "digest": model.digest,
         }
         _log.info("model loaded", extra={"fields": fields})

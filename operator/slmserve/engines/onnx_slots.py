@@ -18,6 +18,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from slmserve.config import available_cpus
+from slmserve.engines.head import keep_last_position
 from slmserve.errors import StartError
 from slmserve.export import ExportConfig
 from slmwire.reasons import Reason
@@ -27,6 +29,9 @@ _INDEX_TYPES: Final[dict[str, Any]] = {"tensor(int64)": np.int64, "tensor(int32)
 _WIDTH_STEP: Final = 256
 """Attention masks are this many tokens wide, or a multiple: few bindings, each used many times."""
 _CHUNK: Final = 256
+_ONE_THREAD_BYTES: Final = 16 << 20
+_EDIT_BYTES: Final = 256 << 20
+"""A larger graph file has its weights inside; a second copy of them would cost too much memory."""
 _SCRATCH_BYTES: Final = 96 << 20
 """Bound for what one prefill call needs beside weights and cache (attention scores, logits)."""
 
@@ -36,7 +41,10 @@ class OnnxSlotsEngine:
 
     name: Final = "onnxruntime"
 
-    def __init__(self, session: Any, config: ExportConfig, *, slots: int, max_length: int) -> None:
+    def __init__(
+        self, session: Any, config: ExportConfig, *, slots: int, max_length: int, last_only: bool
+    ) -> None:
+        """`last_only`: the session gives logits for the last position instead of all."""
         self.version: Final[str] = ort.__version__
         self.slots: Final = slots
         self.max_length: Final = max_length
@@ -53,7 +61,9 @@ class OnnxSlotsEngine:
         self._cache = [np.zeros(shape, kv_type) for _ in config.past_names]
         self._logits_type = _KV_TYPES[{n.name: n.type for n in session.get_outputs()}[config.logits]]
         self._logits = np.zeros(slots * config.vocab_size, self._logits_type)
-        per_token = max(config.heads * max_length, config.vocab_size) * 4
+        self._last_only = last_only
+        positions = 0 if last_only else config.vocab_size
+        per_token = max(config.heads * max_length, positions) * 4
         self.prefill_chunk: Final = max(16, min(_CHUNK, _SCRATCH_BYTES // per_token))
         self._steps: dict[tuple[int, int], _DecodeStep] = {}
         self._prefills: dict[int, Any] = {}
@@ -68,17 +78,21 @@ class OnnxSlotsEngine:
         binding = self._prefills.get(row)
         if binding is None:
             binding = self._prefills[row] = self._bind_cache(row, row + 1)
+            if self._last_only:
+                binding.bind_ortvalue_output(self._config.logits, self._logits_value(1))
         end = offset + len(tokens)
         binding.bind_cpu_input(self._config.input_ids, tokens[None].astype(self._ids_type))
         binding.bind_cpu_input(self._config.attention_mask, np.ones((1, end), self._mask_type))
         if self._position_type is not None:
             positions = np.arange(offset, end, dtype=self._position_type)[None]
             binding.bind_cpu_input(self._config.position_ids, positions)
-        # The number of positions in the output differs from call to call: the session allocates it.
-        binding.bind_output(self._config.logits)
+        if not self._last_only:
+            # The number of positions differs from call to call: the session allocates the output.
+            binding.bind_output(self._config.logits)
         self._session.run_with_iobinding(binding)
-        logits: NDArray[np.float32] = binding.get_outputs()[-1].numpy()[0, -1].astype(np.float32)
-        return logits
+        if not self._last_only:
+            return np.asarray(binding.get_outputs()[-1].numpy()[0, -1], np.float32)
+        return self._logits[: self.vocab_size].astype(np.float32, copy=False)
 
     def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Engine.decode`."""
@@ -94,6 +108,10 @@ class OnnxSlotsEngine:
         """See `Engine.move`."""
         for part in self._cache:
             part[target, :, :length] = part[source, :, :length]
+
+    def _logits_value(self, rows: int) -> Any:
+        flat = self._logits[: rows * self.vocab_size]
+        return ort.OrtValue.ortvalue_from_numpy(flat.reshape(rows, 1, self.vocab_size))
 
     def _bind_cache(self, first: int, last: int) -> Any:
         binding = self._session.io_binding()
@@ -117,8 +135,7 @@ class _DecodeStep:
         self._columns = np.arange(width)
         self._ids = np.zeros((rows, 1), engine._ids_type)
         self._mask = np.zeros((rows, width), engine._mask_type)
-        flat = engine._logits[: rows * config.vocab_size]
-        self._logits = flat.reshape(rows, config.vocab_size)
+        self._logits = engine._logits[: rows * config.vocab_size].reshape(rows, config.vocab_size)
         self._positions: NDArray[Any] | None = None
         bound = [(config.input_ids, self._ids), (config.attention_mask, self._mask)]
         if engine._position_type is not None:
@@ -128,7 +145,7 @@ class _DecodeStep:
         self._keep = [ort.OrtValue.ortvalue_from_numpy(array) for _, array in bound]
         for (name, _), value in zip(bound, self._keep, strict=True):
             self._binding.bind_ortvalue_input(name, value)
-        logits = ort.OrtValue.ortvalue_from_numpy(flat.reshape(rows, 1, config.vocab_size))
+        logits = engine._logits_value(rows)
         self._keep.append(logits)
         self._binding.bind_ortvalue_output(config.logits, logits)
 
@@ -148,9 +165,28 @@ def _session_options(threads: int) -> Any:
     options.log_severity_level = 4
     # Prompt lengths differ, so a memory plan per shape would only grow.
     options.enable_mem_pattern = False
-    # Threads spin within a run, where it pays, and sleep between runs: the device serves others.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # No spinning: the device has other work, and on busy cores a spinning thread keeps the one
+    # it waits for from running.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def _choose_threads(model_bytes: int, cpus: int) -> int:
+    """Threads for a model of this size: below it a step ends before a second thread has woken."""
+    return 1 if model_bytes < _ONE_THREAD_BYTES else cpus
+
+
+def _open_session(path: Path, threads: int, logits: str) -> tuple[Any, bool]:
+    """The session, and whether it gives logits for the last position only."""
+    options, providers = _session_options(threads), ["CPUExecutionProvider"]
+    if path.stat().st_size <= _EDIT_BYTES:
+        edited = keep_last_position(path.read_bytes(), logits)
+        if edited is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(path.parent)
+            )
+            return ort.InferenceSession(edited, options, providers=providers), True
+    return ort.InferenceSession(str(path), options, providers=providers), False
 
 
 def _check_inputs(session: Any, config: ExportConfig) -> None:
@@ -179,13 +215,16 @@ def load_engine(
 ) -> OnnxSlotsEngine:
     """Load the model; raises StartError with the cure when it cannot be served.
 
-    `context_length` 0 means the model's own limit; more than that limit is cut to it.
+    `context_length` 0 means the model's own limit; more than that limit is cut to it. `threads` 0
+    means as many as the model can use of the CPUs that this process may use.
     """
     ort.disable_telemetry_events()
     max_length = min(context_length or config.context_length, config.context_length)
+    path = model_dir / config.filename
+    model_bytes = sum(file.stat().st_size for file in model_dir.glob(f"{config.filename}*"))
     try:
-        session = ort.InferenceSession(
-            str(model_dir / config.filename), _session_options(threads), providers=["CPUExecutionProvider"]
+        session, last_only = _open_session(
+            path, threads or _choose_threads(model_bytes, available_cpus()), config.logits
         )
     except MemoryError as error:
         raise StartError(Reason.INSUFFICIENT_CAPACITY, "not enough memory to load the model") from error
@@ -193,7 +232,7 @@ def load_engine(
         raise StartError(Reason.UNFIT, f"ONNX Runtime cannot load the model: {_brief(error)}") from error
     _check_inputs(session, config)
     try:
-        return OnnxSlotsEngine(session, config, slots=slots, max_length=max_length)
+        return OnnxSlotsEngine(session, config, slots=slots, max_length=max_length, last_only=last_only)
     except MemoryError as error:
         message = f"not enough memory for {slots} slots of {max_length} tokens; lower slots or context length"
         raise StartError(Reason.INSUFFICIENT_CAPACITY, message) from error
