@@ -282,6 +282,8 @@ class ControlPlane:
             "kubelet-client-certificate": f"{kubelet}.crt",
             "kubelet-client-key": f"{kubelet}.key",
             "kubelet-certificate-authority": pki.pair.certificate,
+            # Node names are in no DNS.
+            "kubelet-preferred-address-types": "InternalIP",
             "service-account-key-file": pki.service_account_public_key,
             "service-account-signing-key-file": pki.service_account_key,
             "service-account-issuer": ISSUER,

@@ -87,12 +87,15 @@ class Node:
 
     # Life
 
-    def start_runtime(self) -> None:
-        """Network, mounts, cgroups and containerd; idempotent."""
+    def prepare(self) -> None:
+        """Network, files, mounts and cgroups; idempotent. One node at a time: mounts are shared ground."""
         make_node_network(self.spec)
         self._write_configs()
         self._make_mounts()
         create_cgroup(self.spec.cgroup)
+
+    def start_runtime(self) -> None:
+        """containerd; idempotent."""
         daemon = self.daemon("containerd")
         if not daemon.alive:
             self._spawn("containerd", tool("containerd"), "--config", "/etc/containerd/config.toml")
@@ -146,6 +149,7 @@ class Node:
     def restart(self, part: str) -> None:
         """Stop and start one daemon; pods go on."""
         self.daemon(part).stop()
+        self.prepare()
         self.start_runtime()
         self.start_agents()
 
@@ -189,8 +193,8 @@ class Node:
             addresses=[spec.address],
         )
         plane.write_kubeconfig(f"{spec.name}-kubelet", pair=pair)
-        proxy = plane.authority.issue("kube-proxy", common_name="system:kube-proxy")
-        proxy_kubeconfig = plane.write_kubeconfig("kube-proxy", pair=proxy)
+        proxy = plane.authority.issue(f"{spec.name}-proxy", common_name="system:kube-proxy")
+        proxy_kubeconfig = plane.write_kubeconfig(f"{spec.name}-proxy", pair=proxy)
         for directory in NODE_DIRECTORIES:
             self.host_path(directory).mkdir(parents=True, exist_ok=True)
         texts = {
@@ -215,7 +219,9 @@ class Node:
         }
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            # kube-proxy watches its file and ends when it is written, even with the same content.
+            if not path.exists() or path.read_text() != text:
+                path.write_text(text)
 
     def _make_mounts(self) -> None:
         marker = self.directory / "mounts-ready"
@@ -236,7 +242,8 @@ class Node:
 
     def _unmount_namespace(self) -> None:
         while _is_mounted(self.mount_namespace):
-            run(["umount", self.mount_namespace])
+            if run(["umount", self.mount_namespace], check=False).returncode:
+                run(["umount", "--lazy", _NAMESPACES])  # something was mounted over it
         self.mount_namespace.unlink(missing_ok=True)
 
 

@@ -157,6 +157,8 @@ class Rig(ClusterAccess):
             node.import_images(pause | dns if node.spec.name == "server-0" else pause)
             node.start_agents()
 
+        for node in self.nodes.values():
+            node.prepare()
         with ThreadPoolExecutor(max_workers=4) as pool:
             started = [pool.submit(start, node) for node in self.nodes.values()]
             self.kubectl.apply(*build_dns_objects(), *build_monitoring_objects())
