@@ -60,6 +60,27 @@ def quantity_value(text: str) -> float:
     return float(match[1]) * _QUANTITY_UNITS[match[2]]
 
 
+def cel(rule: str, message: str) -> dict[str, str]:
+    """One `x-kubernetes-validations` entry."""
+    return {"rule": rule, "message": message}
+
+
+def validations(*rules: dict[str, str]) -> dict[str, Any]:
+    """Schema extension that holds CEL rules; the API server names the field that carries them."""
+    return {"x-kubernetes-validations": list(rules)}
+
+
+def exactly_one_of(*names: str) -> dict[str, str]:
+    """CEL rule: exactly one of the optional fields is set."""
+    count = " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names)
+    return cel(f"{count} == 1", f"exactly one of {', '.join(names)} must be set")
+
+
+def keyed(key: str) -> dict[str, Any]:
+    """Schema extension: the list is a map by this field of its entries."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
 class ApiModel(BaseModel):
     """camelCase in JSON, snake_case in Python, immutable, unknown fields ignored.
 
@@ -78,6 +99,15 @@ class ApiModel(BaseModel):
 
 class LabelSelectorRequirement(ApiModel):
     """One requirement on a label."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "(self.operator in ['In', 'NotIn']) == (has(self.values) && self.values.size() > 0)",
+                "values must be given for In and NotIn, and left out for Exists and DoesNotExist",
+            )
+        )
+    )
 
     key: str = Field(min_length=1, max_length=317, description="Label key that the requirement is about.")
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spec` of an SLMDeployment: what the user wants."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -14,126 +14,22 @@ from slmops.api.base import (
     Name,
     Quantity,
     SecretName,
-    Sha256,
+    cel,
+    exactly_one_of,
+    keyed,
+    validations,
 )
+from slmops.api.source import NO_DOTS, FileSource, HttpSource, HuggingFaceSource, Source
 
-Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+[^\s#@]*$", max_length=1024)]
-
-
-def cel(rule: str, message: str) -> dict[str, str]:
-    """One `x-kubernetes-validations` entry."""
-    return {"rule": rule, "message": message}
+__all__ = ["FileSource", "HttpSource", "HuggingFaceSource", "SLMDeploymentSpec", "Source"]
 
 
-def exactly_one_of(*names: str) -> dict[str, str]:
-    """CEL rule: exactly one of the optional fields is set."""
-    count = " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names)
-    return cel(f"{count} == 1", f"exactly one of {', '.join(names)} must be set")
-
-
-def _validations(*rules: dict[str, str]) -> dict[str, Any]:
-    return {"x-kubernetes-validations": list(rules)}
-
-
-def _keyed(key: str) -> dict[str, Any]:
-    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
-
-
-class SecretKeyRef(ApiModel):
-    """A key of a Secret in the SLMDeployment's namespace."""
-
-    name: SecretName = Field(description="Name of the Secret.")
-    key: str = Field(default="token", min_length=1, max_length=253, description="Key that holds the token.")
-
-
-class SourceFile(ApiModel):
-    """One file of a model, pinned by its hash."""
-
-    path: str = Field(min_length=1, max_length=200, description="Path relative to the model's directory.")
-    sha256: Sha256 = Field(description="SHA-256 of the whole file, 64 lower-case hexadecimal digits.")
-    size: int | None = Field(
-        default=None,
-        ge=0,
-        description="Size in bytes. Optional for http, where the server is asked; required for file.",
+def _within_limit(name: str) -> dict[str, str]:
+    return cel(
+        f"!has(self.requests.{name}) || !has(self.limits) || !has(self.limits.{name}) || "
+        f"quantity(self.requests.{name}).compareTo(quantity(self.limits.{name})) <= 0",
+        f"the {name} request is above its limit",
     )
-
-
-class HttpSource(ApiModel):
-    """Files on an HTTP(S) server.
-
-    Either `url` is a manifest ({"files": [{"path", "size", "sha256"}, ...]}) and the files lie beside
-    it, or `files` lists them and `url` is the folder that they lie in.
-    """
-
-    model_config = ConfigDict(
-        json_schema_extra=_validations(
-            cel(
-                "!has(self.files) || size(self.files) == 0 || self.url.endsWith('/')",
-                "url must end in / when files are listed: it is the folder that holds them",
-            ),
-            cel(
-                "!has(self.files) || size(self.files) == 0 || !has(self.sha256)",
-                "sha256 is the hash of a manifest; leave it out when files are listed, each has its own",
-            ),
-        )
-    )
-
-    url: Url = Field(description="URL of the manifest, or of the folder when `files` is given.")
-    sha256: Sha256 | None = Field(
-        default=None,
-        description="SHA-256 of the manifest. Without it the manifest found first is pinned in status.",
-    )
-    files: list[SourceFile] = Field(
-        default_factory=list, max_length=100, description="The files, when there is no manifest.",
-        json_schema_extra=_keyed("path"),
-    )  # fmt: skip
-    secret_ref: SecretKeyRef | None = Field(default=None, description="Bearer token for the server.")
-
-
-class HuggingFaceSource(ApiModel):
-    """A repository on the Hugging Face Hub or a mirror of it."""
-
-    repo: str = Field(
-        pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$", max_length=200, description="Repository, `owner/name`."
-    )
-    revision: str = Field(
-        default="main",
-        min_length=1,
-        max_length=200,
-        description="Branch, tag or commit; resolved once to a commit, recorded in status.",
-    )
-    files: list[str] = Field(
-        default_factory=list,
-        max_length=50,
-        description="Glob patterns of the files to take; empty takes all.",
-        json_schema_extra={"x-kubernetes-list-type": "set"},
-    )
-    endpoint: Url | None = Field(default=None, description="Endpoint of a mirror; default is the public Hub.")
-    secret_ref: SecretKeyRef | None = Field(default=None, description="Access token.")
-
-
-class FileSource(ApiModel):
-    """Files that were put on each node by hand, below a folder the operator's administrator allows."""
-
-    path: str = Field(
-        pattern=r"^/[^\s]*$", max_length=500, description="Absolute folder on the node that holds the files."
-    )
-    files: list[SourceFile] = Field(
-        min_length=1,
-        max_length=100,
-        description="The files with size and hash; the operator cannot read the node's disk to find out.",
-        json_schema_extra=_keyed("path"),
-    )
-
-
-class Source(ApiModel):
-    """Where a variant's files come from; exactly one kind."""
-
-    model_config = ConfigDict(json_schema_extra=_validations(exactly_one_of("http", "hf", "file")))
-
-    http: HttpSource | None = Field(default=None, description="Files on an HTTP(S) server.")
-    hf: HuggingFaceSource | None = Field(default=None, description="A Hugging Face repository.")
-    file: FileSource | None = Field(default=None, description="Files already on the node.")
 
 
 class ResourceAmounts(ApiModel):
@@ -145,6 +41,8 @@ class ResourceAmounts(ApiModel):
 
 class Resources(ApiModel):
     """What the inference container asks for and may use at most."""
+
+    model_config = ConfigDict(json_schema_extra=validations(_within_limit("cpu"), _within_limit("memory")))
 
     requests: ResourceAmounts = Field(
         default_factory=lambda: ResourceAmounts(cpu="100m", memory="256Mi"),
@@ -256,6 +154,7 @@ class Cache(ApiModel):
         pattern=r"^/[A-Za-z0-9._/-]*[A-Za-z0-9._-]$",
         max_length=200,
         description="Folder on the node; shared by all SLMDeployments that name it.",
+        json_schema_extra=validations(NO_DOTS),
     )
     size_limit: Quantity | None = Field(
         default=None, description="Most bytes the store may hold on a node; unset means the file system."
@@ -275,7 +174,7 @@ class Cache(ApiModel):
 class Wave(ApiModel):
     """A group of nodes that take a new revision together."""
 
-    model_config = ConfigDict(json_schema_extra=_validations(exactly_one_of("nodeSelector", "percent")))
+    model_config = ConfigDict(json_schema_extra=validations(exactly_one_of("nodeSelector", "percent")))
 
     name: Name = Field(description="Name of the wave.")
     node_selector: LabelSelector | None = Field(
@@ -293,11 +192,15 @@ class Metric(ApiModel):
     """One measurement that judges the new revision."""
 
     model_config = ConfigDict(
-        json_schema_extra=_validations(
+        json_schema_extra=validations(
             cel(
                 "has(self.max) || has(self.min) || has(self.maxDegradation)",
                 "set at least one of max, min, maxDegradation: a metric without a bound judges nothing",
-            )
+            ),
+            cel(
+                "!has(self.min) || !has(self.max) || double(self.min) <= double(self.max)",
+                "min is above max: no value could pass",
+            ),
         )
     )
 
@@ -333,7 +236,11 @@ class Metric(ApiModel):
 class Analysis(ApiModel):
     """How a wave is judged."""
 
-    interval: Duration = Field(default="10s", description="Time between measurements.")
+    interval: Duration = Field(
+        default="10s",
+        description="Time between measurements, at least 1s.",
+        json_schema_extra=validations(cel("duration(self) >= duration('1s')", "must be at least 1s")),
+    )
     passes: int = Field(
         default=2, ge=1, le=100, description="Consecutive measurements in which every required metric passes."
     )
@@ -345,7 +252,7 @@ class Analysis(ApiModel):
         min_length=1,
         max_length=20,
         description="The metrics; all required ones must pass.",
-        json_schema_extra=_keyed("name"),
+        json_schema_extra=keyed("name"),
     )
 
 
@@ -353,11 +260,12 @@ class Rollout(ApiModel):
     """How a new revision reaches the fleet."""
 
     model_config = ConfigDict(
-        json_schema_extra=_validations(
+        json_schema_extra=validations(
+            # has(): the API server checks the rule against the default {} before it fills that in
             cel(
-                "has(self.waves[self.waves.size() - 1].percent) && "
-                "self.waves[self.waves.size() - 1].percent == 100",
-                "the last wave must be percent: 100, or some nodes would never get a new revision",
+                "!has(self.soak) || !has(self.progressDeadline) || "
+                "duration(self.soak) < duration(self.progressDeadline)",
+                "progressDeadline must be longer than soak, or there is no time to judge a wave",
             ),
         )
     )
@@ -367,7 +275,19 @@ class Rollout(ApiModel):
         min_length=1,
         max_length=20,
         description="Waves in order: selectors first, then growing percentages, the last one 100.",
-        json_schema_extra=_keyed("name"),
+        json_schema_extra=keyed("name")
+        | validations(
+            cel(
+                "has(self[self.size() - 1].percent) && self[self.size() - 1].percent == 100",
+                "the last wave must be percent: 100, or some nodes would never get a new revision",
+            ),
+            cel(
+                "self.map(w, has(w.percent) ? w.percent : 0).isSorted() && "
+                "self.all(w, !has(w.percent) || "
+                "self.exists_one(v, has(v.percent) && v.percent == w.percent))",
+                "waves with a nodeSelector come first, then percentages, each above the one before",
+            ),
+        ),
     )
     max_unavailable: Annotated[str, StringConstraints(pattern=r"^([0-9]+%|[0-9]+)$", max_length=10)] | int = (
         Field(
@@ -417,7 +337,7 @@ class SLMDeploymentSpec(ApiModel):
         min_length=1,
         max_length=16,
         description="Forms of the model in order of preference.",
-        json_schema_extra=_keyed("name"),
+        json_schema_extra=keyed("name"),
     )
     placement: Placement = Field(description="Which nodes run it.")
     runtime: Runtime = Field(default_factory=Runtime, description="Settings of the inference server.")

@@ -10,15 +10,11 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from slmops.api.base import ApiModel
+from slmops.api.base import ApiModel, keyed
 
 MAX_WORST_NODES: Final = 10
 MAX_MEASUREMENTS: Final = 20
 MAX_FAILED_REVISIONS: Final = 10
-
-
-def _keyed(key: str) -> dict[str, Any]:
-    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
 _ATOMIC: Final[dict[str, Any]] = {"x-kubernetes-list-type": "atomic"}
@@ -161,16 +157,16 @@ class RolloutStatus(ApiModel):
     reason: str = Field(default="", description="Why it is being rolled back or has failed.")
     message: str = Field(default="", max_length=2048, description="The same in a sentence.")
     waves: list[WaveStatus] = Field(
-        default_factory=list, description="One summary per wave.", json_schema_extra=_keyed("name")
+        default_factory=list, description="One summary per wave.", json_schema_extra=keyed("name")
     )
     metrics: list[MetricState] = Field(
-        default_factory=list, description="Counts of the current wave.", json_schema_extra=_keyed("name")
+        default_factory=list, description="Counts of the current wave.", json_schema_extra=keyed("name")
     )
     paused_at: str | None = Field(default=None, description="When it was paused; timers stand still since.")
     baseline: list[Baseline] = Field(
         default_factory=list,
         description="Latest values of the stable revision.",
-        json_schema_extra=_keyed("metric"),
+        json_schema_extra=keyed("metric"),
     )
     measurements: list[Measurement] = Field(
         default_factory=list, description="The latest measurements.", json_schema_extra=_ATOMIC
@@ -198,15 +194,15 @@ class SLMDeploymentStatus(ApiModel):
     retry_token: str = Field(default="", description="Value of the retry annotation that was acted on.")
     nodes: NodeCounts = Field(default_factory=NodeCounts, description="Counts of nodes.")
     reasons: list[ReasonCount] = Field(
-        default_factory=list, description="Problems by reason.", json_schema_extra=_keyed("reason")
+        default_factory=list, description="Problems by reason.", json_schema_extra=keyed("reason")
     )
     worst_nodes: list[NodeProblem] = Field(
         default_factory=list,
         description="At most ten nodes with a problem.",
-        json_schema_extra=_keyed("node"),
+        json_schema_extra=keyed("node"),
     )
     variants: list[VariantStatus] = Field(
-        default_factory=list, description="Resolved sources.", json_schema_extra=_keyed("name")
+        default_factory=list, description="Resolved sources.", json_schema_extra=keyed("name")
     )
     rollout: RolloutStatus | None = Field(
         default=None, description="The rollout in progress or the last one."
@@ -214,8 +210,8 @@ class SLMDeploymentStatus(ApiModel):
     failed_revisions: list[FailedRevision] = Field(
         default_factory=list,
         description="Revisions that were rolled back.",
-        json_schema_extra=_keyed("revision"),
+        json_schema_extra=keyed("revision"),
     )
     conditions: list[Condition] = Field(
-        default_factory=list, description="Conditions; see each type.", json_schema_extra=_keyed("type")
+        default_factory=list, description="Conditions; see each type.", json_schema_extra=keyed("type")
     )

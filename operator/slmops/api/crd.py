@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CustomResourceDefinition, built from the pydantic models.
+
+`python -m slmops.api.crd` prints it, `--write` puts it into crds/, `--check` fails when that file differs.
+The schema is structural: no references, no null, bounds on everything that CEL looks at. Defaults of
+spec are in the schema, so that what is stored shows what is in force; an empty list or map is left out.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from slmops.api import GROUP, KIND, PLURAL, VERSION, SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.api.base import ApiModel
+
+FILE_NAME: Final = f"{GROUP}_{PLURAL}.yaml"
+HEADER: Final = (
+    "# SPDX-License-Identifier: Apache-2.0\n"
+    "# Generated from operator/slmops/api by `make generate`; do not edit.\n"
+)
+
+_KEPT: Final = (
+    "type",
+    "format",
+    "enum",
+    "pattern",
+    "minLength",
+    "maxLength",
+    "minimum",
+    "maximum",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+)
+
+_NAME_RULE: Final = {
+    "rule": "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+    "message": "metadata.name becomes part of label keys and names a Service: use at most 40 lower-case "
+    "letters, digits and hyphens, no dot, beginning with a letter",
+}
+
+_COLUMNS: Final[tuple[dict[str, Any], ...]] = (
+    {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'},
+    {"name": "Reason", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].reason'},
+    {"name": "Revision", "type": "string", "jsonPath": ".status.stableRevision"},
+    {"name": "Nodes", "type": "string", "jsonPath": ".status.readyNodes"},
+    {"name": "Canary", "type": "string", "jsonPath": ".status.canary"},
+    {"name": "Version", "type": "string", "priority": 1, "jsonPath": ".status.modelVersion"},
+    {
+        "name": "Message",
+        "type": "string",
+        "priority": 1,
+        "jsonPath": '.status.conditions[?(@.type=="Ready")].message',
+    },
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+)
+
+
+def build_crd() -> dict[str, Any]:
+    """The CustomResourceDefinition `slmdeployments.slmops.dev`."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["slmd"],
+                "categories": ["slmops"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": list(_COLUMNS),
+                    "schema": {"openAPIV3Schema": build_schema()},
+                }
+            ],
+        },
+    }
+
+
+def build_schema() -> dict[str, Any]:
+    """Structural OpenAPI v3 schema of the whole object."""
+    return {
+        "type": "object",
+        "description": describe(SLMDeploymentSpec),
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": model_schema(SLMDeploymentSpec, with_defaults=True),
+            "status": model_schema(SLMDeploymentStatus, with_defaults=False),
+        },
+        "x-kubernetes-validations": [_NAME_RULE],
+    }
+
+
+def model_schema(model: type[ApiModel], *, with_defaults: bool) -> dict[str, Any]:
+    """Schema of one model, everything it refers to spelled out in place.
+
+    `with_defaults` is for spec: a default in status would claim what the operator never found out.
+    """
+    raw = model.model_json_schema(by_alias=True)
+    properties: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        alias = field.alias or name
+        schema = _node(raw["properties"][alias], with_defaults=with_defaults)
+        if field.description:
+            schema = {"type": schema.pop("type", None), "description": field.description} | schema
+        if with_defaults and (default := default_of(field, schema)) is not None:
+            schema["default"] = default
+        properties[alias] = {key: value for key, value in schema.items() if value is not None}
+    result: dict[str, Any] = {"type": "object", "description": describe(model)}
+    if raw.get("required"):
+        result["required"] = list(raw["required"])
+    return result | {"properties": properties} | _extensions(raw)
+
+
+def describe(model: type[ApiModel]) -> str:
+    """The model's docstring, lines joined, paragraphs kept."""
+    paragraphs = re.split(r"\n\s*\n", (model.__doc__ or "").strip())
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def default_of(field: FieldInfo, schema: Mapping[str, Any]) -> Any:
+    """JSON default of a field, or None when it has none or the default says nothing.
+
+    A default that is a model is given by the fields it was built with: the API server fills in the
+    rest from the defaults further down.
+    """
+    if field.is_required():
+        return None
+    value = field.get_default(call_default_factory=True, validated_data={})
+    body = _plain(value)
+    if body == {} and not _materialises(schema):
+        return None
+    return None if body == [] else body
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ApiModel):
+        return value.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _materialises(schema: Mapping[str, Any]) -> bool:
+    return any("default" in inner for inner in schema.get("properties", {}).values())
+
+
+def models() -> dict[str, type[ApiModel]]:
+    """Every model of the API by its class name, which is its name in pydantic's `$defs`."""
+    found: dict[str, type[ApiModel]] = {}
+    waiting = list(ApiModel.__subclasses__())
+    while waiting:
+        model = waiting.pop()
+        found[model.__name__] = model
+        waiting.extend(model.__subclasses__())
+    return found
+
+
+def _node(raw: Mapping[str, Any], *, with_defaults: bool) -> dict[str, Any]:
+    """One schema that pydantic made, in structural form."""
+    if "$ref" in raw:
+        name = str(raw["$ref"]).rpartition("/")[2]
+        return model_schema(models()[name], with_defaults=with_defaults)
+    if "anyOf" in raw:
+        return _union(raw, with_defaults=with_defaults)
+    result = {key: raw[key] for key in _KEPT if key in raw}
+    if raw.get("type") == "integer":
+        result["format"] = "int64"
+    if raw.get("type") == "array":
+        result["items"] = _node(raw["items"], with_defaults=with_defaults)
+    if isinstance(raw.get("additionalProperties"), Mapping):
+        result["additionalProperties"] = _node(raw["additionalProperties"], with_defaults=with_defaults)
+    return result | _extensions(raw)
+
+
+def _union(raw: Mapping[str, Any], *, with_defaults: bool) -> dict[str, Any]:
+    """An optional value (absent instead of null), or a number or text; nothing else is structural."""
+    branches = [branch for branch in raw["anyOf"] if branch.get("type") != "null"]
+    if len(branches) == 1:
+        return _node(branches[0], with_defaults=with_defaults) | _extensions(raw)
+    if raw.get("x-kubernetes-int-or-string") and {b["type"] for b in branches} == {"integer", "string"}:
+        text = next(branch for branch in branches if branch["type"] == "string")
+        number = next(branch for branch in branches if branch["type"] == "integer")
+        bounds = {key: text[key] for key in ("pattern", "maxLength") if key in text}
+        bounds |= {key: number[key] for key in ("minimum", "maximum") if key in number}
+        return {"anyOf": [{"type": "integer"}, {"type": "string"}]} | bounds | _extensions(raw)
+    raise TypeError(f"no structural schema for a union of {branches}")
+
+
+def _extensions(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in raw.items() if key.startswith("x-kubernetes-")}
+
+
+class _Dumper(yaml.SafeDumper):
+    """No aliases: the API server takes them, people do not."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def render_crd() -> str:
+    """The CRD as YAML, the same text on every run."""
+    return HEADER + yaml.dump(build_crd(), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print, write or check the CRD file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m slmops.api.crd", description=(__doc__ or "").splitlines()[0]
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--write", action="store_true", help="write the file")
+    mode.add_argument("--check", action="store_true", help="fail when the file differs")
+    parser.add_argument("--directory", type=Path, default=Path("crds"), help="folder of the file (crds)")
+    options = parser.parse_args(arguments)
+    path: Path = options.directory / FILE_NAME
+    if options.write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render_crd())
+    elif options.check:
+        if not path.is_file() or path.read_text() != render_crd():
+            sys.stderr.write(f"{path} is not what the models say; run `make generate`\n")
+            return 1
+    else:
+        sys.stdout.write(render_crd())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
