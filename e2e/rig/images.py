@@ -26,6 +26,9 @@ MIB: Final = 1024 * 1024
 _MANIFEST_TYPES: Final = (
     "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 )
+_PIP_SETTINGS: Final = frozenset(
+    {"default-timeout", "extra-index-url", "index-url", "proxy", "retries", "timeout", "trusted-host"}
+)
 _CERTIFICATE_VARIABLES: Final = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
 
@@ -94,9 +97,8 @@ def hash_inputs(root: Path, *, paths: tuple[str, ...], salt: str) -> str:
 
 
 def render_pip_config(settings: Mapping[str, str]) -> str:
-    """pip.conf for the builder from `PIP_*` variables and pip's own files; local paths stay behind."""
-    kept = {key: value for key, value in settings.items() if key not in {"cert", "find-links", "cache-dir"}}
-    lines = [f"{key} = {value}" for key, value in sorted(kept.items())]
+    """pip.conf for the builder: where packages come from, and nothing that concerns this machine only."""
+    lines = [f"{key} = {value}" for key, value in sorted(settings.items()) if key in _PIP_SETTINGS]
     return "\n".join(["[global]", *lines, ""])
 
 

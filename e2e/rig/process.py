@@ -98,6 +98,16 @@ class Daemon:
         record = read_record(self.record)
         return record.pid if record is not None and is_alive(record) else None
 
+    @property
+    def command(self) -> list[str]:
+        """The words that the running process was started with; empty when it does not run."""
+        pid = self.pid
+        try:
+            words = b"" if pid is None else Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return []
+        return [word.decode(errors="replace") for word in words.split(b"\0")[:-1]]
+
     def start(
         self,
         command: Sequence[str | Path],

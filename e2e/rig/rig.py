@@ -110,13 +110,15 @@ class Rig(ClusterAccess):
             install_packages()
             build_tools([self.plan.store, *_FAMILIES])
             self._write_plan()
+            # A look at what runs is no measure of a start.
+            again = " again" if self.control_plane.daemon("apiserver").alive else ""
             make_bridge(state=self.directory)
             self.control_plane.start()
-            with step("registry, model files, Prometheus", key="services"):
+            with step("registry, model files, Prometheus", key=f"services{again}"):
                 start_services(self.control_plane)
-            with step(f"{len(self.nodes)} real nodes", key=f"nodes {len(self.nodes)}"):
+            with step(f"{len(self.nodes)} real nodes", key=f"nodes {len(self.nodes)}{again}"):
                 self._start_nodes()
-            with step("cluster DNS"):
+            with step("cluster DNS", key=f"cluster DNS{again}"):
                 self._wait_dns()
             if kwok_nodes:
                 with step(f"{kwok_nodes} fake nodes (KWOK)", key=f"kwok {kwok_nodes}"):
@@ -213,6 +215,18 @@ class Rig(ClusterAccess):
         """Limit what flows to the node, in Mbit/s; None lifts the limit."""
         limit_bandwidth(self.nodes[node].spec, megabits_per_second=mbit)
 
+    def limit_store(self, node: str, mebibytes: int | None) -> None:
+        """Put a small empty disk where the node keeps models, for pods started from now on; None removes it.
+
+        What lay there before is hidden meanwhile, and `node_path` goes on showing that.
+        """
+        store = "/var/lib/slmops"
+        if mebibytes is None:
+            self.exec_on_node(node, "umount", "--lazy", store)
+        else:
+            size = f"size={mebibytes}m,mode=755"
+            self.exec_on_node(node, "mount", "-t", "tmpfs", "-o", size, "slmops-store", store)
+
     def node_netns(self, node: str) -> Path:
         """The node's network namespace as a file."""
         return netns_file(self.nodes[node].spec)
@@ -268,6 +282,11 @@ class Rig(ClusterAccess):
         partial = path.with_suffix(".new")
         partial.write_text(json.dumps(faults))
         partial.replace(path)
+
+    @property
+    def model_log(self) -> Path:
+        """The model server's log: one line `<seconds> <client> "<request line>" <status> - <range>` each."""
+        return self.control_plane.daemon("models").log
 
     # Status
 

@@ -4,12 +4,13 @@
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from e2e.rig.control_plane import ControlPlane
 from e2e.rig.paths import CHECKOUT, cache_dir
-from e2e.rig.process import Daemon
 from e2e.rig.progress import wait_until
 from e2e.rig.render import render_prometheus, render_registry
 from e2e.rig.tools import tool
@@ -22,7 +23,6 @@ from e2e.rig.topology import (
 )
 
 MODELS_ROOT: Final = CHECKOUT / "e2e" / "models"
-PARTS: Final = ("registry", "models", "models-tls", "prometheus")
 _HEALTH: Final = {
     "registry": f"http://{REGISTRY}/v2/",
     "models": f"http://{BRIDGE_ADDRESS}:{MODELS_PORT}/README.md",
@@ -42,16 +42,17 @@ def start_services(plane: ControlPlane) -> None:
 
 
 def start_service(plane: ControlPlane, part: str) -> None:
-    """Start one of PARTS unless it runs, and wait until it answers."""
+    """Start one of PARTS unless it runs just so already, and wait until it answers.
+
+    One that another checkout or another configuration started is replaced.
+    """
     daemon = plane.daemon(part)
-    if daemon.alive:
+    command, config = _COMMANDS[part](plane)
+    changed = config is not None and config.write()
+    if daemon.alive and not changed and daemon.command == [str(word) for word in command]:
         return
-    if part == "registry":
-        _start_registry(plane, daemon)
-    elif part == "prometheus":
-        _start_prometheus(plane, daemon)
-    else:
-        _start_models(plane, daemon, tls=part == "models-tls")
+    daemon.stop()
+    daemon.start(command, cwd=CHECKOUT, env={"PYTHONPATH": str(CHECKOUT), "OTEL_TRACES_EXPORTER": "none"})
     url = _HEALTH.get(part)
     if url is None:
         daemon.check()
@@ -75,46 +76,80 @@ def is_answering(url: str) -> bool:
         return False
 
 
-def _start_registry(plane: ControlPlane, daemon: Daemon) -> None:
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A configuration file as it is to be."""
+
+    path: Path
+    text: str
+
+    def write(self) -> bool:
+        """Write it; whether it differed from what was there."""
+        if self.path.exists() and self.path.read_text() == self.text:
+            return False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(self.text)
+        return True
+
+
+Command = tuple[list[str | Path], ConfigFile | None]
+
+
+def _build_registry(plane: ControlPlane) -> Command:
     # The images outlive the instance: the next one finds them by their content tags.
     storage = cache_dir() / "registry"
     storage.mkdir(parents=True, exist_ok=True)
-    config = plane.directory / "registry.yaml"
-    config.write_text(render_registry(address=REGISTRY, storage=storage))
-    daemon.start([tool("registry"), "serve", config], env={"OTEL_TRACES_EXPORTER": "none"})
+    text = render_registry(address=REGISTRY, storage=storage)
+    config = ConfigFile(plane.directory / "registry.yaml", text)
+    return [tool("registry"), "serve", config.path], config
 
 
-def _start_models(plane: ControlPlane, daemon: Daemon, *, tls: bool) -> None:
-    command: list[str | Path] = [
+def _build_models(plane: ControlPlane) -> Command:
+    command = _fileserver(plane, port=MODELS_PORT)
+    return command, None
+
+
+def _build_models_tls(plane: ControlPlane) -> Command:
+    pair = plane.authority.issue("models", common_name="models", addresses=[BRIDGE_ADDRESS])
+    secured = [f"--tls-certificate={pair.certificate}", f"--tls-key={pair.key}"]
+    return [*_fileserver(plane, port=MODELS_TLS_PORT), *secured], None
+
+
+def _fileserver(plane: ControlPlane, *, port: int) -> list[str | Path]:
+    return [
         sys.executable,
         "-m",
         "e2e.rig.fileserver",
         f"--root={MODELS_ROOT}",
         f"--address={BRIDGE_ADDRESS}",
-        f"--port={MODELS_TLS_PORT if tls else MODELS_PORT}",
+        f"--port={port}",
         f"--faults={faults_file(plane)}",
     ]
-    if tls:
-        pair = plane.authority.issue("models", common_name="models", addresses=[BRIDGE_ADDRESS])
-        command += [f"--tls-certificate={pair.certificate}", f"--tls-key={pair.key}"]
-    daemon.start(command, cwd=CHECKOUT, env={"PYTHONPATH": str(CHECKOUT)})
 
 
-def _start_prometheus(plane: ControlPlane, daemon: Daemon) -> None:
+def _build_prometheus(plane: ControlPlane) -> Command:
     directory = plane.directory / "prometheus"
-    directory.mkdir(parents=True, exist_ok=True)
-    config = directory / "prometheus.yml"
-    config.write_text(render_prometheus(kubeconfig=plane.kubeconfig))
-    daemon.start(
-        [
-            tool("prometheus"),
-            f"--config.file={config}",
-            f"--storage.tsdb.path={directory / 'data'}",
-            "--storage.tsdb.retention.time=12h",
-            f"--web.listen-address={BRIDGE_ADDRESS}:{PROMETHEUS_PORT}",
-            "--log.level=warn",
-        ]
-    )
+    text = render_prometheus(kubeconfig=plane.kubeconfig)
+    config = ConfigFile(directory / "prometheus.yml", text)
+    command: list[str | Path] = [
+        tool("prometheus"),
+        f"--config.file={config.path}",
+        f"--storage.tsdb.path={directory / 'data'}",
+        "--storage.tsdb.retention.time=12h",
+        f"--web.listen-address={BRIDGE_ADDRESS}:{PROMETHEUS_PORT}",
+        "--log.level=warn",
+    ]
+    return command, config
+
+
+_COMMANDS: Final[Mapping[str, Callable[[ControlPlane], Command]]] = {
+    "registry": _build_registry,
+    "models": _build_models,
+    "models-tls": _build_models_tls,
+    "prometheus": _build_prometheus,
+}
+PARTS: Final = tuple(_COMMANDS)
+"""The services, in the order of starting."""
 
 
 def build_monitoring_objects() -> list[dict[str, Any]]:

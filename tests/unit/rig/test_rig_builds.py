@@ -71,7 +71,9 @@ def test_recipes_name_everything_that_their_containerfiles_copy() -> None:
 
 
 def test_pip_settings_pass_on_but_for_local_paths() -> None:
-    text = render_pip_config({"index-url": "U", "cert": "/c", "find-links": "/w", "timeout": "9"})
+    text = render_pip_config(
+        {"index-url": "U", "cert": "/c", "find-links": "/w", "user": "1", "timeout": "9"}
+    )
     assert text == "[global]\nindex-url = U\ntimeout = 9\n"
 
 

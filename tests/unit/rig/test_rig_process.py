@@ -71,9 +71,15 @@ def test_start_records_the_program_itself_and_stop_ends_it(tmp_path: Path) -> No
         record = read_record(daemon.record)
         assert record is not None and record.pid == pid
         daemon.check()
+        for _ in range(100):  # the record is there just before the shell becomes the program
+            if daemon.command == ["sleep", "100"]:
+                break
+            signal.sigtimedwait([], 0.02)
+        assert daemon.command == ["sleep", "100"]
     finally:
         daemon.stop(grace_seconds=2)
     assert not daemon.alive
+    assert daemon.command == []
     assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
