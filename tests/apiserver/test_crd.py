@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CRD on a real API server: taken as structural, defaults filled in, wrong specs refused by field."""
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e.rig import ControlPlane, RigError
+from slmops.api import SLMDeploymentSpec
+from tests.apiserver.specs import changed, deployment
+
+pytestmark = pytest.mark.usefixtures("control_plane")
+
+
+def dry_run(control_plane: ControlPlane, body: dict[str, Any]) -> dict[str, Any]:
+    """The object as the API server would store it; RigError with its words when it refuses."""
+    text = control_plane.kubectl(
+        "create", "--dry-run=server", "--validate=strict", "-f", "-", "-o", "yaml", stdin=yaml.safe_dump(body)
+    )
+    stored: dict[str, Any] = yaml.safe_load(text)
+    return stored
+
+
+def test_the_crd_is_established_and_structural(control_plane: ControlPlane) -> None:
+    crd = control_plane.kubectl.get("crd", "slmdeployments.slmops.dev")
+    conditions = {entry["type"]: entry["status"] for entry in crd["status"]["conditions"]}
+    assert conditions == {"NamesAccepted": "True", "Established": "True"}
+
+
+def test_defaults_are_stored_and_equal_those_of_the_models(control_plane: ControlPlane) -> None:
+    stored = dry_run(control_plane, deployment())["spec"]
+    assert stored["rollout"]["soak"] == "60s"
+    assert stored["rollout"]["waves"] == [{"name": "canary", "percent": 10}, {"name": "rest", "percent": 100}]
+    assert [m["failureLimit"] for m in stored["rollout"]["analysis"]["metrics"]] == [2, 2]
+    assert stored["cache"]["hostPath"] == "/var/lib/slmops"
+    assert stored["variants"][0]["resources"]["requests"] == {"cpu": "100m", "memory": "256Mi"}
+    assert SLMDeploymentSpec.model_validate(stored) == SLMDeploymentSpec.model_validate(deployment()["spec"])
+
+
+@pytest.mark.parametrize(
+    "section", ["rollout", "rollout.analysis", "runtime", "service", "cache", "evaluation"]
+)
+def test_an_empty_section_is_filled_with_its_defaults(control_plane: ControlPlane, section: str) -> None:
+    stored = dry_run(control_plane, changed(deployment(), f"spec.{section}", {}))
+    assert stored["spec"] == dry_run(control_plane, deployment())["spec"]
+
+
+def test_number_or_percentage_are_both_taken(control_plane: ControlPlane) -> None:
+    for value in (3, "25%"):
+        stored = dry_run(control_plane, changed(deployment(), "spec.rollout.maxUnavailable", value))
+        assert stored["spec"]["rollout"]["maxUnavailable"] == value
+
+
+_FILE = {"path": "model.onnx", "sha256": "0" * 64}
+_BAD: list[tuple[str, Any, str, str]] = [
+    # field set, value, path in the answer, words in the answer
+    ("metadata.name", "a" * 41, "", "at most 40"),
+    ("metadata.name", "or.ders", "", "no dot"),
+    ("metadata.name", "1orders", "", "beginning with a letter"),
+    ("spec.model.version", "v 1", "spec.model.version", "should match"),
+    ("spec.model.nmae", "x", "spec.model.nmae", "unknown field"),
+    ("spec.variants", [], "spec.variants", "at least 1 items"),
+    ("spec.variants.0.source", {}, "spec.variants[0].source", "exactly one of http, hf, file"),
+    (
+        "spec.variants.0.source.hf",
+        {"repo": "owner/name"},
+        "spec.variants[0].source",
+        "exactly one of http, hf, file",
+    ),
+    ("spec.variants.0.source.http.url", "ftp://x/y", "spec.variants[0].source.http.url", "should match"),
+    (
+        "spec.variants.0.source.http.url",
+        "https://user:pass@host/y",
+        "spec.variants[0].source.http.url",
+        "should match",
+    ),
+    ("spec.variants.0.source.http.files", [_FILE], "spec.variants[0].source.http", "must end in /"),
+    (
+        "spec.variants.0.source.http",
+        {"url": "https://x/y/", "files": [_FILE | {"path": "../../etc/passwd"}]},
+        "spec.variants[0].source.http.files[0].path",
+        "should match",
+    ),
+    (
+        "spec.variants.0.source",
+        {"file": {"path": "/models", "files": [_FILE]}},
+        "spec.variants[0].source.file.files",
+        "needs its size",
+    ),
+    (
+        "spec.variants.0.source",
+        {"file": {"path": "/models/../etc", "files": [_FILE | {"size": 1}]}},
+        "spec.variants[0].source.file.path",
+        "must not contain",
+    ),
+    (
+        "spec.variants.0.resources",
+        {"requests": {"memory": "1Gi"}, "limits": {"memory": "512Mi"}},
+        "spec.variants[0].resources",
+        "memory request is above",
+    ),
+    (
+        "spec.placement.nodeSelector.matchExpressions",
+        [{"key": "a", "operator": "In"}],
+        "spec.placement.nodeSelector.matchExpressions[0]",
+        "values must be given",
+    ),
+    ("spec.runtime.slots", 0, "spec.runtime.slots", "greater than or equal to 1"),
+    ("spec.service.trafficPolicy", "Near", "spec.service.trafficPolicy", "supported values"),
+    ("spec.cache.hostPath", "relative", "spec.cache.hostPath", "should match"),
+    ("spec.cache.hostPath", "/var/../etc", "spec.cache.hostPath", "must not contain"),
+    ("spec.rollout.soak", "1 minute", "spec.rollout.soak", "should match"),
+    ("spec.rollout.soak", "40m", "spec.rollout", "progressDeadline must be longer"),
+    ("spec.rollout.maxUnavailable", "many", "spec.rollout.maxUnavailable", "should match"),
+    ("spec.rollout.waves", [{"name": "a", "percent": 50}], "spec.rollout.waves", "must be percent: 100"),
+    (
+        "spec.rollout.waves",
+        [{"name": "a", "percent": 50}, {"name": "b", "percent": 50}, {"name": "c", "percent": 100}],
+        "spec.rollout.waves",
+        "each above the one before",
+    ),
+    (
+        "spec.rollout.waves",
+        [{"name": "a", "percent": 50}, {"name": "b", "nodeSelector": {}}, {"name": "c", "percent": 100}],
+        "spec.rollout.waves",
+        "nodeSelector come first",
+    ),
+    (
+        "spec.rollout.waves",
+        [{"name": "a", "percent": 50}, {"name": "a", "percent": 100}],
+        "spec.rollout.waves[1]",
+        "Duplicate value",
+    ),
+    (
+        "spec.rollout.waves",
+        [{"name": "a", "percent": 50, "nodeSelector": {}}, {"name": "b", "percent": 100}],
+        "spec.rollout.waves[0]",
+        "exactly one of nodeSelector, percent",
+    ),
+    ("spec.rollout.analysis.interval", "100ms", "spec.rollout.analysis.interval", "at least 1s"),
+    (
+        "spec.rollout.analysis.metrics",
+        [{"name": "q", "preset": "EvaluationScore"}],
+        "spec.rollout.analysis.metrics[0]",
+        "at least one of max, min, maxDegradation",
+    ),
+    (
+        "spec.rollout.analysis.metrics",
+        [{"name": "q", "preset": "ErrorRate", "min": "0.5", "max": "0.05"}],
+        "spec.rollout.analysis.metrics[0]",
+        "min is above max",
+    ),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "path", "words"), _BAD, ids=[f"{b[2]}-{b[3]}" for b in _BAD])
+def test_a_wrong_spec_is_refused_with_its_field(
+    control_plane: ControlPlane, field: str, value: Any, path: str, words: str
+) -> None:
+    with pytest.raises(RigError) as caught:
+        dry_run(control_plane, changed(deployment(), field, value))
+    assert path in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_status_is_a_subresource(control_plane: ControlPlane) -> None:
+    control_plane.kubectl("create", "namespace", "crd-status")
+    body = deployment(namespace="crd-status") | {"status": {"stableRevision": "forged"}}
+    control_plane.kubectl.apply(body)
+    assert "status" not in control_plane.kubectl.get("slmd", "orders", "-n", "crd-status")
+    ready = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "AllNodesReady",
+        "message": "2 of 3 serve",
+        "observedGeneration": 1,
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    status = {"stableRevision": "0123456789", "readyNodes": "2/3", "conditions": [ready]}
+    control_plane.kubectl(
+        "patch", "slmd", "orders", "-n", "crd-status", "--subresource=status", "--type=merge",
+        "-p", json.dumps({"status": status}),
+    )  # fmt: skip
+    table = control_plane.kubectl("get", "slmd", "-n", "crd-status", "-o", "wide").splitlines()
+    assert " ".join(table[0].split()) == "NAME READY REASON REVISION NODES CANARY VERSION MESSAGE AGE"
+    assert table[1].split()[:5] == ["orders", "True", "AllNodesReady", "0123456789", "2/3"]
+    control_plane.kubectl("delete", "namespace", "crd-status", "--wait=false")
