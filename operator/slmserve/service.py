@@ -20,7 +20,7 @@ from slmserve.model import LoadedModel, load_model
 from slmserve.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
-_LINGER_SECONDS: Final = 3.0
+_LINGER_SECONDS: Final = 1.0
 """A Service goes on sending for a moment after the pod is told to end; those requests are served."""
 _FAREWELL_SECONDS: Final = 1.0
 
