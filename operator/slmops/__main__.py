@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m slmops`: run the operator. Configured by SLMOPS_* variables; see the chart's README."""
+
+import asyncio
+import logging
+import sys
+from typing import Final
+
+import kopf
+from prometheus_client import start_http_server
+
+from slmops.adapters.clock import SystemClock
+from slmops.adapters.errors import KubeError
+from slmops.adapters.kube import KubeClient, in_cluster_namespace, load_configuration
+from slmops.adapters.prometheus import NoProvider, PrometheusProvider
+from slmops.adapters.sources import build_resolver
+from slmops.handlers.deployments import build_registry
+from slmops.runtime.logs import setup_logging
+from slmops.runtime.metrics import OperatorMetrics
+from slmops.runtime.operator import Operator, Parts
+from slmops.runtime.settings import Settings, SettingsError, read_settings
+
+EXIT_SETTINGS: Final = 2
+_log = logging.getLogger("slmops")
+
+
+def main() -> None:
+    """Entry point; exits 2 when a setting is wrong, 1 on failure, 0 when it was asked to stop."""
+    try:
+        settings = read_settings(default_namespace=in_cluster_namespace() or "default")
+    except SettingsError as error:
+        sys.stderr.write(f"slmops: {error}\n")
+        sys.exit(EXIT_SETTINGS)
+    setup_logging(log_format=settings.log_format, level=settings.log_level)
+    sys.exit(asyncio.run(run(settings)))
+
+
+async def run(settings: Settings) -> int:
+    """Run until SIGTERM, SIGINT or a failure; the exit code."""
+    metrics = OperatorMetrics()
+    try:
+        kube = KubeClient(await load_configuration(), on_request=metrics.count_request)
+        if settings.metrics_port:
+            start_http_server(settings.metrics_port, registry=metrics.registry)
+    except KubeError as error:
+        _log.error("%s", error)
+        return 1
+    except OSError as error:
+        _log.error("SLMOPS_METRICS_PORT=%d cannot be served: %s", settings.metrics_port, error)
+        return 1
+    provider = PrometheusProvider(settings.prometheus_url) if settings.prometheus_url else NoProvider()
+    operator = Operator(
+        Parts(
+            kube=kube,
+            provider=provider,
+            resolver=build_resolver(),
+            clock=SystemClock(),
+            config=settings.planner,
+            namespace=settings.namespace,
+            identity=settings.identity,
+            watch_namespaces=settings.watch_namespaces,
+            metrics=metrics,
+        )
+    )
+    try:
+        return await _run_beside_kopf(operator, settings)
+    finally:
+        await provider.close()
+        await kube.close()
+
+
+async def _run_beside_kopf(operator: Operator, settings: Settings) -> int:
+    ended = asyncio.Event()
+    loop = asyncio.create_task(operator.run(), name="operator")
+    loop.add_done_callback(lambda _: ended.set())
+
+    async def stop_loop() -> None:
+        loop.cancel()
+        await asyncio.wait({loop})
+
+    port = settings.health_port
+    try:
+        await kopf.operator(
+            registry=build_registry(operator, on_stop=stop_loop),
+            clusterwide=not settings.watch_namespaces,
+            namespaces=settings.watch_namespaces,
+            liveness_endpoint=f"http://0.0.0.0:{port}/healthz" if port else None,
+            stop_flag=ended,
+        )
+    finally:
+        await stop_loop()
+    if loop.cancelled():
+        return 0
+    error = loop.exception()
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    _log.error("the operator ends: %s: %s", type(error).__name__, error)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

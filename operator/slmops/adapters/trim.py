@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From whole Kubernetes objects to the few fields that are kept in memory.
+
+A Node is 9 KB as JSON and changes with every heartbeat; its view changes when placement may.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from slmops.api.base import quantity_value
+from slmops.model.observed import NodeView, OwnedKind, PodView
+from slmwire import labels
+from slmwire.reasons import Termination, parse_termination
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedMeta:
+    """Metadata of an owned object, what drift is told by; `data` only of a ControllerRevision."""
+
+    kind: OwnedKind
+    namespace: str
+    name: str
+    deployment: str
+    """Name of the SLMDeployment, from the label; empty when the label is gone."""
+    uid: str
+    owner_uids: frozenset[str]
+    generation: int
+    resource_version: str
+    labels: Mapping[str, str]
+    deleting: bool
+    number: int = 0
+    data: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedPod:
+    """A pod's view with the deployment that it belongs to."""
+
+    namespace: str
+    deployment: str
+    view: PodView
+
+
+def trim_node(body: Mapping[str, Any]) -> NodeView:
+    """View of a Node."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    return NodeView(
+        name=metadata["name"],
+        labels=dict(metadata.get("labels") or {}),
+        ready=_condition(status, "Ready").get("status") == "True",
+        allocatable_memory_bytes=_memory_bytes((status.get("allocatable") or {}).get("memory", "0")),
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
+    """View of a pod that carries our labels."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    tags = metadata.get("labels") or {}
+    # Init containers first: while one crashes, the others only wait for it.
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    failure = _latest_failure(containers)
+    scheduled = _condition(status, "PodScheduled")
+    try:
+        role = labels.Role(tags.get(labels.ROLE, ""))
+    except ValueError:
+        role = labels.Role.SERVE
+    view = PodView(
+        name=metadata["name"],
+        node=spec.get("nodeName") or _intended_node(spec),
+        revision=tags.get(labels.REVISION, ""),
+        variant=tags.get(labels.VARIANT, ""),
+        role=role,
+        ready=_condition(status, "Ready").get("status") == "True",
+        created_at=seconds_of(metadata.get("creationTimestamp")),
+        restarts=sum(int(container.get("restartCount") or 0) for container in containers),
+        waiting_reason=next(
+            (
+                str(waiting.get("reason", ""))
+                for container in containers
+                if (waiting := (container.get("state") or {}).get("waiting"))
+            ),
+            "",
+        ),
+        last_exit_reason=str(failure.get("reason", "")),
+        last_exit_code=int(failure.get("exitCode") or 0),
+        termination=_termination(containers),
+        unschedulable=scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable",
+        deleting="deletionTimestamp" in metadata,
+    )
+    return OwnedPod(
+        namespace=metadata.get("namespace", ""), deployment=tags.get(labels.DEPLOYMENT, ""), view=view
+    )
+
+
+def trim_owned(kind: OwnedKind, body: Mapping[str, Any]) -> OwnedMeta:
+    """Metadata of an owned object."""
+    metadata = body["metadata"]
+    tags = metadata.get("labels") or {}
+    revision = kind is OwnedKind.CONTROLLER_REVISION
+    return OwnedMeta(
+        kind=kind,
+        namespace=metadata.get("namespace", ""),
+        name=metadata["name"],
+        deployment=tags.get(labels.DEPLOYMENT, ""),
+        uid=metadata.get("uid", ""),
+        owner_uids=frozenset(owner.get("uid", "") for owner in metadata.get("ownerReferences") or ()),
+        generation=int(metadata.get("generation") or 0),
+        # A DaemonSet's changes with the status of every pod; its generation says what matters.
+        resource_version=metadata.get("resourceVersion", "") if kind is OwnedKind.SERVICE else "",
+        labels=dict(tags),
+        deleting="deletionTimestamp" in metadata,
+        number=int(body.get("revision") or 0) if revision else 0,
+        data=(body.get("data") or {}) if revision else None,
+    )
+
+
+def seconds_of(text: str | None) -> float:
+    """Seconds since the epoch of an RFC 3339 time; 0 for none."""
+    if not text:
+        return 0.0
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    return next((c for c in status.get("conditions") or () if c.get("type") == kind), {})
+
+
+def _memory_bytes(text: str) -> int:
+    try:
+        return int(quantity_value(text))
+    except ValueError:
+        return 0  # "not known": a quantity in an exotic unit must not hide the node
+
+
+def _intended_node(spec: Mapping[str, Any]) -> str:
+    # A DaemonSet's pod is made for one node and names it here before the scheduler has bound it,
+    # and for ever when it cannot: without this an unschedulable pod belongs to no node.
+    affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    for term in required.get("nodeSelectorTerms") or ():
+        for field in term.get("matchFields") or ():
+            if field.get("key") == "metadata.name" and field.get("values"):
+                return str(field["values"][0])
+    return ""
+
+
+def _terminations(containers: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Ends of containers with an error, the latest last."""
+    ends = [
+        end
+        for container in containers
+        for state in (container.get("lastState") or {}, container.get("state") or {})
+        if (end := state.get("terminated")) and end.get("exitCode") != 0
+    ]
+    return sorted(ends, key=lambda end: seconds_of(end.get("finishedAt")))
+
+
+def _latest_failure(containers: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    ends = _terminations(containers)
+    return ends[-1] if ends else {}
+
+
+def _termination(containers: Iterable[Mapping[str, Any]]) -> Termination | None:
+    parsed = (parse_termination(str(end.get("message") or "")) for end in _terminations(containers))
+    return next(reversed([found for found in parsed if found is not None]), None)

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carries out a plan: the status first, then the actions in order.
+
+The status is written first because it is the intent: whoever is killed after it goes on from there.
+It replaces the status subresource under the resourceVersion that was planned from, so it is never
+written over a newer object; a Conflict means: look again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Final
+
+from slmops.adapters.errors import Conflict, KubeError, NotFound
+from slmops.adapters.kube import KubeClient
+from slmops.adapters.resources import DEPLOYMENTS, NODES
+from slmops.api import API_VERSION, FINALIZER, KIND, SLMDeploymentStatus
+from slmops.model.observed import Deployment
+from slmops.model.plan import (
+    Action,
+    AddFinalizer,
+    ApplyObject,
+    DeleteObject,
+    PatchNodeLabels,
+    RemoveFinalizer,
+)
+from slmops.planning.names import Names
+from slmops.runtime.logs import fields_of
+from slmops.runtime.metrics import OperatorMetrics
+from slmops.runtime.resource import DeploymentKey, StoredDeployment
+from slmops.runtime.world import World, resource_of
+from slmwire.labels import REVISION
+
+PARALLEL_NODE_PATCHES: Final = 8
+_log = logging.getLogger("slmops")
+
+
+class ForeignObject(KubeError):
+    """An object of the wanted name exists and belongs to somebody else."""
+
+
+class WritesForbidden(KubeError):
+    """This process does not hold the Lease (any more): nothing may be written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An action that could not be carried out."""
+
+    action: Action
+    error: KubeError
+
+
+class Executor:
+    """Writes for any deployment. `may_write` is asked before each write."""
+
+    def __init__(
+        self, kube: KubeClient, world: World, metrics: OperatorMetrics, *, may_write: Callable[[], bool]
+    ) -> None:
+        self._kube = kube
+        self._world = world
+        self._metrics = metrics
+        self._may_write = may_write
+        self._node_slots = asyncio.Semaphore(PARALLEL_NODE_PATCHES)
+
+    async def apply_status(self, stored: StoredDeployment, status: SLMDeploymentStatus) -> None:
+        """Replace the status; Conflict when the object is no longer the one that was planned from."""
+        self._check()
+        deployment = stored.deployment
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {
+                "name": deployment.name,
+                "namespace": deployment.namespace,
+                "uid": deployment.uid,
+                "resourceVersion": stored.resource_version,
+            },
+            "status": status.to_body(),
+        }
+        answer = await self._kube.replace(
+            DEPLOYMENTS, namespace=deployment.namespace, body=body, subresource="status"
+        )
+        self._metrics.writes.labels(KIND, "status").inc()
+        self._world.take_in_deployment(answer)
+
+    async def refresh(self, key: DeploymentKey) -> StoredDeployment | None:
+        """Read the deployment from the store; None when it is gone."""
+        try:
+            body = await self._kube.get(DEPLOYMENTS, namespace=key.namespace, name=key.name)
+        except NotFound:
+            return None
+        self._world.take_in_deployment(body)
+        return self._world.stored(key)
+
+    async def apply_actions(self, deployment: Deployment, actions: Sequence[Action]) -> list[Failure]:
+        """Carry out the actions in order and return those that failed.
+
+        One that fails does not stop those that do not depend on it: labels that name a revision wait
+        for that revision's objects, and the finalizer waits for everything; the rest goes on, so that
+        one object that cannot be written never keeps the fleet from moving on or back.
+        """
+        failures: list[Failure] = []
+        for is_patch, group in groupby(actions, key=lambda action: isinstance(action, PatchNodeLabels)):
+            if is_patch:
+                patches = [action for action in group if isinstance(action, PatchNodeLabels)]
+                failures += await self._patch_nodes(deployment, patches, after=failures)
+                continue
+            for action in group:
+                if isinstance(action, RemoveFinalizer) and failures:
+                    continue
+                try:
+                    await self._act(deployment, action)
+                except KubeError as error:
+                    failures.append(Failure(action=action, error=error))
+        return failures
+
+    async def _act(self, deployment: Deployment, action: Action) -> None:
+        self._check()
+        match action:
+            case ApplyObject():
+                await self._apply_object(deployment, action)
+            case DeleteObject():
+                await self._delete_object(deployment, action)
+            case PatchNodeLabels():
+                await self._patch_node(deployment, action)
+            case AddFinalizer():
+                await self._set_finalizer(deployment, wanted=True)
+            case RemoveFinalizer():
+                await self._set_finalizer(deployment, wanted=False)
+
+    async def _apply_object(self, deployment: Deployment, action: ApplyObject) -> None:
+        resource = resource_of(action.kind)
+        key = DeploymentKey(deployment.namespace, deployment.name)
+        if not self._world.is_known(action.kind, key, action.name):
+            await self._check_not_foreign(deployment, action)
+        body = {**action.body, "metadata": {**action.body["metadata"], **_owner(deployment)}}
+        answer = await self._kube.apply(resource, namespace=deployment.namespace, body=body)
+        self._world.take_in_owned(action.kind, answer)
+        self._wrote(deployment, action.kind, "apply", action.name, action.why)
+
+    async def _check_not_foreign(self, deployment: Deployment, action: ApplyObject) -> None:
+        # Apply with force takes over whatever has the name: a user's own Service, say.
+        resource = resource_of(action.kind)
+        try:
+            found = await self._kube.get(resource, namespace=deployment.namespace, name=action.name)
+        except NotFound:
+            return
+        metadata = found["metadata"]
+        wanted = action.body["metadata"].get("labels") or {}
+        present = metadata.get("labels") or {}
+        owners = metadata.get("ownerReferences") or ()
+        if any(owner.get("uid") == deployment.uid for owner in owners):
+            return
+        if wanted and all(present.get(name) == value for name, value in wanted.items()):
+            return
+        raise ForeignObject(
+            f"{action.kind} {action.name} exists and is not managed by slmops; delete or rename it, "
+            "or give the SLMDeployment another name",
+            status=409,
+            reason="ForeignObject",
+        )
+
+    async def _delete_object(self, deployment: Deployment, action: DeleteObject) -> None:
+        key = DeploymentKey(deployment.namespace, deployment.name)
+        meta = self._world.owned_meta(action.kind, key, action.name)
+        try:
+            await self._kube.delete(
+                resource_of(action.kind),
+                namespace=deployment.namespace,
+                name=action.name,
+                uid=meta.uid if meta else "",
+            )
+        except (NotFound, Conflict):
+            return  # gone already, or another object by now: the next look sees which
+        self._wrote(deployment, action.kind, "delete", action.name, action.why)
+
+    async def _patch_nodes(
+        self, deployment: Deployment, patches: Sequence[PatchNodeLabels], *, after: Iterable[Failure]
+    ) -> list[Failure]:
+        missing = {
+            str((failure.action.body["metadata"].get("labels") or {}).get(REVISION, ""))
+            for failure in after
+            if isinstance(failure.action, ApplyObject)
+        } - {""}
+        prefix = Names(deployment.namespace, deployment.name).label_prefix
+
+        async def patch(action: PatchNodeLabels) -> Failure | None:
+            if any(_names_revision(action.labels, prefix + revision) for revision in missing):
+                return None
+            async with self._node_slots:
+                try:
+                    await self._act(deployment, action)
+                except KubeError as error:
+                    return Failure(action=action, error=error)
+            return None
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(patch(action)) for action in patches]
+        return [failure for task in tasks if (failure := task.result()) is not None]
+
+    async def _patch_node(self, deployment: Deployment, action: PatchNodeLabels) -> None:
+        try:
+            answer = await self._kube.merge_patch(
+                NODES, name=action.node, body={"metadata": {"labels": dict(action.labels)}}
+            )
+        except NotFound:
+            return
+        self._world.take_in_node(answer)
+        self._wrote(deployment, "Node", "patch", action.node, action.why)
+
+    async def _set_finalizer(self, deployment: Deployment, *, wanted: bool) -> None:
+        # Decided on a live read: a cache that missed a deletion (or a re-creation) must not decide it.
+        key = DeploymentKey(deployment.namespace, deployment.name)
+        stored = await self.refresh(key)
+        if stored is None or stored.deployment.uid != deployment.uid:
+            return
+        if stored.deployment.has_finalizer == wanted:
+            return
+        if wanted == (stored.deployment.deleting_since is not None):
+            return  # deleted meanwhile, or not deleted at all: look again
+        kept = [name for name in stored.finalizers if name != FINALIZER]
+        body = {
+            "metadata": {
+                "uid": deployment.uid,
+                "resourceVersion": stored.resource_version,
+                "finalizers": [*kept, FINALIZER] if wanted else kept,
+            }
+        }
+        answer = await self._kube.merge_patch(
+            DEPLOYMENTS, namespace=deployment.namespace, name=deployment.name, body=body
+        )
+        if wanted:  # without it the object may be gone by now, and must not come back to life here
+            self._world.take_in_deployment(answer)
+        self._wrote(deployment, KIND, "finalizer", deployment.name, "added" if wanted else "removed")
+
+    def _check(self) -> None:
+        if not self._may_write():
+            raise WritesForbidden("this process does not hold the Lease")
+
+    def _wrote(self, deployment: Deployment, kind: str, verb: str, name: str, why: str) -> None:
+        self._metrics.writes.labels(kind, verb).inc()
+        _log.debug(
+            "%s %s %s",
+            verb,
+            kind,
+            name,
+            extra=fields_of(namespace=deployment.namespace, deployment=deployment.name, why=why),
+        )
+
+
+def _owner(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": deployment.name,
+                "uid": deployment.uid,
+                "controller": True,
+                # Blocking would need a right on finalizers and help nobody: our own finalizer waits.
+                "blockOwnerDeletion": False,
+            }
+        ]
+    }
+
+
+def _names_revision(labels: Mapping[str, str | None], key: str) -> bool:
+    """Whether a patch gives the node a revision (to serve or to fetch), `key` being its label."""
+    return any(
+        value is not None and (name == key or name.startswith(f"{key}.")) for name, value in labels.items()
+    )
+
+
+def describe(action: Action) -> tuple[str, str]:
+    """Kind and name of what an action is about."""
+    match action:
+        case ApplyObject() | DeleteObject():
+            return action.kind.value, action.name
+        case PatchNodeLabels():
+            return "Node", action.node
+        case _:
+            return KIND, ""

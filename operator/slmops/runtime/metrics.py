@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prometheus metrics of the operator itself."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from slmops.api import SLMDeploymentStatus
+from slmops.api.status import Measurement
+from slmops.model.observed import Deployment
+from slmops.model.plan import Transition
+
+_STEPS = (
+    "Installing",
+    "Prefetching",
+    "Flipping",
+    "Soaking",
+    "Analysing",
+    "RollingBack",
+    "Completed",
+    "Failed",
+    "Cancelled",
+)
+_OBJECT = ("namespace", "deployment")
+
+
+class OperatorMetrics:
+    """All series of one operator; each instance has a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.reconcile_seconds = Histogram(
+            "slmops_reconcile_duration_seconds",
+            "One look at an SLMDeployment: observe, plan, write.",
+            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60),
+            registry=self.registry,
+        )
+        self.plan_seconds = Histogram(
+            "slmops_plan_duration_seconds",
+            "Planning alone, without any I/O.",
+            buckets=(0.0005, 0.002, 0.01, 0.05, 0.2, 1, 5),
+            registry=self.registry,
+        )
+        self.errors = Counter(
+            "slmops_reconcile_errors_total",
+            "Looks that could not be finished, by kind of error.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.writes = Counter(
+            "slmops_writes_total", "Writes that succeeded.", ("kind", "verb"), registry=self.registry
+        )
+        self.requests = Counter(
+            "slmops_kubernetes_requests_total",
+            "Requests to the Kubernetes API; code 0 is no answer.",
+            ("verb", "resource", "code"),
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "slmops_kubernetes_request_duration_seconds",
+            "Requests to the Kubernetes API until the answer's headers.",
+            ("verb",),
+            buckets=(0.002, 0.01, 0.05, 0.2, 1, 5, 30),
+            registry=self.registry,
+        )
+        self.workers = Gauge("slmops_deployments", "SLMDeployments looked after.", registry=self.registry)
+        self.waiting = Gauge(
+            "slmops_reconciles_waiting", "Looks that wait for a turn.", registry=self.registry
+        )
+        self.holds_lease = Gauge(
+            "slmops_lease_held", "1 while this process is the one that writes.", registry=self.registry
+        )
+        self.transitions = Counter(
+            "slmops_transitions_total",
+            "State changes of SLMDeployments, by reason.",
+            (*_OBJECT, "reason"),
+            registry=self.registry,
+        )
+        self.verdicts = Counter(
+            "slmops_measurements_total",
+            "Judged measurements.",
+            (*_OBJECT, "metric", "verdict"),
+            registry=self.registry,
+        )
+        self.step = Gauge(
+            "slmops_rollout_step",
+            "1 for the step that the rollout is in.",
+            (*_OBJECT, "step"),
+            registry=self.registry,
+        )
+        self.nodes = Gauge(
+            "slmops_nodes", "Matching nodes by state.", (*_OBJECT, "state"), registry=self.registry
+        )
+        self.events_dropped = Counter(
+            "slmops_events_dropped_total",
+            "Events not posted because too many waited.",
+            registry=self.registry,
+        )
+
+    def count_request(self, verb: str, resource: str, status: int, seconds: float) -> None:
+        """Count one request to the Kubernetes API (a `RequestHook`)."""
+        self.requests.labels(verb, resource, str(status)).inc()
+        self.request_seconds.labels(verb).observe(seconds)
+
+    def show_status(self, deployment: Deployment, new: SLMDeploymentStatus) -> None:
+        """Bring the series of one deployment in line with its new status."""
+        where = (deployment.namespace, deployment.name)
+        step = new.rollout.step if new.rollout else ""
+        for name in _STEPS:
+            self.step.labels(*where, name).set(1 if name == step else 0)
+        for state, count in new.nodes.model_dump().items():
+            self.nodes.labels(*where, state).set(count)
+        seen = {(m.metric, m.at) for m in _measurements(deployment.status)}
+        for measurement in _measurements(new):
+            if (measurement.metric, measurement.at) not in seen:
+                self.verdicts.labels(*where, measurement.metric, measurement.verdict).inc()
+
+    def count_transition(self, deployment: Deployment, transition: Transition) -> None:
+        """Count one state change."""
+        self.transitions.labels(deployment.namespace, deployment.name, transition.reason).inc()
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Drop the series of a deployment that is gone."""
+        labels = {"namespace": namespace, "deployment": name}
+        for metric in (self.step, self.nodes, self.transitions, self.verdicts):
+            metric.remove_by_labels(labels)
+
+
+def _measurements(status: SLMDeploymentStatus) -> list[Measurement]:
+    return status.rollout.measurements if status.rollout else []

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One consistent snapshot for the planner from what is known."""
+
+from collections.abc import Mapping
+
+from slmops.adapters.trim import OwnedMeta
+from slmops.model.config import OperatorConfig
+from slmops.model.observed import (
+    Observed,
+    OwnedKind,
+    OwnedView,
+    Reading,
+    Resolved,
+    ResolveFailure,
+    RevisionView,
+)
+from slmops.runtime.resource import DeploymentKey, StoredDeployment
+from slmops.runtime.world import World
+from slmwire.labels import REVISION
+
+
+def observe(
+    world: World,
+    stored: StoredDeployment,
+    *,
+    config: OperatorConfig,
+    resolutions: Mapping[str, Resolved | ResolveFailure],
+    readings: tuple[Reading, ...],
+) -> Observed:
+    """Snapshot of everything about one deployment; refers to no live object."""
+    deployment = stored.deployment
+    key = DeploymentKey(deployment.namespace, deployment.name)
+    owned = sorted(world.owned_by(key, deployment.uid), key=lambda meta: (meta.kind, meta.name))
+    return Observed(
+        deployment=deployment,
+        config=config,
+        nodes=world.nodes,
+        pods=tuple(sorted((pod.view for pod in world.pods_of(key)), key=lambda pod: pod.name)),
+        owned=tuple(
+            OwnedView(kind=meta.kind, name=meta.name, drifted=world.has_drifted(meta), deleting=meta.deleting)
+            for meta in owned
+        ),
+        revisions=tuple(_revision(meta) for meta in owned if meta.kind is OwnedKind.CONTROLLER_REVISION),
+        resolutions=dict(resolutions),
+        readings=readings,
+    )
+
+
+def _revision(meta: OwnedMeta) -> RevisionView:
+    return RevisionView(
+        revision=meta.labels.get(REVISION, ""), number=meta.number, data=dict(meta.data or {})
+    )

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resolves sources in the background and keeps the outcomes until a revision stores them."""
+
+import asyncio
+import base64
+import binascii
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from slmops.adapters.errors import Forbidden, KubeError, NotFound
+from slmops.adapters.kube import KubeClient
+from slmops.adapters.resources import SECRETS
+from slmops.api.source import SecretKeyRef, Source
+from slmops.model.observed import Resolved, ResolveFailure
+from slmops.model.plan import ResolveRequest
+from slmops.ports.clock import Clock
+from slmops.ports.sources import SourceError, SourceResolver
+from slmops.runtime.backoff import Backoff
+from slmwire.reasons import Reason
+
+RESOLVE_LIMIT_SECONDS: Final = 120.0
+PERMANENT_RETRY_SECONDS: Final = 600.0
+_log = logging.getLogger(__name__)
+
+
+class Resolutions:
+    """Outcomes by source hash for one deployment; secrets are read live, and never kept."""
+
+    def __init__(
+        self,
+        resolver: SourceResolver,
+        kube: KubeClient,
+        *,
+        namespace: str,
+        clock: Clock,
+        slots: asyncio.Semaphore,
+        on_outcome: Callable[[], None],
+    ) -> None:
+        self._resolver = resolver
+        self._kube = kube
+        self._namespace = namespace
+        self._clock = clock
+        self._slots = slots
+        self._on_outcome = on_outcome
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._backoffs: dict[str, Backoff] = {}
+        self._outcomes: dict[str, Resolved | ResolveFailure] = {}
+
+    @property
+    def outcomes(self) -> Mapping[str, Resolved | ResolveFailure]:
+        """What is known, by source hash."""
+        return self._outcomes
+
+    def request(self, requests: Iterable[ResolveRequest]) -> None:
+        """Start what is due and not under way."""
+        for request in requests:
+            if request.source_hash not in self._running:
+                task = asyncio.create_task(self._resolve(request))
+                self._running[request.source_hash] = task
+
+    def keep_only(self, source_hashes: Iterable[str]) -> None:
+        """Forget outcomes of sources that the spec no longer names."""
+        wanted = set(source_hashes)
+        for known in [h for h in self._outcomes if h not in wanted]:
+            del self._outcomes[known]
+            self._backoffs.pop(known, None)
+        for known in [h for h in self._running if h not in wanted]:
+            self._running.pop(known).cancel()
+
+    def stop(self) -> None:
+        """Give up everything under way."""
+        for task in self._running.values():
+            task.cancel()
+        self._running.clear()
+
+    async def _resolve(self, request: ResolveRequest) -> None:
+        identity = request.source_hash
+        try:
+            async with self._slots:
+                self._outcomes[identity] = await self._attempt(request)
+        finally:
+            if self._running.get(identity) is asyncio.current_task():
+                del self._running[identity]
+        self._on_outcome()
+
+    async def _attempt(self, request: ResolveRequest) -> Resolved | ResolveFailure:
+        retry_after: float | None = None
+        permanent = False
+        try:
+            token = await self._read_token(request.source)
+            async with asyncio.timeout(RESOLVE_LIMIT_SECONDS):
+                resolved = await self._resolver.resolve(request.source, token=token)
+            self._backoffs.pop(request.source_hash, None)
+            return resolved
+        except SourceError as error:
+            reason, message = Reason(error.reason), str(error)
+            retry_after, permanent = error.retry_after_seconds, error.permanent
+        except TimeoutError:
+            reason = Reason.SOURCE_UNAVAILABLE
+            message = f"the source gave no answer within {RESOLVE_LIMIT_SECONDS:g} s"
+        except KubeError as error:
+            reason, message = Reason.ACCESS_DENIED, str(error)
+        except Exception as error:
+            _log.exception("resolving a source failed")
+            reason, message = Reason.INTERNAL_ERROR, f"{type(error).__name__} while resolving the source"
+        backoff = self._backoffs.setdefault(
+            request.source_hash, Backoff(first_seconds=5.0, limit_seconds=300.0)
+        )
+        delay = max(backoff.fail(), retry_after or 0.0, PERMANENT_RETRY_SECONDS if permanent else 0.0)
+        return ResolveFailure(
+            reason=reason,
+            message=f"variant {request.variant}: {message}",
+            retry_at=self._clock.now() + delay,
+        )
+
+    async def _read_token(self, source: Source) -> str | None:
+        reference = _secret_of(source)
+        if reference is None:
+            return None
+        what = f"Secret {reference.name}"
+        try:
+            secret = await self._kube.get(SECRETS, namespace=self._namespace, name=reference.name)
+        except NotFound as error:
+            raise SourceError(
+                Reason.ACCESS_DENIED, f"{what} does not exist in namespace {self._namespace}; create it"
+            ) from error
+        except Forbidden as error:
+            raise SourceError(
+                Reason.ACCESS_DENIED,
+                f"the operator may not read {what}; allow it (chart value rbac.readSecrets)",
+            ) from error
+        try:
+            encoded = (secret.get("data") or {})[reference.key]
+            return base64.b64decode(encoded, validate=True).decode().strip()
+        except KeyError as error:
+            raise SourceError(Reason.ACCESS_DENIED, f"{what} has no key {reference.key}") from error
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise SourceError(
+                Reason.ACCESS_DENIED, f"{what}: key {reference.key} holds no text token"
+            ) from error
+
+
+def _secret_of(source: Source) -> SecretKeyRef | None:
+    for kind in (source.http, source.hf):
+        if kind is not None and kind.secret_ref is not None:
+            return kind.secret_ref
+    return None

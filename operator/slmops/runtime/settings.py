@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's configuration from the environment: read once, complained about in one line."""
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from slmops.model.config import OperatorConfig
+
+DEFAULT_METRICS_PORT: Final = 9090
+DEFAULT_HEALTH_PORT: Final = 8081
+_PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
+_LOG_FORMATS: Final = ("json", "text")
+_LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
+_NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+class SettingsError(Exception):
+    """A variable is missing or wrong; the message names it and the cure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the process was told."""
+
+    planner: OperatorConfig
+    prometheus_url: str
+    """Empty: none configured, rollouts that need metrics hold."""
+    namespace: str
+    """Where the operator's Lease lies."""
+    watch_namespaces: tuple[str, ...]
+    """Empty: all."""
+    log_format: str
+    log_level: int
+    metrics_port: int
+    """0 serves no metrics."""
+    health_port: int
+    """0 serves no health endpoint."""
+    identity: str
+    """Of this process among the operator's processes."""
+
+
+def read_settings(
+    environ: Mapping[str, str] | None = None, *, default_namespace: str = "default"
+) -> Settings:
+    """Settings from `environ` (the process's own by default). Raises SettingsError."""
+    source = os.environ if environ is None else environ
+
+    def text(name: str, default: str = "") -> str:
+        return source.get(name, "").strip() or default
+
+    image = text("SLMOPS_RUNTIME_IMAGE")
+    if not image:
+        raise SettingsError(
+            "SLMOPS_RUNTIME_IMAGE is not set: name the inference server's image (chart value runtimeImage)"
+        )
+    url = text("SLMOPS_PROMETHEUS_URL")
+    if url and not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", url):
+        raise SettingsError(
+            f"SLMOPS_PROMETHEUS_URL={url}: must be a URL such as http://prometheus.monitoring:9090, "
+            "without a query"
+        )
+    namespaces = _list(text("SLMOPS_WATCH_NAMESPACES"))
+    for namespace in namespaces:
+        if not _NAMESPACE.fullmatch(namespace):
+            raise SettingsError(f"SLMOPS_WATCH_NAMESPACES: {namespace!r} is not the name of a namespace")
+    return Settings(
+        planner=OperatorConfig(
+            runtime_image=image,
+            runtime_pull_policy=_choice(
+                "SLMOPS_RUNTIME_PULL_POLICY",
+                text("SLMOPS_RUNTIME_PULL_POLICY", "IfNotPresent"),
+                _PULL_POLICIES,
+            ),
+            allowed_host_paths=_paths(
+                "SLMOPS_ALLOWED_HOST_PATHS", text("SLMOPS_ALLOWED_HOST_PATHS", "/var/lib/slmops")
+            ),
+            allowed_file_paths=_paths("SLMOPS_ALLOWED_FILE_PATHS", text("SLMOPS_ALLOWED_FILE_PATHS")),
+        ),
+        prometheus_url=url,
+        namespace=text("SLMOPS_NAMESPACE", default_namespace),
+        watch_namespaces=namespaces,
+        log_format=_choice("SLMOPS_LOG_FORMAT", text("SLMOPS_LOG_FORMAT", "json"), _LOG_FORMATS),
+        log_level=int(
+            getattr(
+                logging,
+                _choice("SLMOPS_LOG_LEVEL", text("SLMOPS_LOG_LEVEL", "INFO").upper(), _LOG_LEVELS),
+            )
+        ),
+        metrics_port=_port("SLMOPS_METRICS_PORT", text("SLMOPS_METRICS_PORT", str(DEFAULT_METRICS_PORT))),
+        health_port=_port("SLMOPS_HEALTH_PORT", text("SLMOPS_HEALTH_PORT", str(DEFAULT_HEALTH_PORT))),
+        # In a pod the process number is always the same, so a restarted container takes its Lease
+        # over at once; on a workstation it tells two operators apart.
+        identity=f"{socket.gethostname()}-{os.getpid()}",
+    )
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(entry for part in text.split(",") if (entry := part.strip()))
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise SettingsError(f"{name}={value}: must be one of {', '.join(choices)}")
+    return value
+
+
+def _port(name: str, value: str) -> int:
+    if not value.isdigit() or not 0 <= int(value) <= 65535:
+        raise SettingsError(f"{name}={value}: must be a port number, or 0 for none")
+    return int(value)
+
+
+def _paths(name: str, value: str) -> tuple[str, ...]:
+    paths = _list(value)
+    for path in paths:
+        if not path.startswith("/") or ".." in path.split("/"):
+            raise SettingsError(f"{name}: {path!r} must be an absolute path without ..")
+    return paths

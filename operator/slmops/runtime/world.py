@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of the cluster: trimmed caches, who is woken by a change, and what we wrote."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from slmops.adapters.kube import KubeClient
+from slmops.adapters.reflector import Key, Reflector
+from slmops.adapters.resources import NODES, OWNED, PODS, Resource
+from slmops.adapters.trim import OwnedMeta, OwnedPod, trim_node, trim_owned, trim_pod
+from slmops.model.observed import NodeView, OwnedKind
+from slmops.planning.names import Names
+from slmops.planning.selectors import matches
+from slmops.runtime.resource import DeploymentKey, StoredDeployment, is_newer, key_of_body, parse_deployment
+from slmwire.labels import DOMAIN, MANAGED_BY, MANAGED_BY_VALUE
+
+_OURS = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How an owned object looked in the answer to our own write."""
+
+    uid: str
+    generation: int
+    resource_version: str
+    labels: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Belongings:
+    """What one SLMDeployment has in the cluster."""
+
+    pods: dict[Key, OwnedPod] = field(default_factory=dict)
+    owned: dict[tuple[OwnedKind, str], OwnedMeta] = field(default_factory=dict)
+
+
+class World:
+    """Caches of Nodes, Pods and owned objects, and the SLMDeployments that were seen.
+
+    `on_wake` is called with each deployment that a change concerns: its own objects, and nodes that
+    carry its labels or that its placement selects.
+    """
+
+    def __init__(
+        self, kube: KubeClient, *, namespaces: tuple[str, ...], on_wake: Callable[[DeploymentKey], None]
+    ) -> None:
+        self._on_wake = on_wake
+        self._deployments: dict[DeploymentKey, StoredDeployment] = {}
+        self._belongings: dict[DeploymentKey, _Belongings] = {}
+        self._marks: dict[tuple[OwnedKind, str, str], Mark] = {}
+        self._nodes = Reflector(kube, NODES, trim=trim_node, on_change=self._node_changed)
+        self._pods = [
+            Reflector(
+                kube,
+                PODS,
+                trim=trim_pod,
+                on_change=self._pod_changed,
+                namespace=namespace,
+                label_selector=_OURS,
+            )
+            for namespace in namespaces or ("",)
+        ]
+        self._owned = {
+            kind: [
+                Reflector(
+                    kube,
+                    resource,
+                    trim=_trimmer(kind),
+                    on_change=self._owned_changed,
+                    namespace=namespace,
+                    label_selector=_OURS,
+                )
+                for namespace in namespaces or ("",)
+            ]
+            for kind, resource in OWNED.items()
+        }
+
+    # Caches
+
+    @property
+    def reflectors(self) -> list[Reflector[Any]]:
+        """All caches, to be run."""
+        return [self._nodes, *self._pods, *(r for group in self._owned.values() for r in group)]
+
+    async def wait_synced(self) -> None:
+        """Until every cache has seen its whole list once."""
+        for reflector in self.reflectors:
+            await reflector.synced.wait()
+
+    @property
+    def nodes(self) -> tuple[NodeView, ...]:
+        """All nodes."""
+        return tuple(self._nodes.values())
+
+    def pods_of(self, key: DeploymentKey) -> Iterable[OwnedPod]:
+        """Pods that carry the deployment's label."""
+        found = self._belongings.get(key)
+        return found.pods.values() if found else ()
+
+    def owned_by(self, key: DeploymentKey, uid: str) -> Iterable[OwnedMeta]:
+        """Objects owned by this very deployment, not by an earlier one of that name."""
+        found = self._belongings.get(key)
+        return (meta for meta in found.owned.values() if uid in meta.owner_uids) if found else ()
+
+    def is_known(self, kind: OwnedKind, key: DeploymentKey, name: str) -> bool:
+        """Whether an object with our labels is in the cache, whoever owns it."""
+        found = self._belongings.get(key)
+        return found is not None and (kind, name) in found.owned
+
+    def owned_meta(self, kind: OwnedKind, key: DeploymentKey, name: str) -> OwnedMeta | None:
+        """What is known of an owned object."""
+        found = self._belongings.get(key)
+        return found.owned.get((kind, name)) if found else None
+
+    def node(self, name: str) -> NodeView | None:
+        """A node."""
+        return self._nodes.get(("", name))
+
+    # Own writes
+
+    def take_in_node(self, body: Mapping[str, Any]) -> None:
+        """The answer to a patch of a node."""
+        self._nodes.put(body)
+
+    def take_in_owned(self, kind: OwnedKind, body: Mapping[str, Any]) -> None:
+        """The answer to an apply: remember it, so that a later change by others shows."""
+        meta = trim_owned(kind, body)
+        self._marks[(kind, meta.namespace, meta.name)] = Mark(
+            meta.uid, meta.generation, meta.resource_version, meta.labels
+        )
+        for reflector in self._owned[kind]:
+            if reflector.namespace in ("", meta.namespace):
+                reflector.put(body)
+
+    def has_drifted(self, meta: OwnedMeta) -> bool:
+        """Whether somebody changed an object since our own last write.
+
+        A body is not compared: the API server fills in defaults that would have to be known. What our
+        own apply returned is remembered instead. After a restart nothing is remembered, so each
+        object that can be changed is applied once more, which changes nothing where nothing differs.
+        """
+        mark = self._marks.get((meta.kind, meta.namespace, meta.name))
+        if mark is None or mark.uid != meta.uid:
+            # The content of these two is immutable: that they exist is all there is to say.
+            return meta.kind not in (OwnedKind.CONFIG_MAP, OwnedKind.CONTROLLER_REVISION)
+        return (
+            mark.generation != meta.generation
+            or mark.resource_version != meta.resource_version
+            or mark.labels != meta.labels
+        )
+
+    # SLMDeployments
+
+    @property
+    def keys(self) -> tuple[DeploymentKey, ...]:
+        """All SLMDeployments."""
+        return tuple(self._deployments)
+
+    def stored(self, key: DeploymentKey) -> StoredDeployment | None:
+        """The latest known state of a deployment."""
+        return self._deployments.get(key)
+
+    def take_in_deployment(self, body: Mapping[str, Any]) -> bool:
+        """Take in a body from the stream, a list or an answer; False when it was no news."""
+        key = key_of_body(body)
+        known = self._deployments.get(key)
+        if not is_newer(body, known):
+            return False
+        self._deployments[key] = parse_deployment(body, known)
+        return True
+
+    def forget_deployment(self, key: DeploymentKey) -> None:
+        """The deployment is gone."""
+        self._deployments.pop(key, None)
+
+    # Wakes
+
+    def _node_changed(self, _: Key, old: NodeView | None, new: NodeView | None) -> None:
+        views = [view for view in (old, new) if view is not None]
+        prefixes = {
+            key.split("/", 1)[0] + "/"
+            for view in views
+            for key in view.labels
+            if key.partition("/")[0].endswith(f".{DOMAIN}")
+        }
+        for key, stored in self._deployments.items():
+            spec = stored.deployment.spec
+            selector = spec.placement.node_selector if spec else None
+            if Names(*key).label_prefix in prefixes or (
+                selector is not None and any(matches(selector, view.labels) for view in views)
+            ):
+                self._on_wake(key)
+
+    def _pod_changed(self, key: Key, old: OwnedPod | None, new: OwnedPod | None) -> None:
+        for pod in (old, new):
+            if pod is not None and (new is None or pod.deployment != new.deployment):
+                self._of(pod).pods.pop(key, None)
+        if new is not None:
+            self._of(new).pods[key] = new
+        self._wake_owners(old, new)
+
+    def _owned_changed(self, _: Key, old: OwnedMeta | None, new: OwnedMeta | None) -> None:
+        if old is not None:
+            self._of(old).owned.pop((old.kind, old.name), None)
+        if new is not None:
+            self._of(new).owned[(new.kind, new.name)] = new
+        else:
+            assert old is not None
+            self._marks.pop((old.kind, old.namespace, old.name), None)
+        self._wake_owners(old, new)
+
+    def _wake_owners(self, *values: OwnedPod | OwnedMeta | None) -> None:
+        for key in {DeploymentKey(v.namespace, v.deployment) for v in values if v is not None}:
+            belongings = self._belongings.get(key)
+            if belongings is not None and not belongings.pods and not belongings.owned:
+                del self._belongings[key]
+            self._on_wake(key)
+
+    def _of(self, value: OwnedPod | OwnedMeta) -> _Belongings:
+        return self._belongings.setdefault(DeploymentKey(value.namespace, value.deployment), _Belongings())
+
+
+def _trimmer(kind: OwnedKind) -> Callable[[Mapping[str, Any]], OwnedMeta]:
+    return lambda body: trim_owned(kind, body)
+
+
+def resource_of(kind: OwnedKind) -> Resource:
+    """Resource type of an owned kind."""
+    return OWNED[kind]
