@@ -3,6 +3,7 @@
 
 from e2e.lib.chat import Answer, NodeClient
 from e2e.lib.deployment import Deployment
+from e2e.lib.history import Frame, History
 from e2e.lib.release import OperatorImages, install_operator, rig_images, uninstall_operator
 from e2e.lib.session import Cluster, FaultsUnavailableError, WaitError, open_cluster
 from e2e.lib.traffic import Traffic, TrafficReport
@@ -12,6 +13,8 @@ __all__ = [
     "Cluster",
     "Deployment",
     "FaultsUnavailableError",
+    "Frame",
+    "History",
     "NodeClient",
     "OperatorImages",
     "Traffic",

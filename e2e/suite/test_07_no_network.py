@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No network: a crashed server, even a whole pod, comes back from the node's cache and answers."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.lib import Cluster, Deployment, NodeClient
+from e2e.lib.chat import is_expected
+from e2e.lib.manifests import golden_cases
+from e2e.rig import Rig
+from e2e.suite.conftest import Make
+from e2e.suite.faults import kill_sandbox, model_requests, now, wait_offline, wait_online
+
+
+@pytest.fixture(scope="module")
+def orders(make_deployment: Make) -> Iterator[Deployment]:
+    """v1 on all edge nodes."""
+    deployment = make_deployment()
+    deployment.apply("v1")
+    deployment.wait_installed()
+    yield deployment
+
+
+def wait_answer(orders: Deployment, client: NodeClient, *, timeout_seconds: float = 60) -> None:
+    """Wait until the node's Service answers right again."""
+    service, case = orders.service_address(), golden_cases()[0]
+
+    def answers() -> bool:
+        answer = client.chat(service, case["messages"], timeout_seconds=5)
+        return answer.ok and is_expected(case, answer.text)
+
+    orders.cluster.wait_for(f"an answer on {client.node}", answers, timeout_seconds=timeout_seconds)
+
+
+def test_offline_crash_and_lost_pod_come_back_from_the_cache(
+    orders: Deployment, cluster: Cluster, rig: Rig, clients: dict[str, NodeClient]
+) -> None:
+    node = cluster.edge_nodes[1]
+    client, service = clients[node], orders.service_address()
+    pod = orders.pod_on(node)["metadata"]["name"]
+    rig.node_link_down(node)
+    wait_offline(cluster, node)
+    wait_answer(orders, client, timeout_seconds=5)
+
+    # The inference process dies.
+    rig.kill_container(orders.namespace, pod, container="server")
+    assert not client.ask(service, "hello", timeout_seconds=2).ok, "the server was to be dead"
+    wait_answer(orders, client)
+
+    # The whole pod dies, so the fetcher runs again, with no link to anywhere.
+    kill_sandbox(rig, node, namespace=orders.namespace, pod=pod)
+    wait_answer(orders, client, timeout_seconds=90)
+
+    rig.node_link_up(node)
+    wait_online(cluster, node)
+    orders.wait_installed()
+    after = orders.pod_on(node)
+    assert after["metadata"]["name"] == pod, "nobody replaced the pod"
+    restarts = {c["name"]: c["restartCount"] for c in after["status"]["containerStatuses"]}
+    assert restarts["server"] >= 2
+
+
+def test_a_new_pod_downloads_nothing(
+    orders: Deployment, cluster: Cluster, rig: Rig, clients: dict[str, NodeClient]
+) -> None:
+    node = cluster.edge_nodes[0]
+    assert model_requests(rig, since=0, path="/orders/v1-int4/model.onnx"), "the log shows no download at all"
+    begin = now()
+    old = orders.pod_on(node)["metadata"]
+    cluster.delete("pod", old["name"], namespace=orders.namespace)
+
+    def replaced() -> bool:
+        try:
+            new = orders.pod_on(node)
+        except LookupError:
+            return False
+        ready = all(c["ready"] for c in new["status"].get("containerStatuses", [])) and bool(
+            new["status"].get("containerStatuses")
+        )
+        return bool(new["metadata"]["uid"] != old["uid"]) and ready
+
+    orders.wait("a new pod being ready", replaced, timeout_seconds=60)
+    wait_answer(orders, clients[node], timeout_seconds=10)
+    assert model_requests(rig, since=begin, path="/orders/") == []
+    said = orders.cluster.logs(orders.namespace, orders.pod_on(node)["metadata"]["name"], container="fetch")
+    assert said.strip(), "the fetcher logs nothing"
+
+
+def test_a_second_deployment_of_the_same_model_downloads_nothing(
+    orders: Deployment, make_deployment: Make, rig: Rig
+) -> None:
+    begin = now()
+    second = make_deployment("orders-too")
+    second.apply("v1")
+    second.wait_installed()
+    asked = model_requests(rig, since=begin, path="/orders/v1-int4/")
+    # The operator reads the manifest to resolve the source; no node fetches a byte.
+    assert set(asked) <= {"/orders/v1-int4/slm-manifest.json"}, asked
