@@ -37,7 +37,7 @@ class LeaseGuard:
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._kube = kube
-        self._namespace = namespace
+        self.namespace = namespace
         self._identity = identity
         self._duration_seconds = duration_seconds
         self._on_change = on_change
@@ -63,14 +63,14 @@ class LeaseGuard:
             try:
                 holder = await self._try()
                 if not holder:
-                    _log.info("holding the Lease %s/%s", self._namespace, LEASE_NAME)
+                    _log.info("holding the Lease %s/%s", self.namespace, LEASE_NAME)
                     self._on_change()
                     return
                 if not waiting:
-                    _log.info("waiting for the Lease %s/%s: held by %s", self._namespace, LEASE_NAME, holder)
+                    _log.info("waiting for the Lease %s/%s: held by %s", self.namespace, LEASE_NAME, holder)
                     waiting = True
             except KubeError as error:
-                _log.warning("cannot take the Lease %s/%s: %s", self._namespace, LEASE_NAME, error)
+                _log.warning("cannot take the Lease %s/%s: %s", self.namespace, LEASE_NAME, error)
             await asyncio.sleep(self.retry_seconds)
 
     async def keep(self) -> None:
@@ -81,9 +81,9 @@ class LeaseGuard:
             try:
                 holder = await self._try()
                 if holder:
-                    raise LeaseLost(f"the Lease {self._namespace}/{LEASE_NAME} was taken by {holder}")
+                    raise LeaseLost(f"the Lease {self.namespace}/{LEASE_NAME} was taken by {holder}")
             except KubeError as error:
-                _log.warning("cannot renew the Lease %s/%s: %s", self._namespace, LEASE_NAME, error)
+                _log.warning("cannot renew the Lease %s/%s: %s", self.namespace, LEASE_NAME, error)
             if self.held() != allowed:
                 allowed = self.held()
                 self._on_change()
@@ -94,11 +94,11 @@ class LeaseGuard:
             return
         self._renewed_at = float("-inf")
         try:
-            lease = await self._kube.get(LEASES, namespace=self._namespace, name=LEASE_NAME)
+            lease = await self._kube.get(LEASES, namespace=self.namespace, name=LEASE_NAME)
             if lease["spec"].get("holderIdentity") != self._identity:
                 return
             lease["spec"] = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
-            await self._kube.replace(LEASES, namespace=self._namespace, body=lease)
+            await self._kube.replace(LEASES, namespace=self.namespace, body=lease)
         except KubeError as error:
             _log.info("the Lease was not given back: %s", error)
 
@@ -107,16 +107,16 @@ class LeaseGuard:
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
         try:
-            lease = await self._kube.get(LEASES, namespace=self._namespace, name=LEASE_NAME)
+            lease = await self._kube.get(LEASES, namespace=self.namespace, name=LEASE_NAME)
         except NotFound:
             body = {
                 "apiVersion": LEASES.api_version,
                 "kind": LEASES.kind,
-                "metadata": {"name": LEASE_NAME, "namespace": self._namespace},
+                "metadata": {"name": LEASE_NAME, "namespace": self.namespace},
                 "spec": self._spec(transitions=0),
             }
             try:
-                await self._kube.create(LEASES, namespace=self._namespace, body=body)
+                await self._kube.create(LEASES, namespace=self.namespace, body=body)
             except Conflict:
                 return "another process that was quicker"
             self._renewed_at = asked_at
@@ -137,7 +137,7 @@ class LeaseGuard:
             renewed = {**spec, "renewTime": renewed["renewTime"]}
         lease["spec"] = renewed
         try:
-            await self._kube.replace(LEASES, namespace=self._namespace, body=lease)
+            await self._kube.replace(LEASES, namespace=self.namespace, body=lease)
         except Conflict:
             # Somebody edited our own Lease: renewed at the next turn.
             return "" if holder == self._identity else "another process that was quicker"

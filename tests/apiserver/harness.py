@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator in this process on a real API server, with doubles at its two outward ports.
+
+The planner, the caches, the writes, the DaemonSet controller and the scheduler are the real ones; the
+kubelets are KWOK's, which set every pod Ready.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from slmops.adapters.clock import SystemClock
+from slmops.adapters.errors import KubeError, NotFound
+from slmops.adapters.kube import KubeClient
+from slmops.adapters.reflector import Reflector
+from slmops.adapters.resources import DAEMON_SETS, DEPLOYMENTS, NODES, PODS, Resource
+from slmops.api import API_VERSION, KIND
+from slmops.api.source import Source
+from slmops.model.config import OperatorConfig
+from slmops.model.observed import MetricQuery, Preset, Resolved, Sample
+from slmops.planning.names import Names
+from slmops.ports.metrics import ProviderError
+from slmops.ports.sources import SourceError
+from slmops.runtime.operator import Operator, Parts
+from slmwire.labels import REVISION, ROLE
+from slmwire.manifest import Manifest, ManifestFile
+from slmwire.reasons import Reason
+
+NAME: Final = "orders"
+WAIT_SECONDS: Final = 40.0
+_KWOK: Final = "kwok.x-k8s.io/node"
+Body = dict[str, Any]
+
+
+class ScriptedProvider:
+    """Answers by preset and revision; what is not scripted is healthy with plenty of samples."""
+
+    def __init__(self) -> None:
+        self.samples: dict[tuple[Preset, str], Sample] = {}
+        self.outage = ""
+        self.hangs = False
+        self.asked = 0
+
+    def script(self, preset: Preset, revision: str, value: float | None, *, samples: int = 500) -> None:
+        """From now on `preset` has this value on the pods of `revision`."""
+        self.samples[(preset, revision)] = Sample(value=value, samples=samples)
+
+    async def read(self, query: MetricQuery) -> Sample:
+        """Implements MetricsProvider."""
+        self.asked += 1
+        if self.hangs:
+            await asyncio.sleep(3600)
+        if self.outage:
+            raise ProviderError(self.outage)
+        healthy = 0.99 if query.preset is Preset.EVALUATION_SCORE else 0.0
+        return self.samples.get((query.preset, query.revision), Sample(value=healthy, samples=500))
+
+
+class ScriptedResolver:
+    """One file per URL, with a hash of the URL; fails for the URLs it is told."""
+
+    def __init__(self) -> None:
+        self.failing: dict[str, str] = {}
+        self.asked: list[str] = []
+
+    async def resolve(self, source: Source, *, token: str | None = None) -> Resolved:
+        """Implements SourceResolver."""
+        assert source.http is not None
+        url = source.http.url
+        self.asked.append(url)
+        if url in self.failing:
+            raise SourceError(Reason.SOURCE_UNAVAILABLE, self.failing[url], retry_after_seconds=0.5)
+        digest = hashlib.sha256(url.encode()).hexdigest()
+        file = ManifestFile(path="model.onnx", size=4096, sha256=digest, url=f"{url}.onnx")
+        return Resolved(manifest=Manifest(files=(file,)), reference=url)
+
+
+class Killed(BaseException):
+    """The process is gone: nothing after this line ran."""
+
+
+class CountingClient(KubeClient):
+    """Counts writes, and dies before the one it is told to die before."""
+
+    writes: list[str]
+    die_before: int | None = None
+    broken: Callable[[str, str], bool] = staticmethod(lambda verb, path: False)
+
+    async def _json(self, verb: str, resource: Resource, **options: Any) -> Body:
+        reading = verb in ("get", "list") or resource.plural in ("leases", "events")
+        if not reading:
+            if self.die_before is not None and len(self.writes) >= self.die_before:
+                raise Killed
+            path = str(options.get("path"))
+            if self.broken(verb, path):
+                raise KubeError(f"{verb} {path}: scripted failure", status=500)
+            self.writes.append(f"{verb} {path}")
+        return await super()._json(verb, resource, **options)
+
+
+@dataclass
+class Cluster:
+    """A namespace of its own with nodes of its own."""
+
+    kube: KubeClient
+    connect: Callable[[], CountingClient]
+    namespace: str
+    provider: ScriptedProvider = field(default_factory=ScriptedProvider)
+    resolver: ScriptedResolver = field(default_factory=ScriptedResolver)
+    runs: int = 0
+
+    # Nodes
+
+    async def add_node(self, name: str, **labels: str) -> str:
+        """A Ready node of this test; returns its full name."""
+        full = f"{self.namespace}-{name}"
+        body = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {
+                "name": full,
+                "annotations": {_KWOK: "fake"},
+                "labels": {"test": self.namespace, "kubernetes.io/hostname": full} | labels,
+            },
+        }
+        await self.kube.apply(NODES, body=body)
+
+        async def ready() -> bool:
+            return _ready(await self.kube.get(NODES, name=full))
+
+        await until("the node being Ready", ready)
+        return full
+
+    async def node_offline(self, node: str) -> None:
+        """Its kubelet stops reporting: KWOK lets go of it and the condition turns Unknown."""
+        await self.kube.merge_patch(NODES, name=node, body={"metadata": {"annotations": {_KWOK: None}}})
+        await self._set_ready(node, "Unknown")
+
+    async def node_online(self, node: str) -> None:
+        """Its kubelet is back."""
+        await self.kube.merge_patch(NODES, name=node, body={"metadata": {"annotations": {_KWOK: "fake"}}})
+
+        async def ready() -> bool:
+            return _ready(await self.kube.get(NODES, name=node))
+
+        await until("the node being Ready again", ready)
+
+    async def _set_ready(self, node: str, status: str) -> None:
+        body = await self.kube.get(NODES, name=node)
+        for condition in body["status"]["conditions"]:
+            if condition["type"] == "Ready":
+                condition["status"] = status
+                condition["reason"] = "NodeStatusUnknown"
+        await self.kube.replace(NODES, body=body, subresource="status")
+
+    async def node_labels(self) -> dict[str, dict[str, str]]:
+        """Our labels per node of this test, without the prefix."""
+        prefix = Names(self.namespace, NAME).label_prefix
+        return {
+            body["metadata"]["name"].removeprefix(f"{self.namespace}-"): {
+                key.removeprefix(prefix): value
+                for key, value in body["metadata"]["labels"].items()
+                if key.startswith(prefix)
+            }
+            for body in await self.items(NODES, label_selector=f"test={self.namespace}")
+        }
+
+    # Objects
+
+    async def items(self, resource: Resource, *, namespace: str = "", label_selector: str = "") -> list[Body]:
+        """All items of a list."""
+        result: list[Body] = []
+        async with aclosing(
+            self.kube.list(resource, namespace=namespace, label_selector=label_selector)
+        ) as pages:
+            async for page in pages:
+                result += page["items"]
+        return result
+
+    async def serving_pods(self) -> dict[str, str]:
+        """Uid of each serving pod that is not being deleted -> its revision."""
+        pods = await self.items(PODS, namespace=self.namespace, label_selector=f"{ROLE}=serve")
+        return {
+            p["metadata"]["uid"]: p["metadata"]["labels"][REVISION]
+            for p in pods
+            if "deletionTimestamp" not in p["metadata"]
+        }
+
+    async def daemon_sets(self) -> list[str]:
+        """Names of all DaemonSets."""
+        return [d["metadata"]["name"] for d in await self.items(DAEMON_SETS, namespace=self.namespace)]
+
+    async def apply(self, version: str, **rollout: Any) -> None:
+        """Apply the SLMDeployment with one model version, and settings of the rollout."""
+        await self.kube.apply(
+            DEPLOYMENTS, namespace=self.namespace, body=deployment(self.namespace, version, **rollout)
+        )
+
+    async def annotate(self, **annotations: str) -> None:
+        """Set annotations of the SLMDeployment (`/` written as `__`)."""
+        named = {key.replace("__", "/"): value for key, value in annotations.items()}
+        await self.kube.merge_patch(
+            DEPLOYMENTS,
+            namespace=self.namespace,
+            name=NAME,
+            body={"metadata": {"annotations": {f"slmops.dev/{k}": v for k, v in named.items()}}},
+        )
+
+    async def read(self) -> Body:
+        """The SLMDeployment."""
+        return await self.kube.get(DEPLOYMENTS, namespace=self.namespace, name=NAME)
+
+    async def status(self) -> Body:
+        """Its status."""
+        status: Body = (await self.read()).get("status") or {}
+        return status
+
+    async def until_status(self, what: str, test: Callable[[Body], bool]) -> Body:
+        """Wait for a status; fails with the last one seen."""
+        seen: Body = {}
+
+        async def holds() -> bool:
+            nonlocal seen
+            seen = await self.status()
+            return test(seen)
+
+        await until(what, holds, seen=lambda: seen)
+        return seen
+
+    async def until_promoted(self, version: str) -> str:
+        """Wait until `version` is stable and the rollout completed; its revision."""
+        status = await self.until_status(
+            f"{version} being promoted",
+            lambda s: (
+                s.get("modelVersion") == version
+                and s["stableRevision"] == s["updateRevision"]
+                and step_of(s) == "Completed"
+            ),
+        )
+        return str(status["stableRevision"])
+
+    async def until_settled(self, revision: str, nodes: int) -> None:
+        """Wait until exactly `nodes` nodes serve `revision` and nothing else is left on any."""
+        expected = {revision}
+
+        async def settled() -> bool:
+            labels = await self.node_labels()
+            given = [set(found) for found in labels.values() if found]
+            pods = await self.serving_pods()
+            return (
+                len(given) == nodes and all(g == expected for g in given) and len(pods) == nodes
+                and set(pods.values()) == expected
+            )  # fmt: skip
+
+        await until(f"{nodes} nodes serving {revision} alone", settled)
+
+    # The operator
+
+    @asynccontextmanager
+    async def operator(self, *, die_before: int | None = None) -> AsyncIterator["Running"]:
+        """The operator, running until the end of the block (as a process that is ended cleanly)."""
+        self.runs += 1
+        client = self.connect()
+        client.writes = []
+        client.die_before = die_before
+        running = Running(client=client, operator=self._build(client))
+        task = asyncio.create_task(running.run())
+        running.task = task
+        try:
+            yield running
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError, BaseExceptionGroup, Killed):
+                await task
+            await client.close()
+
+    def _build(self, client: KubeClient) -> Operator:
+        return Operator(
+            Parts(
+                kube=client,
+                provider=self.provider,
+                resolver=self.resolver,
+                clock=SystemClock(),
+                config=OperatorConfig(runtime_image="registry.example/runtime:1", release_timeout_seconds=20),
+                namespace=self.namespace,
+                identity=f"operator-{self.runs}",
+                watch_namespaces=(self.namespace,),
+                lease_seconds=3,
+            )
+        )
+
+
+@dataclass
+class Running:
+    """An operator that runs."""
+
+    client: CountingClient
+    operator: Operator
+    task: "asyncio.Task[None] | None" = None
+
+    async def run(self) -> None:
+        """The operator with a feed of SLMDeployments, which is kopf's part in production."""
+
+        def feed(_: Any, old: Body | None, new: Body | None) -> None:
+            if new is not None:
+                self.operator.deployment_seen(new)
+            elif old is not None:
+                self.operator.deployment_gone(old)
+
+        stream: Reflector[Body] = Reflector(
+            self.client,
+            DEPLOYMENTS,
+            trim=dict,
+            on_change=feed,
+            namespace=self.operator.guard.namespace,
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stream.run())
+            group.create_task(self.operator.run())
+
+    async def until_dead(self) -> None:
+        """Wait until it died of its own."""
+        assert self.task is not None
+        with suppress(Killed, BaseExceptionGroup):
+            await asyncio.wait_for(asyncio.shield(self.task), WAIT_SECONDS)
+
+
+def deployment(namespace: str, version: str, **rollout: Any) -> Body:
+    """Three waves with soak and interval of a second; `version` decides the source."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": NAME, "namespace": namespace},
+        "spec": {
+            "model": {"name": "orders", "version": version},
+            "variants": [
+                {
+                    "name": "int4",
+                    "source": {"http": {"url": f"https://models.example/{version}/m.json"}},
+                    "resources": {"requests": {"memory": "64Mi"}},
+                }
+            ],
+            "placement": {"nodeSelector": {"matchLabels": {"test": namespace}}},
+            "rollout": {
+                "waves": [
+                    {"name": "pilot", "nodeSelector": {"matchLabels": {"pilot": "true"}}},
+                    {"name": "half", "percent": 50},
+                    {"name": "all", "percent": 100},
+                ],
+                "maxUnavailable": "50%",
+                "soak": "1s",
+                "progressDeadline": "60s",
+                "analysis": {
+                    "interval": "1s",
+                    "passes": 1,
+                    "metrics": [
+                        {"name": "errors", "preset": "ErrorRate", "max": "0.05", "failureLimit": 1},
+                        {"name": "quality", "preset": "EvaluationScore", "maxDegradation": "0.03",
+                         "failureLimit": 1},
+                    ],
+                },
+            }
+            | rollout,
+        },
+    }  # fmt: skip
+
+
+def condition(status: Body, kind: str) -> Body:
+    """A condition; empty when it is not there."""
+    found: Body = next((c for c in status.get("conditions", ()) if c["type"] == kind), {})
+    return found
+
+
+def step_of(status: Body) -> str:
+    """The rollout's step; empty before the first."""
+    return str((status.get("rollout") or {}).get("step", ""))
+
+
+def verdicts(status: Body) -> Mapping[str, str]:
+    """Verdict by wave."""
+    return {wave["name"]: wave["verdict"] for wave in status["rollout"]["waves"]}
+
+
+async def until(
+    what: str,
+    test: Callable[[], Awaitable[bool]],
+    *,
+    seen: Callable[[], object] = lambda: "",
+    seconds: float = WAIT_SECONDS,
+) -> None:
+    """Poll until `test` holds; AssertionError with what was seen when it does not in time."""
+    end = asyncio.get_running_loop().time() + seconds
+    while True:
+        with suppress(NotFound):
+            if await test():
+                return
+        if asyncio.get_running_loop().time() > end:
+            raise AssertionError(f"waited {seconds:g} s for {what}; last seen: {seen()}")
+        await asyncio.sleep(0.1)
+
+
+def _ready(node: Body) -> bool:
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
