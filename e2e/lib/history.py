@@ -2,18 +2,17 @@
 """Everything that happens to a deployment while a test looks elsewhere: every version of its status
 and every change of the nodes' labels, by watching, so that no state in between is missed."""
 
-import json
-import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from e2e.lib.deployment import KIND, Deployment
 from e2e.lib.observe import assignments, label_prefix, rollout_of
 from e2e.lib.session import EDGE_SELECTOR
+from e2e.lib.watch import Watch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +64,7 @@ class History:
         self._resource: Mapping[str, Any] = {}
         self._nodes: dict[str, Mapping[str, Any]] = {}
         self._lock = threading.Lock()
-        self._watches: list[subprocess.Popen[str]] = []
-        self._threads: list[threading.Thread] = []
+        self._watches = ExitStack()
 
     @property
     def frames(self) -> tuple[Frame, ...]:
@@ -88,63 +86,30 @@ class History:
         return "\n".join(lines)
 
     def __enter__(self) -> "History":
-        self._watch("nodes", "-l", EDGE_SELECTOR, take=self._take_node)
-        where = ["-n", self.deployment.namespace, f"--field-selector=metadata.name={self.deployment.name}"]
-        self._watch(KIND, *where, take=self._take_resource)
+        cluster, deployment = self.deployment.cluster, self.deployment
+        where = ["-n", deployment.namespace, f"--field-selector=metadata.name={deployment.name}"]
+        self._watches.enter_context(Watch(cluster, "nodes", "-l", EDGE_SELECTOR, take=self._take_node))
+        self._watches.enter_context(Watch(cluster, KIND, *where, take=self._take_resource))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for watch in self._watches:
-            watch.terminate()
-        for watch, thread in zip(self._watches, self._threads, strict=True):
-            watch.wait(10)
-            thread.join(5)
+        self._watches.close()
 
-    def _watch(self, *arguments: str, take: Callable[[Mapping[str, Any]], None]) -> None:
-        kubectl = self.deployment.cluster.kubectl
-        command = [
-            str(kubectl.binary), "--kubeconfig", str(kubectl.kubeconfig), "get", *arguments,
-            "--watch", "--output-watch-events", "-o", "json",
-        ]  # fmt: skip
-        watch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert watch.stdout is not None
-        thread = threading.Thread(target=self._follow, args=(watch.stdout, take), daemon=True)
-        thread.start()
-        self._watches.append(watch)
-        self._threads.append(thread)
-
-    def _follow(self, stream: IO[str], take: Callable[[Mapping[str, Any]], None]) -> None:
-        for event in read_documents(stream):
-            take(event["object"])
-
-    def _take_resource(self, resource: Mapping[str, Any]) -> None:
+    def _take_resource(self, kind: str, resource: Mapping[str, Any], at: float) -> None:
         with self._lock:
             self._resource = resource
-            self._record()
+            self._record(at)
 
-    def _take_node(self, node: Mapping[str, Any]) -> None:
+    def _take_node(self, kind: str, node: Mapping[str, Any], at: float) -> None:
         name = node["metadata"]["name"]
         with self._lock:
             before = self._nodes.get(name, {}).get("metadata", {}).get("labels")
             self._nodes[name] = node
             if before != node["metadata"].get("labels"):
-                self._record()
+                self._record(at)
 
-    def _record(self) -> None:
+    def _record(self, at: float) -> None:
         labels = assignments(self._nodes.values(), prefix=self._prefix)
-        self._frames.append(Frame(at=time.time(), resource=self._resource, labels=labels))
-
-
-def read_documents(stream: IO[str]) -> Iterator[Mapping[str, Any]]:
-    """JSON documents that follow each other in a stream."""
-    decoder = json.JSONDecoder()
-    lines: list[str] = []
-    for line in stream:
-        lines.append(line)
-        # kubectl indents: a document ends with a brace in the first column.
-        if line.rstrip() == "}":
-            document, _ = decoder.raw_decode("".join(lines))
-            lines.clear()
-            yield document
+        self._frames.append(Frame(at=at, resource=self._resource, labels=labels))
