@@ -72,6 +72,8 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
 def _patch(names: Names, state: NodeState, *, release: bool) -> PatchNodeLabels | None:
     labels: dict[str, str | None] = {names.serve_label(r): None for r in state.serve}
     labels |= {names.prefetch_label(r): None for r in state.prefetch}
+    if state.moving:
+        labels[names.moving_label] = None
     if release and state.online:
         if state.release:
             done = any(p.ready and p.role is Role.RELEASE and not p.deleting for p in state.pods)

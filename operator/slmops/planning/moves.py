@@ -26,6 +26,8 @@ class Wish:
     """Whether the node may be switched now; otherwise it may only fetch ahead."""
     returning: bool = False
     """Goes back to a revision that it left a moment ago: still in its cache, no prefetch needed."""
+    fetch_first: bool = False
+    """Takes it after its model is in the cache, even if the node serves nothing so far."""
 
 
 def limit_of(max_unavailable: str | int, nodes: int) -> int:
@@ -37,15 +39,22 @@ def limit_of(max_unavailable: str | int, nodes: int) -> int:
 
 
 def plan_moves(
-    names: Names, fleet: Fleet, wishes: Mapping[str, Wish], *, key: str
+    names: Names, fleet: Fleet, wishes: Mapping[str, Wish], *, key: str, cause: str
 ) -> tuple[PatchNodeLabels, ...]:
-    """Patches for this look, in a stable order, within the spec's limit of nodes in motion."""
+    """Patches for this look, in a stable order, within the spec's limit of nodes in motion.
+
+    `cause` names the rollout that nodes are moved for (a label value). It is left on a node whose
+    serving pod is taken away before another is there, until one is. So the limit counts what moves
+    have taken away, and neither nodes that never served nor those that broke by themselves.
+    """
     states = sorted(fleet.states, key=lambda state: stable_order(key, state.name))
     limit = limit_of(fleet.spec.rollout.max_unavailable, len(fleet.matched))
-    budget = limit - sum(1 for state in states if _in_motion(state, wishes.get(state.name)))
+    moving = frozenset(s.name for s in states if _in_motion(s, wishes.get(s.name), cause))
+    look = _Look(names=names, fleet=fleet, cause=cause, moving=moving)
+    budget = limit - len(moving)
     patches = []
     for state in states:
-        move = _move(names, fleet, state, wishes.get(state.name), budget)
+        move = _move(look, state, wishes.get(state.name), budget)
         if move is not None:
             patches.append(move.patch)
             budget -= move.cost
@@ -58,55 +67,72 @@ class _Move:
     cost: int = 0
 
 
-def _in_motion(state: NodeState, wish: Wish | None) -> bool:
-    """The node has begun to change over, or serves nothing although it was given a revision."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What the moves of one look have in common."""
+
+    names: Names
+    fleet: Fleet
+    cause: str
+    moving: frozenset[str]
+    """Nodes that are in motion already; a further step of theirs costs nothing more."""
+
+
+def _in_motion(state: NodeState, wish: Wish | None, cause: str) -> bool:
+    """The node has begun to change over, or a move took its pod away and none has come up yet.
+
+    A node whose new pod will not come up by itself while the old one serves has lost nothing. One that
+    an earlier rollout moved and that is broken now is not waited for: it would block every other.
+    """
     if wish is None or not state.online or not state.serve:
         return False
-    return len(state.serve) > 1 or not state.serving
+    broken = state.serve_problem(wish.revision.revision) is not None
+    if len(state.serve) > 1:
+        return not (broken and state.serves_given)
+    return bool(state.moving) and not state.serves_given and (state.moving == cause or not broken)
 
 
-def _move(names: Names, fleet: Fleet, state: NodeState, wish: Wish | None, budget: int) -> _Move | None:
+def _move(look: _Look, state: NodeState, wish: Wish | None, budget: int) -> _Move | None:
+    names = look.names
     if not state.matched:
-        return _forget(names, state)
+        gone = _drop_marks(names, state) | {names.serve_label(r): None for r in state.serve}
+        return _patch(state, gone, "the node no longer matches placement")
     if wish is None:
-        return None
+        return _patch(state, _drop_marks(names, state), "no variant of the wanted revision suits the node")
     revision, variant = wish.revision.revision, wish.variant.name
     has, others = state.serve.get(revision), [r for r in state.serve if r != revision]
     if has == variant and not others:
-        return _patch(state, _drop_prefetch(names, state), "the node serves it, nothing to fetch ahead")
+        if state.serves(revision, variant):
+            return _patch(state, _drop_marks(names, state), "the node serves it, nothing is pending")
+        return _patch(state, _drop_prefetch(names, state), "the node has it, nothing to fetch ahead")
     if not state.online:
         return None
-    if not state.serve:
-        return _patch(state, {names.serve_label(revision): variant}, f"new node takes {revision}")
+    if not state.serve and not wish.fetch_first:
+        labels = _drop_prefetch(names, state) | {names.serve_label(revision): variant}
+        return _patch(state, labels, f"new node takes {revision}")
     if has == variant:
-        return _settle(names, state, wish, others, budget)
+        return _settle(look, state, wish, others, budget)
     if not wish.returning and not state.cached(revision, variant):
         return _prefetch(names, state, revision, variant)
     if not wish.may_flip:
         return None
-    return _flip(names, fleet, state, wish, budget)
+    return _flip(look, state, wish, budget)
 
 
-def _forget(names: Names, state: NodeState) -> _Move | None:
-    labels: dict[str, str | None] = {names.serve_label(r): None for r in state.serve}
-    labels |= _drop_prefetch(names, state)
-    return _patch(state, labels, "the node no longer matches placement")
-
-
-def _settle(names: Names, state: NodeState, wish: Wish, others: list[str], budget: int) -> _Move | None:
+def _settle(look: _Look, state: NodeState, wish: Wish, others: list[str], budget: int) -> _Move | None:
     """The node holds the new revision beside others: drop those once nothing is lost by it."""
-    revision = wish.revision.revision
+    names, revision = look.names, wish.revision.revision
     labels: dict[str, str | None] = {names.serve_label(r): None for r in others}
-    labels |= _drop_prefetch(names, state)
     if state.serves(revision, wish.variant.name):
-        return _patch(state, labels, f"{revision} serves, the other revision goes")
+        return _patch(state, labels | _drop_marks(names, state), f"{revision} serves, the other one goes")
+    labels |= _drop_prefetch(names, state)
     if wish.returning and not state.serving:
         return _patch(state, labels, "what is left behind does not serve either")
     problem = state.serve_problem(revision)
-    if problem is not None and problem.reason == "Unschedulable" and (budget > 0 or not state.serving):
-        # The other pods on the node leave no room for both after all.
-        return _patch(state, labels, f"{revision} does not fit beside the other revision", cost=1)
-    return None
+    if problem is None or problem.reason != "Unschedulable":
+        return None
+    # The other pods on the node leave no room for both after all.
+    return _take(look, state, labels, f"{revision} does not fit beside the other one", budget)
 
 
 def _prefetch(names: Names, state: NodeState, revision: str, variant: str) -> _Move | None:
@@ -116,17 +142,28 @@ def _prefetch(names: Names, state: NodeState, revision: str, variant: str) -> _M
     return _patch(state, labels, f"fetch {revision} ahead")
 
 
-def _flip(names: Names, fleet: Fleet, state: NodeState, wish: Wish, budget: int) -> _Move | None:
-    revision, variant = wish.revision.revision, wish.variant
-    free = not state.serving  # it has nothing to lose, and is counted as in motion already
-    if budget <= 0 and not free:
-        return None
-    cost = 0 if free else 1
-    labels = {names.serve_label(revision): variant.name} | _drop_prefetch(names, state)
-    if state.serving and revision not in state.serve and _fits_both(fleet, state, variant):
+def _flip(look: _Look, state: NodeState, wish: Wish, budget: int) -> _Move | None:
+    names, revision, variant = look.names, wish.revision.revision, wish.variant
+    labels = _drop_prefetch(names, state) | {names.serve_label(revision): variant.name}
+    if state.serving and revision not in state.serve and _fits_both(look.fleet, state, variant):
+        cost = 0 if state.name in look.moving else 1
+        if cost > budget:
+            return None
         return _patch(state, labels, f"take {revision} beside the present revision", cost=cost)
     labels |= {names.serve_label(r): None for r in state.serve if r != revision}
-    return _patch(state, labels, f"take {revision} instead of the present revision", cost=cost)
+    return _take(look, state, labels, f"take {revision} instead of the present revision", budget)
+
+
+def _take(
+    look: _Look, state: NodeState, labels: Mapping[str, str | None], why: str, budget: int
+) -> _Move | None:
+    """Change over at once. A node that serves pays for it and is marked until it serves again."""
+    if not state.serving:
+        return _patch(state, labels, why)  # it has nothing to lose
+    cost = 0 if state.name in look.moving else 1
+    if cost > budget:
+        return None
+    return _patch(state, {**labels, look.names.moving_label: look.cause}, why, cost=cost)
 
 
 def _fits_both(fleet: Fleet, state: NodeState, variant: RevisionVariant) -> bool:
@@ -145,25 +182,42 @@ def _drop_prefetch(names: Names, state: NodeState) -> dict[str, str | None]:
     return {names.prefetch_label(revision): None for revision in state.prefetch}
 
 
+def _drop_marks(names: Names, state: NodeState) -> dict[str, str | None]:
+    """Takes everything off but what the node is to serve."""
+    return _drop_prefetch(names, state) | ({names.moving_label: None} if state.moving else {})
+
+
 def _patch(state: NodeState, labels: Mapping[str, str | None], why: str, *, cost: int = 0) -> _Move | None:
     if not labels:
         return None
     return _Move(patch=PatchNodeLabels(node=state.name, labels=labels, why=why), cost=cost)
 
 
+def count_moving(fleet: Fleet, wishes: Mapping[str, Wish]) -> int:
+    """Online nodes that are not where they are to be, or were moved and do not serve yet."""
+    return sum(
+        1
+        for state in fleet.matched
+        if state.online
+        and (wish := wishes.get(state.name)) is not None
+        and (state.moving or state.serve != {wish.revision.revision: wish.variant.name})
+    )
+
+
 def build_wishes(
-    fleet: Fleet, *, canary: Iterable[str], may_flip_canary: bool, rolling_back: str
+    fleet: Fleet, *, stable: str, canary: Iterable[str], may_flip_canary: bool, left: str
 ) -> dict[str, Wish]:
     """What each matching node is to serve.
 
-    `canary` names the nodes that are to have the target; all others are to have the stable revision
-    (the target while there is none). `rolling_back` is the revision that nodes return from; empty
-    when there is none. A node that the wanted revision has no variant for keeps what it has.
+    `canary` names the nodes that are to have the target; all others are to have the `stable` revision
+    (the target while none was promoted yet, `stable` being empty). `left` is the revision that nodes
+    are being taken back from, which had the present stable before it; empty when there is none. A node
+    keeps what it has when the wanted revision has no variant for it or its record is gone.
     """
     chosen = frozenset(canary)
     wishes: dict[str, Wish] = {}
     for state in fleet.matched:
-        is_canary = fleet.target is not None and (state.name in chosen or fleet.stable is None)
+        is_canary = fleet.target is not None and (state.name in chosen or not stable)
         revision = fleet.target if is_canary else fleet.stable
         if revision is None:
             continue
@@ -173,7 +227,9 @@ def build_wishes(
         wishes[state.name] = Wish(
             revision=revision,
             variant=variant,
-            may_flip=may_flip_canary or not is_canary,
-            returning=not is_canary and bool(rolling_back) and rolling_back in state.serve,
+            # A node that has it already may still change to another variant of it.
+            may_flip=may_flip_canary or not is_canary or revision.revision in state.serve,
+            returning=not is_canary and bool(left) and left in state.serve,
+            fetch_first=is_canary and bool(stable),
         )
     return wishes

@@ -8,6 +8,7 @@ from slmwire.labels import DOMAIN
 
 PREFETCH_SUFFIX: Final = ".prefetch"
 RELEASE_KEY: Final = "release"
+MOVING_KEY: Final = "moving"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,12 @@ class Names:
     def release_label(self) -> str:
         """Node label under which a node drops this deployment's cached models."""
         return self.label_prefix + RELEASE_KEY
+
+    @property
+    def moving_label(self) -> str:
+        """Node label of a node whose serving pod was taken away to make room for another revision;
+        its value tells the rollout that did it. It goes when the node serves again."""
+        return self.label_prefix + MOVING_KEY
 
     def workload(self, revision: str, variant: str) -> str:
         """DaemonSet and ConfigMap of one variant of one revision."""

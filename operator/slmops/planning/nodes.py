@@ -7,24 +7,19 @@ from typing import Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.model.observed import NodeView, PodView
-from slmops.planning.names import PREFETCH_SUFFIX, RELEASE_KEY, Names
+from slmops.planning.names import MOVING_KEY, PREFETCH_SUFFIX, RELEASE_KEY, Names
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.selectors import matches
 from slmwire.labels import Role
-from slmwire.reasons import Reason
+from slmwire.reasons import Reason, Termination
 
 CRASH_RESTARTS: Final = 2
 """Restarts of a new pod after which it counts as crash-looping even between two back-offs."""
 
-_IMAGE_REASONS: Final = frozenset(
-    {
-        "ImagePullBackOff",
-        "ErrImagePull",
-        "InvalidImageName",
-        "ErrImageNeverPull",
-        "CreateContainerConfigError",
-    }
-)
+IMAGE_PULL_REASONS: Final = frozenset({"ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull"})
+"""The link, the registry or the node keeps the image away: nothing that the revision has done."""
+
+_CONFIG_REASONS: Final = frozenset({"InvalidImageName", "CreateContainerConfigError"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +41,8 @@ class NodeState:
     """revision -> variant, from the node's labels."""
     prefetch: Mapping[str, str]
     release: bool
+    moving: str
+    """Rollout that took the node's serving pod away and has not brought one back; mostly empty."""
     pods: tuple[PodView, ...]
 
     @property
@@ -60,7 +57,7 @@ class NodeState:
     @property
     def labelled(self) -> bool:
         """The node carries any label of this deployment."""
-        return bool(self.serve or self.prefetch or self.release)
+        return bool(self.serve or self.prefetch or self.release or self.moving)
 
     def pods_of(self, revision: str, role: Role) -> Iterable[PodView]:
         """Pods of one revision and role that are not being deleted."""
@@ -76,6 +73,11 @@ class NodeState:
     def serving(self) -> bool:
         """A serving pod of any revision is ready, and the node reports."""
         return self.online and any(p.ready and p.role is Role.SERVE and not p.deleting for p in self.pods)
+
+    @property
+    def serves_given(self) -> bool:
+        """A serving pod of what the labels ask for is ready; a pod on its way out does not count."""
+        return any(self.serves(revision, variant) for revision, variant in self.serve.items())
 
     def cached(self, revision: str, variant: str) -> bool:
         """The node is known to hold the verified model: it is prefetched or being served."""
@@ -107,15 +109,19 @@ def pod_problem(pod: PodView) -> Problem | None:
     if pod.last_exit_reason == OOM_KILLED:
         return OOM_PROBLEM
     if pod.termination is not None and pod.termination.reason:
-        return Problem(reason=pod.termination.reason, message=pod.termination.message)
+        return _reported(pod.termination)
     if pod.unschedulable:
         return Problem(
             reason="Unschedulable",
             message="the node cannot take the pod; check its free memory and its taints",
         )
-    if pod.waiting_reason in _IMAGE_REASONS:
+    if pod.waiting_reason in IMAGE_PULL_REASONS:
         return Problem(
             reason=pod.waiting_reason, message="the runtime image cannot be pulled; check its name"
+        )
+    if pod.waiting_reason in _CONFIG_REASONS:
+        return Problem(
+            reason=pod.waiting_reason, message="the container cannot be made; check image and Secrets"
         )
     if pod.waiting_reason == "CrashLoopBackOff" or pod.restarts >= CRASH_RESTARTS:
         return Problem(
@@ -123,6 +129,13 @@ def pod_problem(pod: PodView) -> Problem | None:
             message=f"the container ended {pod.restarts} times, last with exit code {pod.last_exit_code}",
         )
     return None
+
+
+def _reported(termination: Termination) -> Problem:
+    # The text comes from a node, which may have been tampered with; reasons go into conditions.
+    known = termination.reason in Reason.__members__.values()
+    reason = termination.reason if known else Reason.INTERNAL_ERROR.value
+    return Problem(reason=reason, message=termination.message)
 
 
 DOWNLOAD_REASONS: Final = frozenset(
@@ -142,13 +155,15 @@ def read_node(names: Names, spec: SLMDeploymentSpec, node: NodeView, pods: tuple
     """State of one node from its labels and pods."""
     serve: dict[str, str] = {}
     prefetch: dict[str, str] = {}
-    release = False
+    release, moving = False, ""
     for key, value in node.labels.items():
         if not key.startswith(names.label_prefix):
             continue
         tail = key.removeprefix(names.label_prefix)
         if tail == RELEASE_KEY:
             release = True
+        elif tail == MOVING_KEY:
+            moving = value
         elif tail.endswith(PREFETCH_SUFFIX):
             prefetch[tail.removesuffix(PREFETCH_SUFFIX)] = value
         else:
@@ -159,6 +174,7 @@ def read_node(names: Names, spec: SLMDeploymentSpec, node: NodeView, pods: tuple
         serve=serve,
         prefetch=prefetch,
         release=release,
+        moving=moving,
         pods=pods,
     )
 

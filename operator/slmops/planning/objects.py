@@ -9,7 +9,7 @@ from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning import build
 from slmops.planning.fleet import Fleet
 from slmops.planning.moves import Wish
-from slmops.planning.names import PREFETCH_SUFFIX, Names
+from slmops.planning.names import MOVING_KEY, PREFETCH_SUFFIX, Names
 from slmops.planning.revision import Revision
 
 
@@ -48,7 +48,7 @@ def needs_of(
             tail = key.removeprefix(names.label_prefix)
             if tail.endswith(PREFETCH_SUFFIX):
                 prefetch.add((tail.removesuffix(PREFETCH_SUFFIX), value))
-            else:
+            elif tail != MOVING_KEY:
                 serve.add((tail, value))
     for wish in wishes.values():
         pair = (wish.revision.revision, wish.variant.name)

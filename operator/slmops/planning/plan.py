@@ -13,9 +13,9 @@ from slmops.planning.conditions import Says
 from slmops.planning.deletion import plan_deletion
 from slmops.planning.fleet import Fleet, build_fleet
 from slmops.planning.judge import due_measurements, fold_readings, next_measurement_seconds
-from slmops.planning.moves import Wish, build_wishes, plan_moves
+from slmops.planning.moves import Wish, build_wishes, count_moving, plan_moves
 from slmops.planning.names import Names
-from slmops.planning.nodes import read_nodes
+from slmops.planning.nodes import NodeState, read_nodes
 from slmops.planning.objects import (
     apply_workloads,
     delete_unneeded,
@@ -78,10 +78,10 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, now: float) -> P
         key=deployment.uid,
     )
     token = deployment.annotations.get(RETRY_ANNOTATION, "")
+    # The token is used up only by a look that knows which revision it is about.
+    retry = bool(token) and token != old.retry_token and bool(resolution.revision)
     failed = tuple(
-        entry
-        for entry in old.failed_revisions
-        if not (token and token != old.retry_token and entry.revision == resolution.revision)
+        entry for entry in old.failed_revisions if not (retry and entry.revision == resolution.revision)
     )
     rollout = old.rollout
     if rollout is not None and not spec.rollout.paused:
@@ -98,7 +98,8 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, now: float) -> P
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
 
     wishes = _wishes(fleet, decision)
-    patches = () if decision.paused else plan_moves(names, fleet, wishes, key=deployment.uid)
+    cause = _cause(decision.rollout)
+    patches = () if decision.paused else plan_moves(names, fleet, wishes, key=deployment.uid, cause=cause)
     active = decision.rollout is not None and decision.rollout.step in ACTIVE
     needs = needs_of(
         names,
@@ -117,9 +118,12 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, now: float) -> P
         *apply_workloads(names, fleet, needs, observed.owned),
         *_service(names, spec, observed),
         *patches,
-        *delete_unneeded(names, needs, observed.owned, keep_revisions=keep),
+        # That there is no node at all is no reason to take every workload down.
+        *(delete_unneeded(names, needs, observed.owned, keep_revisions=keep) if observed.nodes else ()),
     ]
-    status = _status(observed, spec, fleet, decision, resolution, token=token, moving=len(patches), now=now)
+    token = token if retry else old.retry_token
+    moving = count_moving(fleet, wishes)
+    status = _status(observed, spec, fleet, decision, resolution, token=token, moving=moving, now=now)
     measure: tuple[MeasureRequest, ...] = ()
     if decision.rollout is not None and not decision.paused:
         measure = due_measurements(
@@ -195,20 +199,32 @@ def _wishes(fleet: Fleet, decision: Decision) -> dict[str, Wish]:
     target = fleet.target.revision if fleet.target else ""
     canary: list[str] = []
     may_flip = True
-    rolling_back = ""
+    left = ""
     if rollout is not None and rollout.step in ACTIVE and rollout.revision == target:
-        joining = rollout.step in ("Prefetching", "Flipping")
         may_flip = rollout.step == "Flipping"
-        for state in fleet.eligible:
-            has = target in state.serve
-            in_turn = fleet.wave_of[state.name] <= rollout.wave
-            if has or (joining and in_turn and state.online):
-                canary.append(state.name)
-    elif rollout is not None and rollout.revision != decision.stable_revision:
-        rolling_back = rollout.revision
-    if not rolling_back and decision.failed:
-        rolling_back = decision.failed[-1].revision
-    return build_wishes(fleet, canary=canary, may_flip_canary=may_flip, rolling_back=rolling_back)
+        failed = frozenset(entry.revision for entry in decision.failed)
+        canary = [s.name for s in fleet.eligible if target in s.serve or _may_join(fleet, s, rollout, failed)]
+    elif rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled"):
+        left = rollout.revision
+    return build_wishes(
+        fleet, stable=decision.stable_revision, canary=canary, may_flip_canary=may_flip, left=left
+    )
+
+
+def _may_join(fleet: Fleet, state: NodeState, rollout: RolloutStatus, failed: frozenset[str]) -> bool:
+    """Whether a node without the target is to get it in this wave."""
+    if fleet.wave_of[state.name] > rollout.wave:
+        return False
+    if fleet.stable is None or fleet.variant(fleet.stable, state) is None:
+        return True
+    # A new node serves the stable revision first, and a node with a failed one goes back to it first:
+    # neither may wait for a fetch and for a wave's turn.
+    return bool(state.serve) and failed.isdisjoint(state.serve)
+
+
+def _cause(rollout: RolloutStatus | None) -> str:
+    """Label value that tells a rollout from every other of this deployment."""
+    return str(int(times.to_seconds(rollout.started_at))) if rollout is not None else "none"
 
 
 def _service(names: Names, spec: SLMDeploymentSpec, observed: Observed) -> tuple[ApplyObject, ...]:
@@ -269,7 +285,7 @@ def _status(
         model_version=stable.model_version if stable else "",
         ready_nodes=f"{counts.ready}/{counts.total}",
         canary=conditions.canary_text(decision, target),
-        retry_token=token or old.retry_token,
+        retry_token=token,
         nodes=counts,
         reasons=conditions.count_reasons(problems),
         worst_nodes=conditions.worst_nodes(problems),
@@ -287,11 +303,24 @@ def _status(
 
 def _requeue(spec: SLMDeploymentSpec, decision: Decision, resolution: Resolution, now: float) -> float | None:
     """Seconds until a timer may change the plan; events wake it earlier."""
-    waits = [failure.retry_at - now for _, failure in resolution.failures]
+    # What is due already is under way, and its answer wakes the planner.
+    waits = [failure.retry_at - now for _, failure in resolution.failures if failure.retry_at > now]
     rollout = decision.rollout
+    if rollout is not None and _starts_again(decision, rollout, resolution.revision):
+        waits.append(0.0)
     if rollout is not None and rollout.step not in FINISHED and not decision.paused:
         waits += _timers(spec, rollout, now)
     return max(0.1, min(waits)) if waits else None
+
+
+def _starts_again(decision: Decision, rollout: RolloutStatus, target: str) -> bool:
+    """The rollout has just ended, and its revision is wanted (again)."""
+    return (
+        rollout.step in ("Failed", "Cancelled")
+        and rollout.revision == target != decision.stable_revision
+        and not decision.paused
+        and all(entry.revision != target for entry in decision.failed)
+    )
 
 
 def _timers(spec: SLMDeploymentSpec, rollout: RolloutStatus, now: float) -> list[float]:
