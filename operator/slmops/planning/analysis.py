@@ -42,7 +42,8 @@ def assess_reading(metric: Metric, reading: Reading) -> tuple[Verdict, str]:
     """Verdict on one reading and why.
 
     Absolute bounds are judged first. The comparison with stable needs a stable that has data; when
-    the stable breaks the absolute bound as well, the fault is not the canary's: Inconclusive.
+    the stable breaks the absolute bound as well, the fault is not the canary's: Inconclusive, unless
+    the metric also compares the two and the canary is the worse one by more than is allowed.
     """
     if reading.error:
         return Verdict.PROVIDER_ERROR, reading.error
@@ -55,6 +56,10 @@ def assess_reading(metric: Metric, reading: Reading) -> tuple[Verdict, str]:
     if broken:
         stable_known = stable.value is not None and stable.samples >= need
         if stable_known and stable.value is not None and _broken_bound(metric, stable.value):
+            if metric.max_degradation is not None:
+                verdict, message = _compare(metric, canary.value, stable, need)
+                if verdict is Verdict.FAIL:
+                    return verdict, message
             return Verdict.INCONCLUSIVE, f"{broken}; the stable revision as well ({_number(stable.value)})"
         return Verdict.FAIL, broken
     if metric.max_degradation is None:

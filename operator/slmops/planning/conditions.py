@@ -59,14 +59,15 @@ def count_nodes(fleet: Fleet, problems: dict[str, Problem], decision: Decision, 
     """Counters over the matching nodes."""
     judge = fleet.target or fleet.stable
     matched = fleet.matched
+    offline = _offline(matched)
     unfit = 0 if judge is None else sum(1 for s in matched if fleet.variant(judge, s) is None)
     return NodeCounts(
         total=len(matched) - unfit,
         ready=sum(1 for s in matched if s.serving),
         stable=sum(1 for s in matched if decision.stable_revision in s.serve),
         updated=sum(1 for s in matched if target in s.serve),
-        offline=sum(1 for s in matched if not s.online),
-        failed=sum(1 for name in problems if name not in _offline(matched)),
+        offline=len(offline),
+        failed=sum(1 for name in problems if name not in offline),
         unfit=unfit,
     )
 
@@ -103,7 +104,7 @@ def worst_nodes(problems: dict[str, Problem]) -> list[NodeProblem]:
 
 
 def count_reasons(problems: dict[str, Problem]) -> list[ReasonCount]:
-    """How many nodes have each reason."""
+    """How many nodes have each reason; reasons are from a closed set, so the list stays short."""
     counts = Counter(problem.reason for problem in problems.values())
     return [ReasonCount(reason=reason, nodes=counts[reason]) for reason in sorted(counts)]
 
@@ -136,7 +137,8 @@ def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) ->
         if counts.unfit:
             message = f"{counts.unfit} node(s) match placement, but no variant suits them"
         return Says(status="False", reason="NoMatchingNodes", message=message)
-    waiting = [s for s in fleet.eligible if s.online and not s.serving]
+    known = fleet.target is not None or fleet.stable is not None
+    waiting = [s for s in (fleet.eligible if known else fleet.matched) if s.online and not s.serving]
     offline = f"; {counts.offline} offline" if counts.offline else ""
     if not waiting:
         if counts.ready == 0:
@@ -156,7 +158,10 @@ def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) ->
 
 
 def say_progressing(fleet: Fleet, decision: Decision, *, moving: int) -> Says:
-    """Progressing: something is being moved or judged; False with the reason where it stands still."""
+    """Progressing: something is being moved or judged; False with the reason where it stands still.
+
+    `moving` is how many online nodes still move.
+    """
     rollout, hold = decision.rollout, decision.hold
     if hold is not None and hold.reason == "Paused":
         return Says(status="False", reason=hold.reason, message=hold.message)

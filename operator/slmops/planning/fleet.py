@@ -3,10 +3,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.planning.nodes import (
     DOWNLOAD_REASONS,
+    IMAGE_PULL_REASONS,
     OOM_KILLED,
     OOM_PROBLEM,
     NodeState,
@@ -91,9 +93,11 @@ class WaveView:
     settled: int
     """Serving the target and nothing else."""
     unsettled: int
-    """Prepared but not settled."""
+    """Prepared but neither settled nor failed."""
+    joinable: int
+    """Online and not given the target."""
     deferred: int
-    """Offline before they were given the target."""
+    """Offline before they took the target."""
     failures: tuple[tuple[str, Problem], ...]
     """Nodes that failed after they were given the target."""
 
@@ -102,25 +106,28 @@ class WaveView:
         return count * 100 >= self.nodes * quorum_percent
 
 
-def view_wave(fleet: Fleet, wave: int, target: Revision) -> WaveView:
-    """Sort the wave's nodes."""
+_WENT_OFFLINE: Final = Problem(reason="NodeNotReady", message="went offline after it took the revision")
+
+
+def view_wave(fleet: Fleet, wave: int, target: Revision, *, since: float) -> WaveView:
+    """Sort the wave's nodes. `since` is when the wave began, in seconds since the epoch.
+
+    An offline node has failed if it took the target in this wave, that is, if its pod was made since.
+    One that was given the target before (by a rollout that is tried again), or whose pod was never
+    made, was offline when the wave came to it: deferred.
+    """
     members = fleet.members(wave)
     pending: list[NodeState] = []
     failures: list[tuple[str, Problem]] = []
-    prepared = taken = settled = deferred = 0
+    prepared = taken = settled = unsettled = deferred = 0
     for state in members:
         variant = fleet.variant(target, state)
         assert variant is not None  # members are eligible
         has = target.revision in state.serve
         taken += has
         if not state.online:
-            if has:
-                failures.append(
-                    (
-                        state.name,
-                        Problem(reason="NodeNotReady", message="went offline after it took the revision"),
-                    )
-                )
+            if has and any(p.created_at >= since for p in state.pods_of(target.revision, Role.SERVE)):
+                failures.append((state.name, _WENT_OFFLINE))
             else:
                 deferred += 1
             continue
@@ -129,32 +136,36 @@ def view_wave(fleet: Fleet, wave: int, target: Revision) -> WaveView:
             prepared += 1
         else:
             pending.append(state)
+        problem = canary_problem(state, target.revision) if has else None
+        if problem is not None:
+            failures.append((state.name, problem))
         if state.serve == {target.revision: variant.name} and state.serves(target.revision, variant.name):
             settled += 1
-        if has and (problem := canary_problem(state, target.revision)):
-            failures.append((state.name, problem))
+        elif (has or cached) and problem is None:
+            unsettled += 1
     return WaveView(
         nodes=len(members),
         pending_prefetch=tuple(pending),
         prepared=prepared,
         taken=taken,
         settled=settled,
-        unsettled=prepared - settled,
+        unsettled=unsettled,
+        joinable=sum(1 for s in members if s.online and target.revision not in s.serve),
         deferred=deferred,
         failures=tuple(failures),
     )
 
 
-def earlier_failures(fleet: Fleet, wave: int, target: Revision) -> tuple[tuple[str, Problem], ...]:
-    """Nodes of waves before `wave` on which the target crashes or is killed.
+def failures_elsewhere(fleet: Fleet, wave: int, target: Revision) -> tuple[tuple[str, Problem], ...]:
+    """Nodes of other waves than `wave` on which the target crashes or is killed.
 
-    Going offline does not count any more there: their wave has been judged, and at the edge links
-    come and go.
+    They took it in an earlier wave, or before nodes that came or went moved them to a later one. Going
+    offline does not count any more there: at the edge links come and go.
     """
     return tuple(
         (state.name, problem)
         for state in fleet.eligible
-        if fleet.wave_of[state.name] < wave
+        if fleet.wave_of[state.name] != wave
         and target.revision in state.serve
         and state.online
         and (problem := canary_problem(state, target.revision))
@@ -167,6 +178,6 @@ def canary_problem(state: NodeState, revision: str) -> Problem | None:
     if any(pod.last_exit_reason == OOM_KILLED for pod in state.pods_of(revision, Role.SERVE)):
         return OOM_PROBLEM
     problem = state.serve_problem(revision)
-    if problem is None or problem.reason in DOWNLOAD_REASONS or problem.reason == "Unschedulable":
+    if problem is None or problem.reason in DOWNLOAD_REASONS | IMAGE_PULL_REASONS:
         return None
-    return problem
+    return None if problem.reason == "Unschedulable" else problem

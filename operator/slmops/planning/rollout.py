@@ -18,7 +18,7 @@ from slmops.api.status import (
     WaveStatus,
 )
 from slmops.planning import times
-from slmops.planning.fleet import Fleet, WaveView, earlier_failures, view_wave
+from slmops.planning.fleet import Fleet, WaveView, canary_problem, failures_elsewhere, view_wave
 from slmops.planning.judge import Judgement, judge_metrics
 from slmops.planning.revision import Revision
 
@@ -135,7 +135,10 @@ def _start_or_stop(decision: Decision, fleet: Fleet, target: str, now: float) ->
         index = next(
             (i for i, w in enumerate(waves) if not w.verdict or w.verdict == "Pending"), len(waves) - 1
         )
+        current = rollout.waves[rollout.wave].name
         rollout = rollout.model_copy(update={"waves": waves, "wave": index})
+        if waves[index].name != current:
+            rollout = _begin_wave(rollout, index, now)
     return replace(decision, rollout=rollout)
 
 
@@ -179,19 +182,23 @@ def _wave_step(
     decision: Decision, rollout: RolloutStatus, fleet: Fleet, target: Revision, now: float
 ) -> Decision:
     index = rollout.wave
-    view = view_wave(fleet, index, target)
+    if not fleet.wave_of:
+        hold = Hold(reason="NoMatchingNodes", message="there is no node to try the new revision on")
+        return replace(decision, hold=hold)
+    started_at = rollout.waves[index].started_at
+    view = view_wave(fleet, index, target, since=times.to_seconds(started_at) if started_at else now)
     rollout = _update_wave(rollout, index, _summary(rollout.waves[index], view))
     decision = replace(decision, rollout=rollout, hold=None)
     if view.nodes == 0:
         return _pass_wave(decision, rollout, now, "Skipped")
-    if rollout.waves[index].started_at is None:
+    if started_at is None:
         begun = rollout.waves[index].model_copy(
             update={"started_at": times.to_text(now), "verdict": "Pending"}
         )
         rollout = _update_wave(rollout, index, begun)
         decision = replace(decision, rollout=rollout)
 
-    failures = view.failures + earlier_failures(fleet, index, target)
+    failures = view.failures + failures_elsewhere(fleet, index, target)
     if len(failures) > fleet.spec.rollout.max_failures:
         node, problem = failures[0]
         return _fail(
@@ -269,7 +276,12 @@ def _soaking(
 def _analysing(
     decision: Decision, rollout: RolloutStatus, fleet: Fleet, view: WaveView, judgement: Judgement, now: float
 ) -> Decision:
-    if not view.has_quorum(view.settled, fleet.spec.rollout.quorum_percent):
+    quorum = fleet.spec.rollout.quorum_percent
+    if not view.has_quorum(view.settled, quorum):
+        if view.joinable and view.has_quorum(view.settled + view.joinable, quorum):
+            # Nodes joined the wave after it had moved its nodes; judging it would need them, too.
+            again = {"step": "Prefetching", "step_started_at": times.to_text(now), "metrics": []}
+            return replace(decision, rollout=rollout.model_copy(update=again))
         hold = Hold(reason="QuorumMissing", message=_quorum_text(view, view.settled, fleet))
         return _wait(decision, rollout, fleet, hold, now)
     if judgement.passed:
@@ -297,16 +309,25 @@ def _pass_wave(decision: Decision, rollout: RolloutStatus, now: float, verdict: 
     judged = rollout.waves[index].model_copy(update={"verdict": verdict, "finished_at": at})
     rollout = _update_wave(rollout, index, judged)
     if index + 1 < len(rollout.waves):
-        following = {
-            "wave": index + 1,
-            "step": "Prefetching",
-            "step_started_at": at,
-            "wave_started_at": at,
-            "metrics": [],
-        }
-        return replace(decision, rollout=rollout.model_copy(update=following))
+        return replace(decision, rollout=_begin_wave(rollout, index + 1, now))
+    if not any(wave.verdict == "Pass" for wave in rollout.waves):
+        # Every wave was empty at its turn because nodes came and went: that is no evidence.
+        return replace(decision, rollout=_begin_wave(rollout, 0, now))
     done = rollout.model_copy(update={"step": "Completed", "step_started_at": at, "finished_at": at})
     return replace(decision, stable_revision=rollout.revision, rollout=done)
+
+
+def _begin_wave(rollout: RolloutStatus, index: int, now: float) -> RolloutStatus:
+    at = times.to_text(now)
+    following = {
+        "wave": index,
+        "step": "Prefetching",
+        "step_started_at": at,
+        "wave_started_at": at,
+        "metrics": [],
+    }
+    fresh = WaveStatus(name=rollout.waves[index].name)
+    return _update_wave(rollout.model_copy(update=following), index, fresh)
 
 
 def _fail(
@@ -347,8 +368,10 @@ def _unhealthy_stable(fleet: Fleet) -> str:
     stable = fleet.stable.revision
     nodes = [state for state in fleet.matched if state.online and set(state.serve) == {stable}]
     serving = sum(1 for state in nodes if state.serves(stable))
-    if nodes and serving * 2 < len(nodes):
-        return f"only {serving} of {len(nodes)} stable node(s) serve"
+    # A node that is starting or still fetching says nothing.
+    broken = sum(1 for s in nodes if not s.serves(stable) and canary_problem(s, stable) is not None)
+    if broken > serving:
+        return f"only {serving} of {serving + broken} stable node(s) serve"
     return ""
 
 
