@@ -24,18 +24,22 @@ class ConditionType(StrEnum):
     """Conditions; for each, True is the good state."""
 
     ACCEPTED = "Accepted"
-    """The spec makes sense. Reasons: Accepted, InvalidSpec, OverlappingWaves, EmptyWave, InvalidName."""
+    """The spec makes sense. Reasons: Accepted (True); InvalidSpec, InvalidName, InvalidWaves,
+    HostPathNotAllowed, FilePathNotAllowed (False: nothing that runs is touched)."""
     MODEL_RESOLVED = "ModelResolved"
-    """Every variant's files are known by digest. Reasons: Resolved, Resolving, and the fetch reasons."""
+    """Every variant's files are known by digest. Reasons: Resolved (True); Resolving (Unknown);
+    SourceUnavailable, AccessDenied, RateLimited, IntegrityMismatch, InternalError (False)."""
     READY = "Ready"
-    """Every reachable matching node serves. Reasons: AllNodesReady, NodesNotReady, NoMatchingNodes,
-    NotAccepted, ModelNotResolved, Deleting."""
+    """Every reachable matching node serves. Reasons: AllNodesReady (True); NodesNotReady or the reason
+    of the first node that does not serve, NodesOffline, NoMatchingNodes, NotAccepted,
+    ModelNotResolved, Deleting (False)."""
     PROGRESSING = "Progressing"
     """Nodes are being moved or judged. Reasons: Installing, Prefetching, Flipping, Soaking, Analysing,
-    RollingBack, Converging, Complete (False), Paused (False), Held (False)."""
+    RollingBack, Converging (True); Complete, Paused, and what a rollout is held by: QuorumMissing,
+    NoBaseline, NoData, Inconclusive, ProviderError, DeadlineExceeded, StableUnhealthy (False)."""
     ROLLOUT_SUCCEEDED = "RolloutSucceeded"
-    """The latest revision is the stable one. Reasons: Promoted, InProgress (Unknown),
-    AnalysisFailed, NodesFailed, DeadlineExceeded, RevisionFailedBefore (False)."""
+    """The revision that spec stands for is the stable one. Reasons: Promoted (True); InProgress
+    (Unknown); AnalysisFailed, NodesFailed, DeadlineExceeded (False: it was rolled back)."""
 
 
 class Condition(ApiModel):

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chart: lint, values that must be refused, and forms that it must render."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import yaml
+
+from e2e.checks.check import Check, CheckError
+from e2e.checks.helm import CHART, find, helm, objects, render_chart
+from e2e.rig import RigError
+from e2e.rig.paths import CHECKOUT
+
+_DIGEST: Final = "sha256:" + "0" * 64
+
+BAD_VALUES: Final[Mapping[str, Mapping[str, Any]]] = {
+    # values that must be refused, by the path that the answer has to name
+    "promtheus": {"promtheus": {"url": "http://x"}},
+    "image.digest": {"image": {"digest": "latest"}},
+    "image.pullPolicy": {"image": {"pullPolicy": "Sometimes"}},
+    "image": {"image": {"repo": "x"}},
+    "repository": {"image": {"repository": None}},
+    "prometheus.url": {"prometheus": {"url": "prometheus:9090"}},
+    "watchNamespaces": {"watchNamespaces": "shop"},
+    "watchNamespaces.0": {"watchNamespaces": ["Shop"]},
+    "allowedHostPaths": {"allowedHostPaths": []},
+    "allowedHostPaths.0": {"allowedHostPaths": ["/var/../etc"]},
+    "allowedFilePaths.0": {"allowedFilePaths": ["models"]},
+    "podMonitor.interval": {"podMonitor": {"interval": "often"}},
+    "log.level": {"log": {"level": "verbose"}},
+    "crds.keep": {"crds": {"keep": "yes"}},
+    "extraEnv.0": {"extraEnv": [{"value": "x"}]},
+}
+
+
+def check_lint() -> str:
+    """`helm lint --strict` finds nothing."""
+    helm("lint", "--strict", "--quiet", str(CHART))
+    return "helm lint --strict finds nothing"
+
+
+def check_bad_values() -> str:
+    """The schema refuses wrong values and names them."""
+    for path, values in BAD_VALUES.items():
+        try:
+            render_chart(values)
+        except RigError as error:
+            if path not in str(error).replace("/", "."):
+                raise CheckError(f"values {values} are refused without naming {path}: {error}") from error
+        else:
+            raise CheckError(f"values {values} are taken; values.schema.json must refuse {path}")
+    return f"{len(BAD_VALUES)} wrong values are refused by name"
+
+
+def check_schema_is_complete() -> str:
+    """Each value has its place in the schema with a description, and each place a value."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    problems = _compare(schema, values, "")
+    if problems:
+        raise CheckError("; ".join(problems))
+    return "values.yaml and values.schema.json agree"
+
+
+def _compare(schema: Mapping[str, Any], values: Mapping[str, Any], prefix: str) -> list[str]:
+    known = {name: node for name, node in schema["properties"].items() if name != "global"}
+    problems = [f"{prefix}{name}: only in values.yaml" for name in values.keys() - known.keys()]
+    problems += [f"{prefix}{name}: only in values.schema.json" for name in known.keys() - values.keys()]
+    problems += [f"{prefix}{name}: no description" for name in known if not known[name].get("description")]
+    for name in known.keys() & values.keys():
+        if "properties" in known[name]:
+            problems += _compare(known[name], values[name], f"{prefix}{name}.")
+    return problems
+
+
+def check_versions() -> str:
+    """Chart and application carry the project's version."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    if {chart["version"], chart["appVersion"]} != {project}:
+        raise CheckError(f"Chart.yaml: version and appVersion must be {project}, as in pyproject.toml")
+    return f"chart and application are {project}"
+
+
+def check_forms() -> str:
+    """Values that change the shape of what is rendered do so."""
+    image = {"registry": "registry.example.com", "repository": "a/operator", "digest": _DIGEST}
+    bodies = objects(
+        render_chart(
+            {
+                "image": image,
+                "runtimeImage": image | {"repository": "a/runtime", "digest": "", "tag": "7"},
+                "prometheus": {"url": "http://prometheus:9090"},
+                "watchNamespaces": ["shop", "clinic"],
+                "crds": {"install": False},
+                "rbac": {"readSecrets": False, "tenantRoles": False},
+                "podMonitor": {"enabled": True, "labels": {"release": "x"}},
+            }
+        )
+    )
+    container = find(bodies, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    kinds = [body["kind"] for body in bodies]
+    rules = [rule for body in bodies if body["kind"].endswith("Role") for rule in body["rules"]]
+    bound = {b["metadata"]["namespace"] for b in bodies if b["kind"] == "RoleBinding"}
+    wrong = [
+        text
+        for text, holds in {
+            "image by digest": container["image"] == f"registry.example.com/a/operator@{_DIGEST}",
+            "runtime image": environment["SLMOPS_RUNTIME_IMAGE"] == "registry.example.com/a/runtime:7",
+            "prometheus.url": environment["SLMOPS_PROMETHEUS_URL"] == "http://prometheus:9090",
+            "watchNamespaces": environment["SLMOPS_WATCH_NAMESPACES"] == "shop,clinic",
+            "permissions only in watchNamespaces": {"shop", "clinic"} < bound
+            and kinds.count("ClusterRoleBinding") == 1,
+            "crds.install": "CustomResourceDefinition" not in kinds,
+            "rbac.readSecrets": not any("secrets" in rule["resources"] for rule in rules),
+            "podMonitor.enabled": kinds.count("PodMonitor") == 2,
+        }.items()
+        if not holds
+    ]
+    if wrong:
+        raise CheckError(f"not as the values say: {', '.join(wrong)}")
+    return "images, namespaces, CRD, permissions and monitors follow the values"
+
+
+CHECKS: Final = (
+    Check(name="chart lint", run=check_lint),
+    Check(name="chart values", run=check_bad_values),
+    Check(name="chart schema", run=check_schema_is_complete),
+    Check(name="chart versions", run=check_versions),
+    Check(name="chart forms", run=check_forms),
+)

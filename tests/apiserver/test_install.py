@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What users apply, on a real API server: the rendered chart, the examples, the permissions."""
+
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from e2e.checks.helm import objects, render_chart
+from e2e.rig import ControlPlane, RigError
+from e2e.rig.paths import CHECKOUT
+from e2e.rig.progress import wait_until
+
+MANIFESTS = CHECKOUT / "manifests"
+EXAMPLES = sorted((MANIFESTS / "examples").glob("*.yaml"))
+NODE = "policy-node"
+POLICY = "ValidatingAdmissionPolicy 'slmops-node-labels'"
+ACCOUNT = "system:serviceaccount:slmops-system:slmops"
+
+
+@pytest.fixture(scope="module")
+def installed(control_plane: ControlPlane) -> Iterator[ControlPlane]:
+    """manifests/install.yaml applied as its head says, and the namespace of the examples."""
+    kubectl = control_plane.kubectl
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(MANIFESTS / "install.yaml"))
+    kubectl("create", "namespace", "slm")
+    yield control_plane
+    bodies = objects((MANIFESTS / "install.yaml").read_text())
+    others = [body for body in bodies if body["kind"] != "CustomResourceDefinition"]
+    kubectl("delete", "--wait=false", "-f", "-", stdin=yaml.safe_dump_all(others))
+    kubectl("delete", "--wait=false", "namespace", "slm")
+
+
+def test_the_chart_is_taken_with_strict_validation(installed: ControlPlane) -> None:
+    """Server-side dry run of all forms that need no foreign CRD."""
+    for values in (
+        {},
+        {"watchNamespaces": ["slm"]},
+        {"rbac": {"readSecrets": False}},
+        {"crds": {"keep": False}},
+    ):
+        installed.kubectl(
+            "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-",
+            stdin=render_chart(values),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_an_example_is_taken(installed: ControlPlane, example: object) -> None:
+    installed.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", str(example))
+
+
+def may(control_plane: ControlPlane, verb: str, resource: str, *, namespace: str = "") -> bool:
+    """Whether the operator's account may do it (`kubectl auth can-i`); `resource` is plural[:subresource]."""
+    where = ["-n", namespace] if namespace else ["--all-namespaces"]
+    resource, _, subresource = resource.partition(":")
+    answer = control_plane.kubectl(
+        "auth",
+        "can-i",
+        verb,
+        resource,
+        f"--subresource={subresource}",
+        f"--as={ACCOUNT}",
+        *where,
+        check=False,
+    )
+    assert answer.strip() in ("yes", "no")
+    return answer.strip() == "yes"
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "namespace"),
+    [
+        ("watch", "slmdeployments.slmops.dev", ""),
+        ("patch", "slmdeployments.slmops.dev", ""),
+        ("patch", "slmdeployments.slmops.dev:status", ""),
+        ("update", "slmdeployments.slmops.dev:finalizers", ""),
+        ("watch", "nodes", ""),
+        ("patch", "nodes", ""),
+        ("watch", "pods", ""),
+        ("create", "daemonsets.apps", ""),
+        ("patch", "controllerrevisions.apps", ""),
+        ("delete", "services", ""),
+        ("create", "configmaps", ""),
+        ("create", "events.events.k8s.io", ""),
+        ("get", "secrets", ""),
+        ("create", "leases.coordination.k8s.io", "slmops-system"),
+        ("update", "leases.coordination.k8s.io/slmops", "slmops-system"),
+        ("watch", "customresourcedefinitions.apiextensions.k8s.io", ""),
+    ],
+)
+def test_the_operator_may(installed: ControlPlane, verb: str, resource: str, namespace: str) -> None:
+    assert may(installed, verb, resource, namespace=namespace)
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "namespace"),
+    [
+        ("list", "secrets", ""),
+        ("create", "secrets", ""),
+        ("update", "nodes", ""),
+        ("delete", "nodes", ""),
+        ("patch", "nodes:status", ""),
+        ("create", "pods", ""),
+        ("delete", "pods", ""),
+        ("create", "pods:exec", ""),
+        ("get", "pods:log", ""),
+        ("create", "slmdeployments.slmops.dev", ""),
+        ("delete", "slmdeployments.slmops.dev", ""),
+        ("create", "clusterrolebindings.rbac.authorization.k8s.io", ""),
+        ("create", "serviceaccounts:token", ""),
+        ("patch", "validatingadmissionpolicies.admissionregistration.k8s.io", ""),
+        ("update", "leases.coordination.k8s.io/other", "slmops-system"),
+        ("create", "leases.coordination.k8s.io", "kube-node-lease"),
+    ],
+)
+def test_the_operator_may_not(installed: ControlPlane, verb: str, resource: str, namespace: str) -> None:
+    assert not may(installed, verb, resource, namespace=namespace)
+
+
+def test_tenant_roles_reach_view_edit_and_admin(installed: ControlPlane) -> None:
+    def rules(role: str) -> set[tuple[str, str]]:
+        body = installed.kubectl.get("clusterrole", role)
+        return {
+            (resource, verb)
+            for rule in body["rules"] or []
+            if "slmops.dev" in rule.get("apiGroups", [])
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+
+    # A controller gathers the rules a moment after a role is stored.
+    wait_until(
+        "the roles being gathered",
+        lambda: all(("slmdeployments", "watch") in rules(role) for role in ("view", "edit", "admin")),
+        timeout_seconds=30,
+    )
+    assert ("slmdeployments", "create") not in rules("view")
+    assert ("slmdeployments", "create") in rules("edit")
+    assert ("slmdeployments", "delete") in rules("admin")
+
+
+@pytest.fixture(scope="module")
+def policy_node(installed: ControlPlane) -> Iterator[ControlPlane]:
+    """A node, and the ValidatingAdmissionPolicy in force."""
+    installed.kubectl.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {
+                "name": NODE,
+                "labels": {"zone": "a", "old.slm.slmops.dev/0123456789": "int4"},
+                "annotations": {"note": "x"},
+            },
+        }
+    )
+
+    def refused() -> bool:
+        try:
+            patch(installed, '{"metadata": {"labels": {"probe": "x"}}}', "--dry-run=server")
+        except RigError as error:
+            return POLICY in str(error)
+        return False
+
+    # A policy is in force a moment after it was stored.
+    wait_until("the policy being in force", refused, timeout_seconds=30)
+    yield installed
+    installed.kubectl("delete", "node", NODE)
+
+
+def patch(control_plane: ControlPlane, body: str, *arguments: str, account: str = ACCOUNT) -> None:
+    control_plane.kubectl(
+        "patch", "node", NODE, "--type=merge", "-p", body, f"--as={account}",
+        "--as-group=system:authenticated", *arguments,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"metadata": {"labels": {"orders.slm.slmops.dev/7c1f0e93ab": "int4"}}}',
+        '{"metadata": {"labels": {"orders.slm.slmops.dev/7c1f0e93ab": "fp32"}}}',
+        '{"metadata": {"labels": {"orders.slm.slmops.dev/7c1f0e93ab.prefetch": "int4"}}}',
+        '{"metadata": {"labels": {"old.slm.slmops.dev/0123456789": null}}}',
+    ],
+)
+def test_labels_of_ours_may_change(policy_node: ControlPlane, body: str) -> None:
+    patch(policy_node, body)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"metadata": {"labels": {"zone": "b"}}}', "not zone"),
+        ('{"metadata": {"labels": {"zone": null}}}', "not zone"),
+        ('{"metadata": {"labels": {"new": "x"}}}', "not new"),
+        ('{"metadata": {"labels": {"slmops.dev/edge": "true"}}}', "not slmops.dev/edge"),
+        ('{"metadata": {"labels": {"evilslmops.dev/a": "x"}}}', "not evilslmops.dev/a"),
+        ('{"metadata": {"labels": {"a.slmops.dev.evil.io/a": "x"}}}', "not a.slmops.dev.evil.io/a"),
+        ('{"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}}', "not node-role"),
+        (
+            '{"metadata": {"labels": {"orders.slm.slmops.dev/7c1f0e93ab": "int4", "zone": "c"}}}',
+            "not zone",
+        ),
+        ('{"metadata": {"annotations": {"a": "b"}}}', "annotations"),
+        ('{"metadata": {"annotations": {"note": null}}}', "annotations"),
+        ('{"metadata": {"finalizers": ["slmops.dev/x"]}}', "finalizers"),
+        ('{"spec": {"unschedulable": true}}', "spec of a node"),
+        ('{"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}}', "spec of a node"),
+    ],
+)
+def test_nothing_else_may_change(policy_node: ControlPlane, body: str, words: str) -> None:
+    with pytest.raises(RigError) as caught:
+        patch(policy_node, body)
+    assert POLICY in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_others_are_not_concerned(policy_node: ControlPlane) -> None:
+    policy_node.kubectl("annotate", "node", NODE, "by=administrator")
