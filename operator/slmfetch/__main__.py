@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line: `python -m slmfetch fetch|hold|ready|release|list`.
+
+Exit codes: 0 done, 1 failed (reason in the termination log), 2 wrong settings, 143 stopped.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from slmfetch import config
+from slmfetch.errors import FetchError, Stopped
+from slmfetch.log import log
+from slmfetch.store import Store
+from slmwire import env, paths
+from slmwire.manifest import Manifest, ManifestError, parse_manifest
+from slmwire.reasons import Reason, Termination
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_STOPPED = 143
+
+
+@dataclass(slots=True)
+class _Report:
+    """Collects what the termination message says."""
+
+    digest: str = ""
+    bytes_downloaded: int = 0
+    bytes_reused: int = 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parse(arguments)
+    # As PID 1 of a container, SIGTERM is ignored unless somebody handles it.
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    os.umask(0o022)
+    report = _Report()
+    began = time.monotonic()
+
+    def finish(reason: str, message: str) -> None:
+        milliseconds = round((time.monotonic() - began) * 1000)
+        termination = Termination(
+            reason=reason,
+            message=message,
+            digest=report.digest,
+            bytes_downloaded=report.bytes_downloaded,
+            bytes_reused=report.bytes_reused,
+            milliseconds=milliseconds,
+        )
+        if options.command not in ("ready", "list"):
+            _write_termination(options.termination_log, termination)
+
+    command: Callable[[argparse.Namespace, _Report, Callable[[str, str], None]], int] = options.run
+    try:
+        return command(options, report, finish)
+    except Stopped:
+        log("stopped", command=options.command)
+        return EXIT_STOPPED
+    except (config.ConfigError, ManifestError) as error:
+        finish(Reason.UNFIT if isinstance(error, ManifestError) else Reason.INTERNAL_ERROR, str(error))
+        log("cannot start", level="error", why=str(error))
+        return EXIT_USAGE
+    except FetchError as error:
+        finish(error.reason, error.message)
+        log("failed", level="error", reason=error.reason.value, why=error.message)
+        return EXIT_FAILED
+    except Exception as error:
+        import traceback
+
+        finish(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+        log("failed", level="error", reason=Reason.INTERNAL_ERROR.value, why=traceback.format_exc())
+        return EXIT_FAILED
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="slmfetch", description="Model store on a node.")
+    parser.add_argument("--store", type=Path, help=f"root of the store (default ${env.STORE_DIR})")
+    parser.add_argument("--termination-log", type=Path, help=f"default {paths.TERMINATION_LOG}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run, text in (
+        ("fetch", _run_fetch, "fetch, verify, pin and publish, then exit"),
+        ("hold", _run_hold, "the same, then say ready and wait for SIGTERM"),
+    ):
+        sub = commands.add_parser(name, help=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--manifest", type=Path, help=f"default ${env.MANIFEST_FILE}")
+        sub.add_argument("--serve", action="store_true", help="a server starts on this revision next")
+        sub.add_argument("--deep", action="store_true", help="hash cached files again")
+        sub.add_argument(
+            "--file-root", type=Path, action="append", default=[], help="folder that file:// may point into"
+        )
+        sub.add_argument("--timeout", type=float, default=6 * 3600.0, help="seconds for the whole fetch")
+        sub.add_argument("--stall-timeout", type=float, default=30.0, help="seconds of silence per attempt")
+        sub.add_argument("--attempts", type=int, default=8, help="attempts without progress")
+        sub.add_argument(
+            "--reserve-bytes", type=int, help="bytes to leave free (default 5 %%, at most 4 GiB)"
+        )
+        sub.add_argument("--max-wait", type=float, default=120.0, help="longest single wait in seconds")
+    ready = commands.add_parser("ready", help="exit 0 once `hold` or `release` is done")
+    ready.set_defaults(run=_run_ready)
+    release = commands.add_parser("release", help="drop this deployment's pins, collect, then hold")
+    release.set_defaults(run=_run_release)
+    release.add_argument("--once", action="store_true", help="exit instead of holding")
+    listing = commands.add_parser("list", help="print what the store holds as JSON")
+    listing.set_defaults(run=_run_list)
+    return parser.parse_args(arguments)
+
+
+def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[str, str], None]) -> int:
+    from slmfetch.fetch import Job, Purpose, fetch
+
+    environ = config.current_environment()
+    manifest = _read_manifest(options)
+    report.digest = manifest.digest
+    store = _store(options)
+    settings = config.Settings(
+        store_dir=store.root,
+        size_limit_bytes=config.read_count(environ, env.SIZE_LIMIT_BYTES, default=0),
+        reserve_bytes=options.reserve_bytes,
+        keep_previous=config.read_count(environ, env.KEEP_PREVIOUS, default=1),
+        token_file=config.read_path(environ, env.SOURCE_TOKEN_FILE),
+        ca_file=config.read_path(environ, config.CA_FILE_ENV),
+        file_roots=tuple(options.file_root),
+        timeout_seconds=options.timeout,
+        stall_timeout_seconds=options.stall_timeout,
+        attempts=options.attempts,
+        max_wait_seconds=options.max_wait,
+    )
+    job = Job(
+        owner=config.read_owner(environ),
+        revision=config.read_revision(environ),
+        manifest=manifest,
+        purpose=Purpose.SERVE if options.serve else Purpose.AHEAD,
+        deep=options.deep,
+    )
+    outcome = fetch(store, job, settings)
+    report.bytes_downloaded, report.bytes_reused = outcome.bytes_downloaded, outcome.bytes_reused
+    finish("", "")
+    log(
+        "model is in the store",
+        revision=job.revision,
+        digest=manifest.digest,
+        bytesDownloaded=outcome.bytes_downloaded,
+        bytesReused=outcome.bytes_reused,
+    )
+    return 0
+
+
+def _run_hold(options: argparse.Namespace, report: _Report, finish: Callable[[str, str], None]) -> int:
+    # /tmp is an emptyDir, which survives a restart of the container.
+    _ready_file().unlink(missing_ok=True)
+    _run_fetch(options, report, finish)
+    return _hold()
+
+
+def _run_release(options: argparse.Namespace, _report: _Report, finish: Callable[[str, str], None]) -> int:
+    from slmfetch.fetch import release
+
+    if not options.once:
+        _ready_file().unlink(missing_ok=True)
+    release(_store(options), config.read_owner(config.current_environment()))
+    finish("", "")
+    return 0 if options.once else _hold()
+
+
+def _run_ready(_options: argparse.Namespace, _report: _Report, _finish: Callable[[str, str], None]) -> int:
+    return 0 if _ready_file().exists() else EXIT_FAILED
+
+
+def _run_list(options: argparse.Namespace, _report: _Report, _finish: Callable[[str, str], None]) -> int:
+    import json
+
+    from slmfetch.inventory import observe_store
+
+    store = _store(options)
+    if not store.root.is_dir():
+        raise config.ConfigError(f"{store.root} is not a folder; name the store with --store")
+    sys.stdout.write(json.dumps(observe_store(store), indent=2) + "\n")
+    return 0
+
+
+def _hold() -> int:
+    with suppress(Stopped):
+        _ready_file().touch()
+        log("ready")
+        while True:
+            signal.pause()
+    return 0
+
+
+def _ready_file() -> Path:
+    return config.read_path(config.current_environment(), env.READY_FILE) or Path(paths.READY_FILE)
+
+
+def _store(options: argparse.Namespace) -> Store:
+    return Store(options.store or config.read_store_dir(config.current_environment()))
+
+
+def _read_manifest(options: argparse.Namespace) -> Manifest:
+    environ = config.current_environment()
+    path = options.manifest or config.read_path(environ, env.MANIFEST_FILE) or Path(paths.MANIFEST_FILE)
+    try:
+        return parse_manifest(path.read_bytes())
+    except OSError as error:
+        raise config.ConfigError(f"cannot read the manifest {path}: {error.strerror}") from error
+
+
+def _write_termination(path: Path | None, termination: Termination) -> None:
+    # Without --termination-log the file is only written where the kubelet put one.
+    flags = os.O_WRONLY | os.O_TRUNC | (os.O_CREAT if path is not None else 0)
+    try:
+        fd = os.open(path or paths.TERMINATION_LOG, flags, 0o644)
+    except OSError:
+        return
+    with os.fdopen(fd, "w") as stream, suppress(OSError):
+        stream.write(termination.to_json())
+
+
+def _stop(_signum: int, _frame: object) -> NoReturn:
+    raise Stopped
+
+
+if __name__ == "__main__":
+    sys.exit(main())

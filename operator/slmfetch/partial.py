@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A download in progress: bytes on disk, running hash, and what is needed to resume it."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+from slmfetch.errors import FetchError, IntegrityError
+from slmfetch.store import (
+    BLOB_MODE,
+    CHUNK_BYTES,
+    NO_SPACE,
+    Store,
+    fsync_dir,
+    read_json,
+    try_lock,
+    write_json,
+)
+from slmwire.manifest import ManifestFile
+from slmwire.reasons import Reason
+
+CHECKPOINT_BYTES: Final = 32 << 20
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Partial:
+    """The .part file of one blob, locked for us; use `open_partial`.
+
+    Bytes written survive the death of the process, but not a power cut: after a reboot only what
+    was synced at the last checkpoint is trusted. The hash is recomputed from disk on resume, since
+    hashlib cannot save its state.
+    """
+
+    def __init__(self, store: Store, file: ManifestFile, fd: int) -> None:
+        self._store, self._file, self._fd = store, file, fd
+        self._path = store.partial / f"{file.sha256}.part"
+        self._meta = self._path.with_suffix(".json")
+        self._hasher = hashlib.sha256()
+        self._synced = 0
+        self.offset = 0
+        """Bytes that are here and hashed."""
+        self.etag = ""
+        """Strong validator of the source the bytes came from, empty if it gave none."""
+        self.origin = ""
+        """Identity of that source; a validator means nothing to another one."""
+        self.not_before = 0.0
+        """Seconds since the epoch before which the source asked not to be bothered."""
+
+    def close(self) -> None:
+        """Give up the lock; the bytes stay."""
+        os.close(self._fd)
+
+    def restore(self) -> None:
+        """Take over what an earlier process left, as far as it can be trusted."""
+        meta = read_json(self._meta) or {}
+        size = os.fstat(self._fd).st_size
+        trusted = size if meta.get("bootId") == _boot_id() else _number(meta.get("synced"))
+        usable = min(size, trusted)
+        if not 0 < usable <= self._file.size:
+            usable = 0
+        os.ftruncate(self._fd, usable)
+        self.etag = str(meta.get("etag", ""))
+        self.origin = str(meta.get("origin", ""))
+        self.not_before = float(_number(meta.get("notBefore")))
+        self._rehash(usable)
+        self._synced = min(_number(meta.get("synced")), usable)
+
+    def reset(self) -> None:
+        """Start over with an empty file."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        self._hasher = hashlib.sha256()
+        self.offset = self._synced = 0
+        self.etag = self.origin = ""
+
+    def describe(self, *, etag: str, origin: str) -> None:
+        """Record where the bytes that follow come from, before the first of them is written."""
+        if (etag, origin) != (self.etag, self.origin) or not self._meta.exists():
+            self.etag, self.origin = etag, origin
+            self._write_meta()
+
+    def hold_off(self, until: float) -> None:
+        """Remember, for runs to come too, not to ask the source before `until`."""
+        self.not_before = until
+        self._write_meta()
+
+    def write(self, data: memoryview) -> None:
+        """Append bytes; IntegrityError beyond the expected size, FetchError when the disk is full."""
+        if self.offset + len(data) > self._file.size:
+            raise IntegrityError(
+                f"{self._file.path}: the source sends more than the {self._file.size} bytes the manifest "
+                "promises; publish a new manifest if the file was changed"
+            )
+        self._hasher.update(data)
+        try:
+            rest = data
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+            self.offset += len(data)
+            if self.offset - self._synced >= CHECKPOINT_BYTES:
+                os.fdatasync(self._fd)
+                self._synced = self.offset
+                self._write_meta()
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def publish(self) -> str:
+        """Make the complete, verified file a blob; returns "" or, on mismatch, the actual hash."""
+        actual = self._hasher.hexdigest()
+        if actual != self._file.sha256:
+            return actual
+        try:
+            os.fchmod(self._fd, BLOB_MODE)
+            os.fsync(self._fd)
+            self._path.rename(self._store.blob(self._file.sha256))
+            fsync_dir(self._store.blobs)
+            self._meta.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._explain(error) from error
+        return ""
+
+    def remove(self) -> None:
+        """Delete bytes and state while holding the lock."""
+        self._path.unlink(missing_ok=True)
+        self._meta.unlink(missing_ok=True)
+
+    def sample(self, count: int) -> bytes:
+        """The first bytes, for a person to see what came (an error page, say)."""
+        return os.pread(self._fd, count, 0)
+
+    def _rehash(self, size: int) -> None:
+        self._hasher = hashlib.sha256()
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        buffer = bytearray(min(CHUNK_BYTES, size))
+        left = size
+        while left:
+            count = os.readv(self._fd, [memoryview(buffer)[: min(len(buffer), left)]])
+            if count == 0:
+                raise FetchError(Reason.INTERNAL_ERROR, f"{self._path} shrank while it was read")
+            self._hasher.update(memoryview(buffer)[:count])
+            left -= count
+        self.offset = size
+
+    def _write_meta(self) -> None:
+        body = {
+            "etag": self.etag,
+            "origin": self.origin,
+            "synced": self._synced,
+            "bootId": _boot_id(),
+            "notBefore": self.not_before,
+        }
+        try:
+            write_json(self._meta, body)
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: OSError) -> FetchError:
+        if error.errno not in NO_SPACE:
+            return FetchError(
+                Reason.INTERNAL_ERROR, f"{self._file.path}: cannot write to the store: {error.strerror}"
+            )
+        had = self.offset
+        self.remove()
+        return FetchError(
+            Reason.INSUFFICIENT_CAPACITY,
+            f"{self._file.path}: the disk filled up after {had} of {self._file.size} bytes; what was fetched "
+            f"of it is removed, nothing else is touched; free space in {self._store.root} on the node",
+        )
+
+
+def open_partial(store: Store, file: ManifestFile) -> Partial | None:
+    """Open and lock the .part file; None while somebody else downloads it."""
+    path = store.partial / f"{file.sha256}.part"
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            reason = Reason.INSUFFICIENT_CAPACITY if error.errno in NO_SPACE else Reason.INTERNAL_ERROR
+            raise FetchError(reason, f"{file.path}: cannot create {path}: {error.strerror}") from error
+        if not try_lock(fd):
+            os.close(fd)
+            return None
+        # Whoever held the lock may have renamed or removed the file that we opened.
+        try:
+            same = path.stat().st_ino == os.fstat(fd).st_ino
+        except FileNotFoundError:
+            same = False
+        if same:
+            return Partial(store, file, fd)
+        os.close(fd)
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EACCES):
+            raise
+        return ""
+
+
+def _number(value: object) -> int:
+    return int(value) if isinstance(value, int | float) and value >= 0 else 0
