@@ -336,4 +336,4 @@ def _timers(spec: SLMDeploymentSpec, rollout: RolloutStatus, now: float) -> list
     measurement = next_measurement_seconds(spec.rollout.analysis, rollout, now=now)
     if measurement is not None:
         waits.append(measurement)
-    return [wait for wait in waits if wait >= 0]
+    return [wait for wait in waits if wait > 0]

@@ -226,7 +226,7 @@ def _prefetching(
     decision: Decision, rollout: RolloutStatus, fleet: Fleet, view: WaveView, judgement: Judgement, now: float
 ) -> Decision:
     spec = fleet.spec.rollout
-    late = now - times.to_seconds(rollout.step_started_at) > duration_seconds(spec.prefetch_deadline)
+    late = now - times.to_seconds(rollout.step_started_at) >= duration_seconds(spec.prefetch_deadline)
     if view.pending_prefetch and not late:
         names = ", ".join(state.name for state in view.pending_prefetch[:3])
         message = f"{len(view.pending_prefetch)} node(s) still fetch the model: {names}"
@@ -291,7 +291,7 @@ def _analysing(
 
 def _wait(decision: Decision, rollout: RolloutStatus, fleet: Fleet, hold: Hold, now: float) -> Decision:
     deadline = duration_seconds(fleet.spec.rollout.progress_deadline)
-    if now - times.to_seconds(rollout.wave_started_at) > deadline:
+    if now - times.to_seconds(rollout.wave_started_at) >= deadline:
         return _deadline(decision, rollout, fleet, hold.message, now)
     return replace(decision, hold=hold)
 

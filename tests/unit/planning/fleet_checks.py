@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold at every look, whatever happens; `watch` makes a simulation check it all the time."""
+
+import json
+from dataclasses import dataclass, field, replace
+
+from slmops.api import SLMDeploymentStatus
+from slmops.api.base import quantity_value
+from slmops.api.status import MAX_MEASUREMENTS, MAX_WORST_NODES
+from slmops.model.observed import OwnedKind
+from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
+from slmops.planning.moves import limit_of
+from slmops.planning.plan import plan
+from tests.unit.planning.fleet_sim import FleetSim, Look
+
+STATUS_LIMIT_BYTES = 64 * 1024
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Checks that remember: which nodes a move has taken down, how far each rollout has come."""
+
+    taken_down: set[str] = field(default_factory=set)
+    progress: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, sim: FleetSim, look: Look) -> None:
+        check_bounded(look)
+        if look.plan.actions or look.plan.transitions or len(sim.looks) % 4 == 0:  # these two plan anew
+            check_deterministic(look)
+            check_quiet(sim, look)
+        check_workloads_before_labels(sim, look)
+        check_no_failed_revision(sim, look)
+        check_make_before_break(sim, look)
+        self.check_waves(look)
+        self.check_unavailable(sim, look)
+
+    def check_waves(self, look: Look) -> None:
+        """Waves of one rollout only go forward."""
+        rollout = look.plan.status.rollout
+        if rollout is None:
+            return
+        key = f"{rollout.revision}/{rollout.started_at}/{[wave.name for wave in rollout.waves]}"
+        assert rollout.wave >= self.progress.get(key, 0), f"wave went back: {rollout}"
+        self.progress[key] = rollout.wave
+
+    def check_unavailable(self, sim: FleetSim, look: Look) -> None:
+        """Of the nodes that served before a move, no more than maxUnavailable are down through moves."""
+        taken = False
+        for action in look.plan.actions:
+            if isinstance(action, PatchNodeLabels) and _takes_away(sim, action):
+                self.taken_down.add(action.node)
+                taken = True
+        self.taken_down = {
+            name
+            for name in self.taken_down
+            if name in sim.cluster.nodes and not _serves_after(sim, look, name)
+        }
+        matched = [n for n in sim.cluster.nodes.values() if n.labels.get("slm") == "yes"]
+        online = {n.name for n in matched if n.online}
+        if taken:
+            limit = limit_of(sim.spec.rollout.max_unavailable, len(matched))
+            down = sorted(self.taken_down & online)
+            assert len(down) <= limit, f"{down} are down through moves, {limit} allowed\n{sim.explain()}"
+
+
+def watch(sim: FleetSim) -> FleetSim:
+    """Check the simulation at every look from now on."""
+    sim.checks.append(Watch())
+    return sim
+
+
+def check_deterministic(look: Look) -> None:
+    """Equal arguments, equal plan; the order of nodes and pods means nothing."""
+    observed = look.observed
+    mirrored = replace(
+        observed, nodes=observed.nodes[::-1], pods=observed.pods[::-1], owned=observed.owned[::-1]
+    )
+    again = plan(mirrored, look.at)
+    assert again.status == look.plan.status
+    assert [a for a in again.actions if not isinstance(a, DeleteObject)] == [
+        a for a in look.plan.actions if not isinstance(a, DeleteObject)
+    ]
+
+
+def check_bounded(look: Look) -> None:
+    """Status stays small whatever the fleet does, and is what the API accepts."""
+    status = look.plan.status
+    assert len(status.worst_nodes) <= MAX_WORST_NODES
+    if status.rollout:
+        assert len(status.rollout.measurements) <= MAX_MEASUREMENTS
+    text = json.dumps(status.to_body())
+    assert len(text) < STATUS_LIMIT_BYTES
+    assert SLMDeploymentStatus.model_validate(json.loads(text)) == status
+
+
+def check_quiet(sim: FleetSim, look: Look) -> None:
+    """A look that leads to no action leads to nothing when it is repeated, now or before its timer."""
+    outcome = look.plan
+    if outcome.actions or look.observed.deployment.deleting_since is not None:
+        return
+    after = replace(
+        look.observed, deployment=replace(look.observed.deployment, status=outcome.status), readings=()
+    )
+    for later in (0.0, 0.99 * (outcome.requeue_after_seconds or 1000.0)):
+        again = plan(after, look.at + later)
+        assert again.status == outcome.status, f"status changed by itself after {later} s"
+        assert not again.actions and not again.transitions, f"{again.actions} after {later} s"
+
+
+def check_workloads_before_labels(sim: FleetSim, look: Look) -> None:
+    """No node carries a label of ours that no DaemonSet selects, none that is in use is deleted."""
+    selectors = dict(sim.cluster.selectors())
+    labels = {node.name: dict(node.labels) for node in sim.cluster.nodes.values()}
+    for action in look.plan.actions:
+        if isinstance(action, ApplyObject) and action.kind is OwnedKind.DAEMON_SET:
+            affinity = action.body["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+            term = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"][0]
+            selectors[action.name] = (
+                term["matchExpressions"][0]["key"],
+                term["matchExpressions"][0]["values"][0],
+            )
+        elif isinstance(action, DeleteObject):
+            selectors.pop(action.name, None)
+        elif isinstance(action, PatchNodeLabels) and action.node in labels:
+            node = labels[action.node]
+            node.update({k: v for k, v in action.labels.items() if v is not None})
+            for key in [k for k, v in action.labels.items() if v is None]:
+                node.pop(key, None)
+    selected = set(selectors.values())
+    for name, mine in labels.items():
+        for key, value in mine.items():
+            if key.startswith(sim.names.label_prefix) and key != sim.names.moving_label:
+                assert (key, value) in selected, f"{name} carries {key}={value} without a DaemonSet"
+
+
+def check_no_failed_revision(sim: FleetSim, look: Look) -> None:
+    """A revision that failed is given to no node."""
+    failed = {entry.revision for entry in look.plan.status.failed_revisions}
+    for action in look.plan.actions:
+        if isinstance(action, PatchNodeLabels):
+            given = {
+                k.removeprefix(sim.names.label_prefix) for k, v in action.labels.items() if v is not None
+            }
+            assert not given & failed, f"{action} gives a failed revision"
+
+
+def check_make_before_break(sim: FleetSim, look: Look) -> None:
+    """Where memory holds both, a node never loses a serving pod before another one is ready."""
+    if look.observed.deployment.deleting_since is not None:
+        return
+    for action in look.plan.actions:
+        if not isinstance(action, PatchNodeLabels) or not _takes_away(sim, action):
+            continue
+        node = sim.cluster.nodes[action.node]
+        need = [p.memory_bytes for p in sim.cluster.pods if p.node == node.name and p.role == "serve"]
+        new = int(quantity_value(sim.spec.variants[0].resources.requests.memory or "0"))
+        swaps = any(key in node.labels for key, value in action.labels.items() if value is not None)
+        assert swaps or sum(need) + new + node.others_bytes > node.memory_bytes, (
+            f"{action} takes the serving pod away though both fit"
+        )
+
+
+def _given_after(sim: FleetSim, action: PatchNodeLabels) -> set[str]:
+    prefix = sim.names.label_prefix
+    given = set(sim.given(action.node))
+    for key, value in action.labels.items():
+        tail = key.removeprefix(prefix)
+        if value is None:
+            given.discard(tail)
+        elif "." not in tail and tail not in ("moving", "release"):
+            given.add(tail)
+    return given
+
+
+def _takes_away(sim: FleetSim, action: PatchNodeLabels) -> bool:
+    """The node matches, serves before the patch, and nothing it is left with serves."""
+    node = sim.cluster.nodes.get(action.node)
+    if node is None or not node.online or node.labels.get("slm") != "yes":
+        return False
+    serving = sim.cluster.serving_revisions(action.node)
+    return bool(serving) and not serving & _given_after(sim, action)
+
+
+def _serves_after(sim: FleetSim, look: Look, name: str) -> bool:
+    given = set(sim.given(name))
+    for action in look.plan.actions:
+        if isinstance(action, PatchNodeLabels) and action.node == name:
+            given = _given_after(sim, action)
+    return bool(sim.cluster.serving_revisions(name) & given)

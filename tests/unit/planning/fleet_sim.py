@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtual operator on the virtual cluster: looks, plans, writes, waits; it can be killed at any write.
+
+It looks only when something that it watches has changed, when an answer has come, or when the time
+that the plan asked for has passed. So a plan that forgets to ask for a timer stands still here as it
+would in real life, and one that asks again and again without need is told off.
+"""
+
+import hashlib
+import heapq
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from slmops.api import RETRY_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.model.config import OperatorConfig
+from slmops.model.observed import (
+    Deployment,
+    MetricQuery,
+    Observed,
+    OwnedKind,
+    Preset,
+    Reading,
+    Resolved,
+    ResolveFailure,
+    Sample,
+)
+from slmops.model.plan import (
+    AddFinalizer,
+    ApplyObject,
+    DeleteObject,
+    MeasureRequest,
+    PatchNodeLabels,
+    Plan,
+    RemoveFinalizer,
+    ResolveRequest,
+    Transition,
+)
+from slmops.planning.names import Names
+from slmops.planning.plan import plan
+from slmwire.manifest import Manifest, ManifestFile
+from slmwire.reasons import Reason
+from tests.unit.planning.fleet_cluster import Behaviour, Cluster, SimNode
+
+EPOCH = 1_750_000_000.25
+CONFIG = OperatorConfig(runtime_image="slmops/runtime:test")
+GIB = 1 << 30
+MAX_QUICK_LOOKS = 5
+
+
+class Killed(Exception):
+    """The operator process died before this write."""
+
+
+@dataclass(kw_only=True)
+class Look:
+    """What one look led to, for checks."""
+
+    at: float
+    observed: Observed
+    plan: Plan
+
+
+@dataclass(kw_only=True)
+class _Memory:
+    """All that the operator process holds; lost when it dies."""
+
+    resolutions: dict[str, Resolved | ResolveFailure] = field(default_factory=dict)
+    applied: set[tuple[OwnedKind, str]] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+    readings: list[Reading] = field(default_factory=list)
+    look_at: float | None = None
+    seen: object = None
+
+
+class FleetSim:
+    """One SLMDeployment, its operator and its cluster."""
+
+    def __init__(self, spec: Mapping[str, Any], *, behaviours: Mapping[str, Behaviour] | None = None) -> None:
+        self.now = EPOCH
+        self.cluster = Cluster(behaviours or {})
+        self.names = Names("shop", "orders")
+        self.spec_body: dict[str, Any] = json.loads(json.dumps(spec))
+        self.generation = 1
+        self.annotations: dict[str, str] = {}
+        self.status = SLMDeploymentStatus()
+        self.has_finalizer = False
+        self.deleting_since: float | None = None
+        self.gone = False
+        self.provider_error = ""
+        self.unresolvable: set[str] = set()
+        self.writes = 0
+        self.kill_at: int | None = None
+        self.kills = 0
+        self.looks: list[Look] = []
+        self.transitions: list[Transition] = []
+        self.history: dict[str, list[str]] = {}
+        """Revisions that each node was given, in order."""
+        self.checks: list[Callable[[FleetSim, Look], None]] = []
+        self._memory = _Memory()
+        self._quick_looks = 0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._event_number = 0
+
+    # What a user and the world do
+
+    def add_node(self, name: str, **fields: Any) -> SimNode:
+        labels = {"slm": "yes"} | fields.pop("labels", {})
+        node = SimNode(name=name, labels=labels, **{"memory_bytes": 4 * GIB, **fields})
+        self.cluster.nodes[name] = node
+        return node
+
+    def set_online(self, name: str, *, online: bool) -> None:
+        self.cluster.nodes[name].online = online
+
+    def edit(self, **changes: Any) -> None:
+        """Merge into spec: `edit(rollout={"paused": True})`."""
+        self.spec_body = _merged(self.spec_body, changes)
+        self.generation += 1
+
+    def set_version(self, version: str) -> None:
+        """A new model version from a source of its own."""
+        variants = [
+            {**v, "source": {"http": {"url": f"http://models/{version}/{v['name']}.json"}}}
+            for v in self.spec_body["variants"]
+        ]
+        self.edit(model={"name": "orders", "version": version}, variants=variants)
+
+    def retry(self) -> None:
+        self.annotations[RETRY_ANNOTATION] = f"{self.now}"
+
+    def delete(self) -> None:
+        self.deleting_since = self.now
+
+    def at(self, delay_seconds: float, do: Callable[[], None]) -> None:
+        """Do something later."""
+        self._event_number += 1
+        heapq.heappush(self._events, (self.now + delay_seconds, self._event_number, do))
+
+    def restart_operator(self) -> None:
+        self._memory = _Memory()
+
+    # Reads
+
+    @property
+    def spec(self) -> SLMDeploymentSpec:
+        return SLMDeploymentSpec.model_validate(self.spec_body)
+
+    def given(self, name: str) -> dict[str, str]:
+        """revision -> variant, from the node's labels."""
+        tails = {
+            key.removeprefix(self.names.label_prefix): value
+            for key, value in self.cluster.nodes[name].labels.items()
+            if key.startswith(self.names.label_prefix)
+        }
+        return {
+            tail: v for tail, v in tails.items() if tail != "moving" and "." not in tail and tail != "release"
+        }
+
+    def our_labels(self) -> dict[str, dict[str, str]]:
+        """Every label of ours, by node."""
+        found = {
+            node.name: {k: v for k, v in node.labels.items() if k.startswith(self.names.label_prefix)}
+            for node in self.cluster.nodes.values()
+        }
+        return {name: labels for name, labels in found.items() if labels}
+
+    def versions(self) -> dict[str, str]:
+        """Model versions that each node was given, joined by +."""
+        return {
+            name: "+".join(sorted(self.cluster.version_of(r) for r in self.given(name)))
+            for name in self.cluster.nodes
+        }
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        found = next(c for c in self.status.conditions if c.type == kind)
+        return found.status, found.reason
+
+    @property
+    def step(self) -> str:
+        return self.status.rollout.step if self.status.rollout else ""
+
+    @property
+    def wave(self) -> int:
+        return self.status.rollout.wave if self.status.rollout else -1
+
+    @property
+    def version(self) -> str:
+        return self.status.model_version
+
+    def events(self) -> list[str]:
+        return [transition.reason for transition in self.transitions]
+
+    def observed(self, readings: Iterable[Reading] = ()) -> Observed:
+        cluster = self.cluster
+        drifted = {
+            key
+            for key in cluster.objects
+            if key not in self._memory.applied
+            and key[0] not in (OwnedKind.CONFIG_MAP, OwnedKind.CONTROLLER_REVISION)
+        }
+        return Observed(
+            deployment=Deployment(
+                name=self.names.name,
+                namespace=self.names.namespace,
+                uid="uid-1",
+                generation=self.generation,
+                spec=self.spec,
+                status=self.status,
+                annotations=dict(self.annotations),
+                deleting_since=self.deleting_since,
+                has_finalizer=self.has_finalizer,
+            ),
+            config=CONFIG,
+            nodes=cluster.node_views(),
+            pods=cluster.pod_views(),
+            owned=cluster.owned_views(drifted),
+            revisions=cluster.revision_views(),
+            resolutions=dict(self._memory.resolutions),
+            readings=tuple(readings),
+        )
+
+    # Time
+
+    def run(self, seconds: float) -> None:
+        """Let so much time pass."""
+        self.run_until(lambda: False, limit_seconds=seconds)
+
+    def run_until(self, done: Callable[[], bool], *, limit_seconds: float = 7200.0) -> bool:
+        """Run until `done` holds; False when it did not within the limit."""
+        end = self.now + limit_seconds
+        while not self.gone:
+            self._step()
+            if done():
+                return True
+            upcoming = self._next_time()
+            if upcoming is None or upcoming > end:
+                self.now = end
+                return False
+            self.now = upcoming
+        return done()
+
+    def settled(self) -> bool:
+        """Nothing is under way: every online matching node serves just what it was given."""
+        return self.step in ("Completed", "Failed", "Cancelled") and not any(
+            isinstance(action, PatchNodeLabels) for action in self.looks[-1].plan.actions
+        )
+
+    def settle(self, limit_seconds: float = 7200.0) -> None:
+        """Run until the rollout has ended and whatever follows from it is done."""
+        self.run(2)
+        assert self.run_until(self.settled, limit_seconds=limit_seconds), self.explain()
+        self.run(30)
+
+    def explain(self) -> str:
+        rollout = self.status.rollout
+        says = [f"{c.type}={c.status} {c.reason}: {c.message}" for c in self.status.conditions]
+        where = f"{rollout.step} wave {rollout.wave} {rollout.message}" if rollout else "no rollout"
+        return "\n".join([where, *says, str(self.our_labels())])
+
+    def _next_time(self) -> float | None:
+        times = [self._events[0][0]] if self._events else []
+        if self._memory.look_at is not None:
+            times.append(self._memory.look_at)
+        pods = self.cluster.next_event(self.now)
+        if pods is not None:
+            times.append(pods)
+        return max(self.now, min(times)) if times else None
+
+    def _step(self) -> None:
+        while self._events and self._events[0][0] <= self.now:
+            heapq.heappop(self._events)[2]()
+        self.cluster.settle(self.now)
+        memory = self._memory
+        due = memory.look_at is not None and memory.look_at <= self.now
+        while not self.gone and (due or memory.readings or self._fingerprint() != memory.seen):
+            try:
+                self._look()
+            except Killed:
+                self.kills += 1
+                self.restart_operator()
+            memory, due = self._memory, False
+
+    def _fingerprint(self) -> object:
+        """What the watches deliver. The operator's own status is not among it."""
+        seen = self.observed()
+        spec = json.dumps(self.spec_body, sort_keys=True)
+        return (
+            spec,
+            str(sorted(self.annotations.items())),
+            self.deleting_since,
+            self.has_finalizer,
+            str(sorted(map(str, seen.nodes))),
+            str(sorted(map(str, seen.pods))),
+            str(sorted(map(str, seen.owned))),
+        )
+
+    # The operator
+
+    def _look(self) -> None:
+        memory = self._memory
+        before = memory.seen
+        memory.seen = self._fingerprint()
+        readings, memory.readings = tuple(memory.readings), []
+        memory.look_at = None
+        observed = self.observed(readings)
+        outcome = plan(observed, self.now)
+        look = Look(at=self.now, observed=observed, plan=outcome)
+        self.looks.append(look)
+        quick = before == memory.seen and not readings and (outcome.requeue_after_seconds or 9) < 0.5
+        self._quick_looks = self._quick_looks + 1 if quick else 0
+        assert self._quick_looks <= MAX_QUICK_LOOKS, f"busy: {self.explain()}"
+        for check in self.checks:
+            check(self, look)
+        if outcome.requeue_after_seconds is not None:
+            memory.look_at = self.now + outcome.requeue_after_seconds
+        if outcome.status != self.status:
+            self._write()
+            # As the API server stores it.
+            self.status = SLMDeploymentStatus.model_validate(json.loads(json.dumps(outcome.status.to_body())))
+        for action in outcome.actions:
+            self._write()
+            self._act(action)
+        self.transitions += outcome.transitions
+        for request in outcome.resolve:
+            self._resolve(request)
+        for measure in outcome.measure:
+            self._measure(measure)
+
+    def _write(self) -> None:
+        if self.writes == self.kill_at:
+            self.kill_at = None
+            raise Killed
+        self.writes += 1
+
+    def _act(self, action: Any) -> None:
+        match action:
+            case ApplyObject(kind=kind, name=name, body=body):
+                new = json.loads(json.dumps(body))
+                old = self.cluster.objects.get((kind, name))
+                if old is not None and kind is OwnedKind.CONTROLLER_REVISION:
+                    assert old["data"] == new["data"], "data of a ControllerRevision is immutable"
+                self.cluster.objects[kind, name] = new
+                self._memory.applied.add((kind, name))
+                self.cluster.changed_labels_at = self.now
+            case DeleteObject(kind=kind, name=name):
+                self.cluster.objects.pop((kind, name), None)
+                self._memory.applied.discard((kind, name))
+                self.cluster.changed_labels_at = self.now
+            case PatchNodeLabels():
+                self._patch(action)
+            case AddFinalizer():
+                self.has_finalizer = True
+            case RemoveFinalizer():
+                self.has_finalizer = False
+                self.gone = self.deleting_since is not None
+
+    def _patch(self, action: PatchNodeLabels) -> None:
+        node = self.cluster.nodes.get(action.node)
+        if node is None:
+            return
+        before = set(self.given(node.name))
+        for key, value in action.labels.items():
+            if value is None:
+                node.labels.pop(key, None)
+            else:
+                node.labels[key] = value
+        self.history.setdefault(node.name, []).extend(sorted(set(self.given(node.name)) - before))
+        self.cluster.changed_labels_at = self.now
+
+    # Its slow helpers
+
+    def _resolve(self, request: ResolveRequest) -> None:
+        memory = self._memory
+        if request.source_hash in memory.asked:
+            return
+        memory.asked.add(request.source_hash)
+        url = request.source.http.url if request.source.http else ""
+
+        def answer() -> None:
+            memory.asked.discard(request.source_hash)
+            if any(part in url for part in self.unresolvable):
+                memory.resolutions[request.source_hash] = ResolveFailure(
+                    reason=Reason.SOURCE_UNAVAILABLE, message=f"{url}: 404", retry_at=self.now + 30
+                )
+            else:
+                memory.resolutions[request.source_hash] = Resolved(manifest=manifest_of(url), reference=url)
+            memory.look_at = self.now  # the answer wakes the worker
+
+        self.at(0.5, answer)
+
+    def _measure(self, request: MeasureRequest) -> None:
+        memory = self._memory
+        key = f"metric/{request.metric}"
+        if key in memory.asked:
+            return
+        memory.asked.add(key)
+
+        def answer() -> None:
+            memory.asked.discard(key)
+            canary, stable = self.sample(request.canary), self.sample(request.stable)
+            memory.readings.append(
+                Reading(
+                    metric=request.metric,
+                    canary=canary,
+                    stable=stable,
+                    at=self.now,
+                    error=self.provider_error,
+                )
+            )
+
+        self.at(0.3, answer)
+
+    def sample(self, query: MetricQuery) -> Sample:
+        """What Prometheus would say: no series of pods that do not run or cannot be scraped."""
+        nodes = [
+            node.name
+            for node in self.cluster.nodes.values()
+            if node.online and query.revision in self.cluster.serving_revisions(node.name)
+        ]
+        behaviour = self.cluster.behaviour(self.cluster.version_of(query.revision))
+        value = behaviour.error_rate if query.preset is Preset.ERROR_RATE else behaviour.score
+        if not nodes or value is None or value != value:
+            return Sample(value=None, samples=0)
+        return Sample(value=value, samples=behaviour.samples)
+
+
+def manifest_of(url: str) -> Manifest:
+    """The one file behind a URL."""
+    digest = hashlib.sha256(url.encode()).hexdigest()
+    return Manifest(
+        files=(ManifestFile(path="model.onnx", size=1000, sha256=digest, url=f"{url}/model.onnx"),)
+    )
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(old)
+    for key, value in new.items():
+        present = result.get(key)
+        result[key] = (
+            _merged(present, value) if isinstance(value, dict) and isinstance(present, dict) else value
+        )
+    return result
+
+
+def spec_body(
+    *,
+    version: str = "v1",
+    memory: str = "1Gi",
+    waves: list[dict[str, Any]] | None = None,
+    metrics: list[dict[str, Any]] | None = None,
+    **rollout: Any,
+) -> dict[str, Any]:
+    """A spec for nodes labelled `slm=yes`: one wave of one node, then the rest, judged by the quality."""
+    return {
+        "model": {"name": "orders", "version": version},
+        "variants": [
+            {
+                "name": "int4",
+                "source": {"http": {"url": f"http://models/{version}/int4.json"}},
+                "resources": {"requests": {"memory": memory, "cpu": "1"}},
+            }
+        ],
+        "placement": {"nodeSelector": {"matchLabels": {"slm": "yes"}}},
+        "rollout": {
+            "waves": waves or [{"name": "canary", "percent": 10}, {"name": "rest", "percent": 100}],
+            "soak": "30s",
+            "maxUnavailable": 1,
+            "analysis": {
+                "interval": "10s",
+                "passes": 2,
+                "metrics": metrics
+                or [{"name": "quality", "preset": "EvaluationScore", "maxDegradation": "0.03"}],
+            },
+            **rollout,
+        },
+    }
