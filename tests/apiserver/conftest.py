@@ -1,27 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """One real control plane for all tests of this folder, with the CRD installed."""
 
+import hashlib
+import os
 import re
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from e2e.rig import ControlPlane
+from e2e.rig.paths import instances
+from e2e.rig.progress import wait_until
 from slmops.adapters.kube import KubeClient, load_configuration
-from slmops.adapters.resources import Resource
 from slmops.api.crd import build_crd
-from tests.apiserver.harness import Cluster, CountingClient
+from tests.apiserver.account import install_account, lease_permission
+from tests.apiserver.harness import NAMESPACES, Cluster, CountingClient
 
-NAMESPACES = Resource(group="", version="v1", plural="namespaces", kind="Namespace", namespaced=False)
+# One instance per test run, so that two runs on one machine do not meet.
+_INSTANCE = "apiserver-"
+
+
+def _take_down_leftovers() -> None:
+    """Instances of runs that were killed before they could clean up."""
+    for name in instances():
+        owner = name.removeprefix(_INSTANCE)
+        if name != owner and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            ControlPlane(name).down()
+
+
+def _established(plane: ControlPlane) -> bool:
+    # `kubectl wait` fails on a CRD that has no conditions yet.
+    status = plane.kubectl.get("crd", "slmdeployments.slmops.dev").get("status") or {}
+    return any(c["type"] == "Established" and c["status"] == "True" for c in status.get("conditions") or ())
 
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
     """Store, API server, controllers and scheduler; taken down, data and all, at the end."""
-    plane = ControlPlane("apiserver-tests").up()
+    _take_down_leftovers()
+    plane = ControlPlane(f"{_INSTANCE}{os.getpid()}").up()
     try:
         plane.kubectl.apply(build_crd())
-        plane.kubectl("wait", "--for=condition=Established", "crd/slmdeployments.slmops.dev", "--timeout=30s")
+        wait_until(
+            "the CRD being established", lambda: _established(plane), timeout_seconds=30, interval_seconds=0.2
+        )
         yield plane
     finally:
         plane.down()
@@ -33,17 +56,33 @@ def kwok(control_plane: ControlPlane) -> ControlPlane:
     return control_plane.up(kwok_nodes=1)
 
 
+@pytest.fixture(scope="session")
+def operator_kubeconfig(control_plane: ControlPlane) -> Path:
+    """Kubeconfig of the operator's account, with the chart's permissions and node policy in force."""
+    return install_account(control_plane)
+
+
 @pytest.fixture
-async def cluster(kwok: ControlPlane, request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
-    """A namespace named after the test, and four Ready nodes: `a` is the pilot."""
+async def cluster(
+    kwok: ControlPlane, operator_kubeconfig: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Cluster]:
+    """A namespace named after the test, and four Ready nodes: `a` is the pilot.
+
+    The operator acts by its own account: what the chart does not permit fails here.
+    """
+    operator = await load_configuration(str(operator_kubeconfig))
     configuration = await load_configuration(str(kwok.kubeconfig))
     kube = KubeClient(configuration)
-    short = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:32].strip("-")
+    name = request.node.name
+    words = re.sub(r"[^a-z0-9]+", "-", name.removeprefix("test_").lower())[:24].strip("-")
+    short = f"{words}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"
     await kube.create(NAMESPACES, body={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": short}})
-    cluster = Cluster(kube=kube, connect=lambda: CountingClient(configuration), namespace=short)
+    kwok.kubectl.apply(*lease_permission(short))
+    cluster = Cluster(kube=kube, connect=lambda: CountingClient(operator), namespace=short)
     for name in "abcd":
         await cluster.add_node(name, **({"pilot": "true"} if name == "a" else {}))
     try:
         yield cluster
     finally:
+        await cluster.remove()
         await kube.close()

@@ -32,6 +32,7 @@ from slmwire.reasons import Reason
 NAME: Final = "orders"
 WAIT_SECONDS: Final = 40.0
 _KWOK: Final = "kwok.x-k8s.io/node"
+NAMESPACES: Final = Resource(group="", version="v1", plural="namespaces", kind="Namespace", namespaced=False)
 Body = dict[str, Any]
 
 
@@ -111,6 +112,18 @@ class Cluster:
     provider: ScriptedProvider = field(default_factory=ScriptedProvider)
     resolver: ScriptedResolver = field(default_factory=ScriptedResolver)
     runs: int = 0
+
+    async def remove(self) -> None:
+        """Take everything away without waiting for it, also what a dead operator left behind."""
+        for body in await self.items(DEPLOYMENTS, namespace=self.namespace):
+            name = body["metadata"]["name"]
+            await self.kube.merge_patch(
+                DEPLOYMENTS, namespace=self.namespace, name=name, body={"metadata": {"finalizers": None}}
+            )
+        await self.kube.delete(NAMESPACES, name=self.namespace)
+        for node in await self.items(NODES):
+            if node["metadata"]["name"].startswith(f"{self.namespace}-"):
+                await self.kube.delete(NODES, name=node["metadata"]["name"])
 
     # Nodes
 
@@ -353,19 +366,23 @@ def deployment(namespace: str, version: str, **rollout: Any) -> Body:
                 "maxUnavailable": "50%",
                 "soak": "1s",
                 "progressDeadline": "60s",
-                "analysis": {
-                    "interval": "1s",
-                    "passes": 1,
-                    "metrics": [
-                        {"name": "errors", "preset": "ErrorRate", "max": "0.05", "failureLimit": 1},
-                        {"name": "quality", "preset": "EvaluationScore", "maxDegradation": "0.03",
-                         "failureLimit": 1},
-                    ],
-                },
+                "analysis": analysis(passes=1),
             }
             | rollout,
         },
     }  # fmt: skip
+
+
+def analysis(*, passes: int) -> Body:
+    """Two metrics, one absolute and one against stable; one failed measurement decides."""
+    errors = {"name": "errors", "preset": "ErrorRate", "max": "0.05", "failureLimit": 1}
+    quality = {
+        "name": "quality",
+        "preset": "EvaluationScore",
+        "maxDegradation": "0.03",
+        "failureLimit": 1,
+    }
+    return {"interval": "1s", "passes": passes, "metrics": [errors, quality]}
 
 
 def condition(status: Body, kind: str) -> Body:
