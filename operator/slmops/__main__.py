@@ -86,6 +86,8 @@ async def _run_beside_kopf(operator: Operator, settings: Settings) -> int:
             namespaces=settings.watch_namespaces,
             liveness_endpoint=f"http://0.0.0.0:{port}/healthz" if port else None,
             stop_flag=ended,
+            # kopf would ask for the user's name otherwise, and the image's user has none.
+            identity=settings.identity,  # type: ignore[arg-type]  # a NewType that kopf keeps to itself
         )
     finally:
         await stop_loop()
