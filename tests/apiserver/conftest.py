@@ -24,8 +24,8 @@ _INSTANCE = "apiserver-"
 def _take_down_leftovers() -> None:
     """Instances of runs that were killed before they could clean up."""
     for name in instances():
-        owner = name.removeprefix(_INSTANCE)
-        if name != owner and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        owner = name.rpartition("-")[2]
+        if name.startswith(_INSTANCE) and owner.isdigit() and not Path(f"/proc/{owner}").exists():
             ControlPlane(name).down()
 
 

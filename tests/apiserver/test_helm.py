@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of a Helm release on a real API server: install, upgrade, uninstall, install again."""
 
+import os
 from collections.abc import Iterator
 from typing import Final
 
@@ -19,7 +20,7 @@ KINDS: Final = (
 @pytest.fixture(scope="module")
 def empty_plane() -> Iterator[ControlPlane]:
     """A control plane of its own: the shared one has the CRD, which a release would not take over."""
-    plane = ControlPlane("helm-tests").up()
+    plane = ControlPlane(f"apiserver-helm-{os.getpid()}").up()
     try:
         yield plane
     finally:
