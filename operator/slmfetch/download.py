@@ -170,7 +170,7 @@ class Downloader:
                 log("the source starts over", level="warning", file=file.path, had=partial.offset)
                 partial.reset()
             partial.describe(etag=body.etag, origin=origin)
-            self._receive(file, partial, body.read_into)
+            self._receive(file, partial, body.read_some)
         finally:
             body.close()
         if partial.offset < file.size:
@@ -180,13 +180,11 @@ class Downloader:
                 retryable=True,
             )
 
-    def _receive(self, file: ManifestFile, partial: Partial, read_into: Callable[[bytearray], int]) -> None:
-        buffer = bytearray(CHUNK_BYTES)
-        view = memoryview(buffer)
+    def _receive(self, file: ManifestFile, partial: Partial, read_some: Callable[[int], bytes]) -> None:
         progress = Progress(file=file.path, total_bytes=file.size, start_bytes=partial.offset)
-        while count := read_into(buffer):
-            partial.write(view[:count])
-            self.bytes_downloaded += count
+        while data := read_some(CHUNK_BYTES):
+            partial.write(memoryview(data))
+            self.bytes_downloaded += len(data)
             progress.update(partial.offset)
             if time.monotonic() >= self.deadline and partial.offset < file.size:
                 raise self._out_of_time(file, partial, "the source is too slow")

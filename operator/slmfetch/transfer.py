@@ -55,10 +55,13 @@ class Body:
         self.start = start
         self.etag = etag
 
-    def read_into(self, buffer: bytearray) -> int:
-        """Fill the buffer as far as bytes have come; 0 at the end, expected or not."""
+    def read_some(self, count: int) -> bytes:
+        """At most `count` bytes, what has come so far; nothing at the end, expected or not.
+
+        Waiting for a full buffer instead would lose it when we are killed on a slow link.
+        """
         try:
-            return self._response.readinto(buffer)
+            return self._response.read1(count)
         except (OSError, http.client.HTTPException) as error:
             raise _network_error(self._url, error) from error
 
@@ -104,12 +107,12 @@ def open_body(request: Request, settings: Settings) -> Body:
 
 
 def _redirected(url: str, target: str) -> str:
-    new = urljoin(url, target)
     try:
+        new = urljoin(url, target)
         parts = urlsplit(new)
         _origin(parts)
     except ValueError:
-        parts = urlsplit("")
+        new, parts = "", urlsplit("")
     safe = parts.scheme == "https" or (parts.scheme == "http" and urlsplit(url).scheme == "http")
     if not target or not safe or not parts.hostname:
         raise TransferError(
