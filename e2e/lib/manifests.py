@@ -10,6 +10,8 @@ from e2e.rig.paths import CHECKOUT
 
 MODELS: Final = CHECKOUT / "e2e" / "models"
 MODEL: Final = "orders"
+FOLDER: Final = "orders"
+"""Where the model lies, below MODELS and on the web server."""
 API_VERSION: Final = "slmops.dev/v1alpha1"
 EDGE: Final = {"matchLabels": {"slmops.dev/edge": "true"}}
 PILOT_WAVE: Final = {"name": "pilot", "nodeSelector": {"matchLabels": {"slmops.dev/ring": "pilot"}}}
@@ -21,7 +23,7 @@ Json = dict[str, Any]
 
 def model_dir(version: str, *, variant: str = "int4") -> Path:
     """Folder of one variant of one version of the model."""
-    return MODELS / MODEL / f"{version}-{variant}"
+    return MODELS / FOLDER / f"{version}-{variant}"
 
 
 def http_source(models_url: str, version: str, *, variant: str = "int4") -> Json:
@@ -29,7 +31,7 @@ def http_source(models_url: str, version: str, *, variant: str = "int4") -> Json
     manifest = model_dir(version, variant=variant) / "slm-manifest.json"
     return {
         "http": {
-            "url": f"{models_url}/{MODEL}/{version}-{variant}/slm-manifest.json",
+            "url": f"{models_url}/{FOLDER}/{version}-{variant}/slm-manifest.json",
             "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
         }
     }

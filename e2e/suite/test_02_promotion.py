@@ -7,7 +7,7 @@ import pytest
 
 from e2e.lib import Cluster, Deployment, History, NodeClient, Traffic
 from e2e.lib.chat import is_expected
-from e2e.lib.manifests import WAVES, golden_cases
+from e2e.lib.manifests import FOLDER, WAVES, golden_cases
 from e2e.lib.observe import rollout_of
 from e2e.suite.conftest import Make
 
@@ -27,7 +27,7 @@ def test_v2_is_promoted_wave_by_wave_without_a_failed_request(
     stable = orders.status()["stableRevision"]
     if cluster.is_rig:
         # Slow enough that the fetch ahead takes seconds: what serves must not notice (scenario 16).
-        cluster.rig.set_model_faults({"/orders/v2-int4/model.onnx.data": {"bytes_per_second": 150_000}})
+        cluster.rig.set_model_faults({f"/{FOLDER}/v2-int4/model.onnx.data": {"bytes_per_second": 150_000}})
     with (
         Traffic(clients.values(), orders.service_address(), interval_seconds=0.4) as traffic,
         History(orders) as history,

@@ -7,7 +7,7 @@ import pytest
 
 from e2e.lib import Cluster, Deployment, NodeClient
 from e2e.lib.chat import is_expected
-from e2e.lib.manifests import golden_cases
+from e2e.lib.manifests import FOLDER, golden_cases
 from e2e.rig import Rig
 from e2e.suite.conftest import Make
 from e2e.suite.faults import kill_sandbox, model_requests, now, wait_offline, wait_online
@@ -65,7 +65,9 @@ def test_a_new_pod_downloads_nothing(
     orders: Deployment, cluster: Cluster, rig: Rig, clients: dict[str, NodeClient]
 ) -> None:
     node = cluster.edge_nodes[0]
-    assert model_requests(rig, since=0, path="/orders/v1-int4/model.onnx"), "the log shows no download at all"
+    assert model_requests(rig, since=0, path=f"/{FOLDER}/v1-int4/model.onnx"), (
+        "the log shows no download at all"
+    )
     begin = now()
     old = orders.pod_on(node)["metadata"]
     cluster.delete("pod", old["name"], namespace=orders.namespace)
@@ -82,7 +84,7 @@ def test_a_new_pod_downloads_nothing(
 
     orders.wait("a new pod being ready", replaced, timeout_seconds=60)
     wait_answer(orders, clients[node], timeout_seconds=10)
-    assert model_requests(rig, since=begin, path="/orders/") == []
+    assert model_requests(rig, since=begin, path=f"/{FOLDER}/") == []
     said = orders.cluster.logs(orders.namespace, orders.pod_on(node)["metadata"]["name"], container="fetch")
     assert said.strip(), "the fetcher logs nothing"
 
@@ -94,6 +96,6 @@ def test_a_second_deployment_of_the_same_model_downloads_nothing(
     second = make_deployment("orders-too")
     second.apply("v1")
     second.wait_installed()
-    asked = model_requests(rig, since=begin, path="/orders/v1-int4/")
+    asked = model_requests(rig, since=begin, path=f"/{FOLDER}/v1-int4/")
     # The operator reads the manifest to resolve the source; no node fetches a byte.
-    assert set(asked) <= {"/orders/v1-int4/slm-manifest.json"}, asked
+    assert set(asked) <= {f"/{FOLDER}/v1-int4/slm-manifest.json"}, asked

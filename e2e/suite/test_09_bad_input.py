@@ -9,7 +9,7 @@ import pytest
 
 from e2e.lib import Cluster, Deployment, NodeClient
 from e2e.lib.chat import CHAT_PATH
-from e2e.lib.manifests import PILOT_WAVE
+from e2e.lib.manifests import FOLDER, PILOT_WAVE
 from e2e.lib.observe import condition, rollout_of
 from e2e.rig import Rig, RigError
 from e2e.suite.conftest import Make
@@ -108,8 +108,8 @@ def test_what_only_the_operator_can_know_gives_accepted_false(
     ("url", "sha256", "reason"),
     [
         ("http://10.99.0.1:1/slm-manifest.json", None, "SourceUnavailable"),
-        ("{models}/orders/nothing/slm-manifest.json", None, "SourceUnavailable"),
-        ("{models}/orders/v2-int4/slm-manifest.json", "0" * 64, "IntegrityMismatch"),
+        ("{models}/nothing/slm-manifest.json", None, "SourceUnavailable"),
+        ("{models}/v2-int4/slm-manifest.json", "0" * 64, "IntegrityMismatch"),
         ("http://169.254.169.254/latest/meta-data", None, "AccessDenied"),
     ],
 )
@@ -117,7 +117,9 @@ def test_a_source_that_does_not_resolve_leaves_serving_alone(
     orders: Deployment, cluster: Cluster, untouched: None, url: str, sha256: str | None, reason: str
 ) -> None:
     body = copy.deepcopy(orders.manifest("v2"))
-    source: Spec = {"url": url.format(models=cluster.models_url)} | ({"sha256": sha256} if sha256 else {})
+    source: Spec = {"url": url.format(models=f"{cluster.models_url}/{FOLDER}")} | (
+        {"sha256": sha256} if sha256 else {}
+    )
     body["spec"]["variants"][0]["source"] = {"http": source}
     cluster.apply(body)
     found = orders.wait_status(
@@ -134,7 +136,7 @@ def test_a_source_that_does_not_resolve_leaves_serving_alone(
 def test_corrupt_bytes_never_serve_and_the_node_says_so(
     orders: Deployment, cluster: Cluster, rig: Rig, untouched: None
 ) -> None:
-    rig.set_model_faults({"/orders/v2-int4/model.onnx.data": {"corrupt": True}})
+    rig.set_model_faults({f"/{FOLDER}/v2-int4/model.onnx.data": {"corrupt": True}})
     orders.apply("v2")
 
     def reported() -> bool:
