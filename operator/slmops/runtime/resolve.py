@@ -110,7 +110,7 @@ class Resolutions:
         delay = max(backoff.fail(), retry_after or 0.0, PERMANENT_RETRY_SECONDS if permanent else 0.0)
         return ResolveFailure(
             reason=reason,
-            message=f"variant {request.variant}: {message}",
+            message=message,
             retry_at=self._clock.now() + delay,
         )
 

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From whole objects to views."""
+
+from typing import Any
+
+import pytest
+
+from slmops.adapters.trim import seconds_of, trim_node, trim_owned, trim_pod
+from slmops.model.observed import OwnedKind
+from slmwire.labels import DEPLOYMENT, REVISION, ROLE, VARIANT, Role
+from slmwire.reasons import Reason, Termination
+
+
+def _node(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "n", "labels": {"a": "b"}}, "status": status}
+
+
+def test_node_is_ready_only_when_its_condition_says_true() -> None:
+    def ready(status: str) -> bool:
+        return trim_node(_node(conditions=[{"type": "Ready", "status": status}])).ready
+
+    assert ready("True")
+    assert not ready("False")
+    assert not ready("Unknown")
+    assert not trim_node(_node()).ready
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8007340Ki", 8007340 << 10), ("2Gi", 2 << 30), ("1e3", 0), ("16106127360", 15 << 30)]
+)
+def test_node_memory(text: str, size: int) -> None:
+    assert trim_node(_node(allocatable={"memory": text})).allocatable_memory_bytes == size
+
+
+def test_heartbeats_do_not_change_a_node_view() -> None:
+    def beat(at: str) -> dict[str, Any]:
+        body = _node(
+            conditions=[{"type": "Ready", "status": "True", "lastHeartbeatTime": at}],
+            images=[{"names": [at]}],
+        )
+        body["metadata"]["resourceVersion"] = at
+        return body
+
+    assert trim_node(beat("1")) == trim_node(beat("2"))
+
+
+def _pod(**status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "name": "p",
+            "namespace": "ns",
+            "creationTimestamp": "2026-01-02T03:04:05Z",
+            "labels": {DEPLOYMENT: "orders", REVISION: "abc", VARIANT: "int4", ROLE: "prefetch"},
+        },
+        "spec": {"nodeName": "n"},
+        "status": status,
+    }
+
+
+def test_pod_identity() -> None:
+    pod = trim_pod(_pod(conditions=[{"type": "Ready", "status": "True"}]))
+    assert (pod.namespace, pod.deployment) == ("ns", "orders")
+    view = pod.view
+    assert (view.node, view.revision, view.variant, view.role) == ("n", "abc", "int4", Role.PREFETCH)
+    assert view.ready and not view.deleting
+    assert view.created_at == seconds_of("2026-01-02T03:04:05Z") > 0
+
+
+def test_unscheduled_pod_belongs_to_the_node_it_is_meant_for() -> None:
+    body = _pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}])
+    field = {"key": "metadata.name", "operator": "In", "values": ["far"]}
+    terms = {"nodeSelectorTerms": [{"matchFields": [field]}]}
+    body["spec"] = {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}}
+    view = trim_pod(body).view
+    assert view.node == "far"
+    assert view.unschedulable
+
+
+def test_init_container_that_crashes_is_what_is_seen() -> None:
+    message = Termination(reason=Reason.INTEGRITY_MISMATCH, message="digest differs").to_json()
+    ended = {"exitCode": 1, "reason": "Error", "message": message, "finishedAt": "2026-01-01T00:00:02Z"}
+    view = trim_pod(
+        _pod(
+            initContainerStatuses=[
+                {
+                    "restartCount": 3,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                    "lastState": {"terminated": ended},
+                }
+            ],
+            containerStatuses=[{"restartCount": 0, "state": {"waiting": {"reason": "PodInitializing"}}}],
+        )
+    ).view
+    assert view.waiting_reason == "CrashLoopBackOff"
+    assert view.restarts == 3
+    assert (view.last_exit_reason, view.last_exit_code) == ("Error", 1)
+    assert view.termination is not None
+    assert view.termination.reason == Reason.INTEGRITY_MISMATCH
+
+
+def test_latest_failure_counts_and_success_does_not() -> None:
+    def end(code: int, reason: str, second: int) -> dict[str, Any]:
+        return {"exitCode": code, "reason": reason, "finishedAt": f"2026-01-01T00:00:{second:02d}Z"}
+
+    view = trim_pod(
+        _pod(
+            initContainerStatuses=[{"state": {"terminated": end(0, "Completed", 30)}}],
+            containerStatuses=[
+                {
+                    "state": {"terminated": end(137, "OOMKilled", 20)},
+                    "lastState": {"terminated": end(1, "Error", 10)},
+                }
+            ],
+        )
+    ).view
+    assert (view.last_exit_reason, view.last_exit_code) == ("OOMKilled", 137)
+    assert view.termination is None
+
+
+def test_owned_object_keeps_metadata_only() -> None:
+    body = {
+        "metadata": {
+            "name": "d",
+            "namespace": "ns",
+            "uid": "u",
+            "generation": 3,
+            "resourceVersion": "77",
+            "labels": {DEPLOYMENT: "orders"},
+            "ownerReferences": [{"uid": "owner"}],
+        },
+        "spec": {"big": "x" * 1000},
+        "revision": 4,
+        "data": {"a": 1},
+    }
+    daemon_set = trim_owned(OwnedKind.DAEMON_SET, body)
+    # Its resourceVersion changes with every pod's status: only the generation tells drift.
+    assert (daemon_set.generation, daemon_set.resource_version, daemon_set.data) == (3, "", None)
+    assert daemon_set.owner_uids == {"owner"}
+    assert trim_owned(OwnedKind.SERVICE, body).resource_version == "77"
+    revision = trim_owned(OwnedKind.CONTROLLER_REVISION, body)
+    assert (revision.number, revision.data) == (4, {"a": 1})
