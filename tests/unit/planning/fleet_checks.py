@@ -20,12 +20,15 @@ STATUS_LIMIT_BYTES = 64 * 1024
 class Watch:
     """Checks that remember: which nodes a move has taken down, how far each rollout has come."""
 
+    replan_every: int = 4
+    """Looks without any effect are planned anew to check them at every n-th; 0 plans nothing anew."""
     taken_down: set[str] = field(default_factory=set)
     progress: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, sim: FleetSim, look: Look) -> None:
         check_bounded(look)
-        if look.plan.actions or look.plan.transitions or len(sim.looks) % 4 == 0:  # these two plan anew
+        effect = bool(look.plan.actions or look.plan.transitions)
+        if self.replan_every and (effect or len(sim.looks) % self.replan_every == 0):
             check_deterministic(look)
             check_quiet(sim, look)
         check_workloads_before_labels(sim, look)
@@ -35,8 +38,8 @@ class Watch:
         self.check_unavailable(sim, look)
 
     def check_waves(self, look: Look) -> None:
-        """Waves of one rollout only go forward."""
-        rollout = look.plan.status.rollout
+        """Waves of one rollout only go forward, as far as status was written."""
+        rollout = look.observed.deployment.status.rollout
         if rollout is None:
             return
         key = f"{rollout.revision}/{rollout.started_at}/{[wave.name for wave in rollout.waves]}"
@@ -63,9 +66,9 @@ class Watch:
             assert len(down) <= limit, f"{down} are down through moves, {limit} allowed\n{sim.explain()}"
 
 
-def watch(sim: FleetSim) -> FleetSim:
+def watch(sim: FleetSim, *, replan_every: int = 4) -> FleetSim:
     """Check the simulation at every look from now on."""
-    sim.checks.append(Watch())
+    sim.checks.append(Watch(replan_every=replan_every))
     return sim
 
 

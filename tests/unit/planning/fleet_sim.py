@@ -6,7 +6,6 @@ that the plan asked for has passed. So a plan that forgets to ask for a timer st
 would in real life, and one that asks again and again without need is told off.
 """
 
-import hashlib
 import heapq
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -39,13 +38,12 @@ from slmops.model.plan import (
 )
 from slmops.planning.names import Names
 from slmops.planning.plan import plan
-from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason
 from tests.unit.planning.fleet_cluster import Behaviour, Cluster, SimNode
+from tests.unit.planning.fleet_spec import manifest_of, merged
 
 EPOCH = 1_750_000_000.25
 CONFIG = OperatorConfig(runtime_image="slmops/runtime:test")
-GIB = 1 << 30
 MAX_QUICK_LOOKS = 5
 
 
@@ -107,7 +105,7 @@ class FleetSim:
 
     def add_node(self, name: str, **fields: Any) -> SimNode:
         labels = {"slm": "yes"} | fields.pop("labels", {})
-        node = SimNode(name=name, labels=labels, **{"memory_bytes": 4 * GIB, **fields})
+        node = SimNode(name=name, labels=labels, **{"memory_bytes": 4 << 30, **fields})
         self.cluster.nodes[name] = node
         return node
 
@@ -116,7 +114,7 @@ class FleetSim:
 
     def edit(self, **changes: Any) -> None:
         """Merge into spec: `edit(rollout={"paused": True})`."""
-        self.spec_body = _merged(self.spec_body, changes)
+        self.spec_body = merged(self.spec_body, changes)
         self.generation += 1
 
     def set_version(self, version: str) -> None:
@@ -424,55 +422,3 @@ class FleetSim:
         if not nodes or value is None or value != value:
             return Sample(value=None, samples=0)
         return Sample(value=value, samples=behaviour.samples)
-
-
-def manifest_of(url: str) -> Manifest:
-    """The one file behind a URL."""
-    digest = hashlib.sha256(url.encode()).hexdigest()
-    return Manifest(
-        files=(ManifestFile(path="model.onnx", size=1000, sha256=digest, url=f"{url}/model.onnx"),)
-    )
-
-
-def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(old)
-    for key, value in new.items():
-        present = result.get(key)
-        result[key] = (
-            _merged(present, value) if isinstance(value, dict) and isinstance(present, dict) else value
-        )
-    return result
-
-
-def spec_body(
-    *,
-    version: str = "v1",
-    memory: str = "1Gi",
-    waves: list[dict[str, Any]] | None = None,
-    metrics: list[dict[str, Any]] | None = None,
-    **rollout: Any,
-) -> dict[str, Any]:
-    """A spec for nodes labelled `slm=yes`: one wave of one node, then the rest, judged by the quality."""
-    return {
-        "model": {"name": "orders", "version": version},
-        "variants": [
-            {
-                "name": "int4",
-                "source": {"http": {"url": f"http://models/{version}/int4.json"}},
-                "resources": {"requests": {"memory": memory, "cpu": "1"}},
-            }
-        ],
-        "placement": {"nodeSelector": {"matchLabels": {"slm": "yes"}}},
-        "rollout": {
-            "waves": waves or [{"name": "canary", "percent": 10}, {"name": "rest", "percent": 100}],
-            "soak": "30s",
-            "maxUnavailable": 1,
-            "analysis": {
-                "interval": "10s",
-                "passes": 2,
-                "metrics": metrics
-                or [{"name": "quality", "preset": "EvaluationScore", "maxDegradation": "0.03"}],
-            },
-            **rollout,
-        },
-    }

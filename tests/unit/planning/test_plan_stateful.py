@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model test: random fleets, faults, edits, restarts and kills. The checks of `fleet_checks` hold at
+every look, and once the faults end the fleet converges."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from slmops.model.observed import OwnedKind
+from slmwire.reasons import Reason
+from tests.unit.planning.fleet_checks import watch
+from tests.unit.planning.fleet_cluster import Behaviour, SimNode
+from tests.unit.planning.fleet_sim import FleetSim
+from tests.unit.planning.fleet_spec import GIB, spec_body
+
+MEMORY = {"one": GIB + GIB // 4, "both": 4 * GIB, "crowded": 4 * GIB, "unfit": GIB // 2}
+KINDS: dict[str, dict[str, Any]] = {
+    "good": {},
+    "bad": {"score": 0.5},
+    "silent": {"score": None},
+    "crash": {"crashes": True},
+    "oom": {"oom": True},
+    "slow": {"start_seconds": 90.0},
+    "unfetchable": {"fetch_error": Reason.SOURCE_UNAVAILABLE},
+}
+WAVES = [
+    [{"name": "all", "percent": 100}],
+    [{"name": "canary", "percent": 10}, {"name": "rest", "percent": 100}],
+    [
+        {"name": "lab", "nodeSelector": {"matchLabels": {"site": "lab"}}},
+        {"name": "half", "percent": 50},
+        {"name": "rest", "percent": 100},
+    ],
+]
+indices = st.integers(0, 1000)
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """One deployment through whatever may happen to it."""
+
+    sim: FleetSim
+
+    @initialize(
+        nodes=st.lists(st.sampled_from(sorted(MEMORY)), min_size=1, max_size=12),
+        waves=st.sampled_from(WAVES),
+        max_unavailable=st.sampled_from([1, 2, "30%", "100%"]),
+        max_failures=st.sampled_from([0, 0, 1]),
+        policy=st.sampled_from(["Hold", "Rollback"]),
+        first=st.sampled_from(["good", "good", "good", "crash", "slow"]),
+        second=st.sampled_from(["", *sorted(KINDS)]),
+    )
+    def start(self, nodes, waves, max_unavailable, max_failures, policy, first, second) -> None:  # type: ignore[no-untyped-def]
+        spec = spec_body(
+            waves=waves,
+            maxUnavailable=max_unavailable,
+            maxFailures=max_failures,
+            onDeadline=policy,
+            progressDeadline="20m",
+        )
+        self.sim = watch(FleetSim(spec, behaviours={"v1": Behaviour(**KINDS[first])}))
+        self.added = self.edited = 1
+        self.versions = ["v1"]
+        for memory in nodes:
+            self.add_node(memory, "lab" if self.added % 5 == 0 else "shop")
+        if second:  # begin in the middle of things
+            self.sim.run(300)
+            self.new_version(second)
+            self.sim.run(15)
+
+    def some_node(self, index: int) -> SimNode | None:
+        nodes = list(self.sim.cluster.nodes.values())
+        return nodes[index % len(nodes)] if nodes else None
+
+    @rule(memory=st.sampled_from(sorted(MEMORY)), site=st.sampled_from(["lab", "shop"]))
+    def add_node(self, memory: str, site: str) -> None:
+        others = 2 * GIB + GIB // 2 if memory == "crowded" else 0
+        self.sim.add_node(
+            f"n{self.added}", memory_bytes=MEMORY[memory], others_bytes=others, labels={"site": site}
+        )
+        self.added += 1
+
+    @rule(index=indices)
+    def remove_node(self, index: int) -> None:
+        if (node := self.some_node(index)) is not None:
+            del self.sim.cluster.nodes[node.name]
+
+    @rule(index=indices)
+    def toggle_online(self, index: int) -> None:
+        if (node := self.some_node(index)) is not None:
+            node.online = not node.online
+
+    @rule(index=indices)
+    def toggle_match(self, index: int) -> None:
+        if (node := self.some_node(index)) is not None:
+            node.labels["slm"] = "no" if node.labels["slm"] == "yes" else "yes"
+
+    @rule(index=indices)
+    def tamper_with_labels(self, index: int) -> None:
+        if (node := self.some_node(index)) is not None:
+            for key in [key for key in node.labels if key.startswith(self.sim.names.label_prefix)]:
+                del node.labels[key]
+
+    @rule(index=indices)
+    def delete_object(self, index: int) -> None:
+        keys = [k for k in sorted(self.sim.cluster.objects) if k[0] is not OwnedKind.CONTROLLER_REVISION]
+        if keys:
+            del self.sim.cluster.objects[keys[index % len(keys)]]
+
+    @rule(kind=st.sampled_from(sorted(KINDS)))
+    def new_version(self, kind: str) -> None:
+        self.edited += 1
+        version = f"v{self.edited}"
+        self.sim.cluster.behaviours[version] = Behaviour(**KINDS[kind])
+        self.versions.append(version)
+        self.sim.set_version(version)
+
+    @rule(index=indices)
+    def old_version(self, index: int) -> None:
+        self.sim.set_version(self.versions[index % len(self.versions)])
+
+    @rule()
+    def retry(self) -> None:
+        self.sim.retry()
+
+    @rule(paused=st.booleans())
+    def pause(self, paused: bool) -> None:
+        self.sim.edit(rollout={"paused": paused})
+
+    @rule(waves=st.sampled_from(WAVES))
+    def edit_waves(self, waves: list[dict[str, Any]]) -> None:
+        self.sim.edit(rollout={"waves": waves})
+
+    @rule(error=st.sampled_from(["", "503"]))
+    def provider(self, error: str) -> None:
+        self.sim.provider_error = error
+
+    @rule()
+    def restart(self) -> None:
+        self.sim.restart_operator()
+
+    @rule(after=st.integers(0, 12))
+    def kill_soon(self, after: int) -> None:
+        self.sim.kill_at = self.sim.writes + after
+
+    @rule(seconds=st.sampled_from([0.1, 1, 5, 20, 60, 60, 300, 300, 1500]))
+    def let_time_pass(self, seconds: float) -> None:
+        self.sim.run(seconds)
+
+    @rule(seconds=st.sampled_from([0.3, 2, 6, 12, 12, 40]))
+    def let_a_little_time_pass(self, seconds: float) -> None:
+        self.sim.run(seconds)
+
+    def teardown(self) -> None:
+        if hasattr(self, "sim"):
+            converge(self.sim)
+
+
+def converge(sim: FleetSim) -> None:
+    """The faults end; every node must get where spec wants it, and nothing else may be left."""
+    sim.provider_error, sim.kill_at = "", None
+    for version in sim.cluster.behaviours:
+        sim.cluster.behaviours[version] = Behaviour()
+    for node in sim.cluster.nodes.values():
+        node.online = True
+    sim.edit(rollout={"paused": False})
+    sim.run(5 * 3600)
+    target = sim.status.update_revision
+    if any(entry.revision == target for entry in sim.status.failed_revisions):
+        assert all(target not in sim.given(name) for name in sim.cluster.nodes), sim.explain()
+        sim.retry()
+        sim.run(5 * 3600)
+    fit = {n.name for n in sim.cluster.nodes.values() if n.labels["slm"] == "yes" and n.memory_bytes >= GIB}
+    if not fit:
+        return
+    assert sim.version == sim.spec.model.version, sim.explain()
+    label = sim.names.serve_label(target)
+    assert {k: v for k, v in sim.our_labels().items() if k in fit} == {n: {label: "int4"} for n in fit}
+    assert set(sim.our_labels()) == fit, sim.explain()
+    assert all(sim.cluster.serving(name) for name in fit)
+    workloads = [name for kind, name in sim.cluster.objects if kind is OwnedKind.DAEMON_SET]
+    assert workloads == [sim.names.workload(target, "int4")]
+    assert sim.condition("Ready") == ("True", "AllNodesReady")
+    assert sim.condition("Progressing") == ("False", "Complete")
+
+
+FleetMachine.TestCase.settings = settings(
+    max_examples=300,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TestFleet = FleetMachine.TestCase
