@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bounded HTTP for resolution: size, time, redirects and addresses all have limits."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Self
+
+import aiohttp
+from aiohttp.helpers import get_env_proxy_for_url
+from yarl import URL
+
+from slmops.adapters.sources.addresses import AddressPolicy, GuardedResolver
+from slmops.adapters.sources.failures import build_status_error, plain_url
+from slmops.ports.sources import SourceError
+from slmwire.reasons import Reason
+
+TIMEOUT_SECONDS: Final = 30.0
+CONNECT_SECONDS: Final = 10.0
+MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+class WebClient:
+    """HTTP client for one resolution. The token goes to the first URL's origin only."""
+
+    def __init__(self, policy: AddressPolicy, *, token: str | None, timeout_seconds: float) -> None:
+        self._policy, self._token = policy, token or ""
+        timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
+        headers = {"User-Agent": "slmops", "Accept-Encoding": "identity"}
+        self._direct = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=GuardedResolver(policy), limit=8),
+            timeout=timeout,
+            headers=headers,
+        )
+        # A proxy may live on loopback; what it may reach is the proxy's to decide.
+        self._proxied = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=8), timeout=timeout, headers=headers
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._direct.close()
+        await self._proxied.close()
+
+    @property
+    def has_token(self) -> bool:
+        """Whether requests carry a token."""
+        return bool(self._token)
+
+    async def get(self, url: str, *, limit_bytes: int) -> bytes:
+        """The whole body, at most `limit_bytes`; SourceError otherwise."""
+        async with self._open("GET", url) as response:
+            if response.status != 200:
+                raise self._status_error(url, response)
+            body = bytearray()
+            async for chunk in response.content.iter_chunked(1 << 16):
+                body += chunk
+                if len(body) > limit_bytes:
+                    raise SourceError(
+                        Reason.UNFIT,
+                        f"{plain_url(url)} is larger than {limit_bytes} bytes, the most that is read here",
+                        permanent=True,
+                    )
+            return bytes(body)
+
+    async def measure(self, url: str) -> int:
+        """Size in bytes of a file that is not read; SourceError if the server does not tell."""
+        async with self._open("HEAD", url) as response:
+            if response.status == 200 and response.content_length is not None:
+                return response.content_length
+            refused = response.status in (405, 501) or response.status == 200
+            if not refused:
+                raise self._status_error(url, response)
+        # Servers without HEAD tell the size with a range.
+        async with self._open("GET", url, headers={"Range": "bytes=0-0"}) as response:
+            if response.status not in (200, 206):
+                raise self._status_error(url, response)
+            total = response.headers.get("Content-Range", "").rpartition("/")[2]
+            if response.status == 206 and total.isdecimal():
+                return int(total)
+            if response.status == 200 and response.content_length is not None:
+                return response.content_length
+        raise SourceError(
+            Reason.SOURCE_UNAVAILABLE,
+            f"{plain_url(url)}: the server does not tell the size; give it in files[].size",
+            permanent=True,
+        )
+
+    def _status_error(self, url: str, response: aiohttp.ClientResponse) -> SourceError:
+        return build_status_error(
+            response.status,
+            where=plain_url(url),
+            has_token=self.has_token,
+            retry_after=response.headers.get("Retry-After"),
+        )
+
+    @asynccontextmanager
+    async def _open(
+        self, method: str, url: str, *, headers: dict[str, str] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        try:
+            async with await self._follow(method, URL(url), headers or {}) as response:
+                yield response
+        except SourceError:
+            raise
+        except TimeoutError as error:
+            raise SourceError(
+                Reason.SOURCE_UNAVAILABLE, f"{plain_url(url)} did not answer in time"
+            ) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _explain(url, error) from error
+
+    async def _follow(self, method: str, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        first, current = url.origin(), url
+        for _ in range(MAX_REDIRECTS + 1):
+            sent = dict(headers)
+            if self._token and current.origin() == first:
+                sent["Authorization"] = f"Bearer {self._token}"
+            response = await self._send(method, current, sent)
+            if response.status not in _REDIRECTS:
+                return response
+            target = response.headers.get("Location", "")
+            response.close()
+            new = current.join(URL(target))
+            if not target or not (new.scheme == "https" or new.scheme == current.scheme == "http"):
+                raise SourceError(
+                    Reason.SOURCE_UNAVAILABLE,
+                    f"{plain_url(str(url))} redirects to {plain_url(str(new))}, which is not allowed: only "
+                    "https, or http to http",
+                    permanent=True,
+                )
+            current = new
+        raise SourceError(
+            Reason.SOURCE_UNAVAILABLE,
+            f"{plain_url(str(url))} redirects more than {MAX_REDIRECTS} times",
+            permanent=True,
+        )
+
+    async def _send(self, method: str, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        self._policy.check_literal(url.host or "")
+        try:
+            proxy, auth = get_env_proxy_for_url(url)
+        except LookupError:
+            return await self._direct.request(method, url, headers=headers, allow_redirects=False)
+        return await self._proxied.request(
+            method, url, headers=headers, allow_redirects=False, proxy=proxy, proxy_auth=auth
+        )
+
+
+def _explain(url: str, error: Exception) -> SourceError:
+    where = plain_url(url)
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        text = f"{where}: the server's certificate is not trusted; mount its authority and set SSL_CERT_FILE"
+        return SourceError(Reason.SOURCE_UNAVAILABLE, text, permanent=True)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return SourceError(Reason.SOURCE_UNAVAILABLE, f"{where}: the host name does not resolve")
+    if isinstance(error, aiohttp.InvalidURL | ValueError):
+        return SourceError(Reason.UNFIT, f"{where} is not a valid URL or the token no header", permanent=True)
+    text = f"{where}: {type(error).__name__}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        text = f"{where}: cannot connect ({error.strerror})"
+    return SourceError(Reason.SOURCE_UNAVAILABLE, text)
