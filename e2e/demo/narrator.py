@@ -36,7 +36,7 @@ class Narrator:
 
     def say(self, text: str) -> None:
         """A line of explanation."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def command(self, text: str) -> None:
         """A command as a user would type it."""
