@@ -100,36 +100,49 @@ class Answer:
     def _consume(self, detokenizer: Detokenizer, matcher: StopMatcher) -> tuple[str, FinishReason | None]:
         parts: list[str] = []
         while self._steps:
-            step = self._steps.popleft()
-            if step.token != NOT_A_NUMBER:
-                self._count(step)
-                if step.finish is not Finish.END_TOKEN:
-                    parts.append(matcher.push(detokenizer.push(step.token)))
+            tokens, finish = self._take_steps(1 if self._stops else len(self._steps))
+            if tokens:
+                parts.append(matcher.push(detokenizer.push(*tokens)))
             if matcher.stopped:
                 self.generation.cancel()
                 return "".join(parts), "stop"
-            if step.finish is Finish.ERROR:
+            if finish is Finish.ERROR:
                 raise GenerationFailedError
-            if step.finish is Finish.CANCELLED:
+            if finish is Finish.CANCELLED:
                 raise InterruptedGenerationError
-            if step.finish is not None:
+            if finish is not None:
                 parts.append(matcher.push(detokenizer.flush()))
-                ended: FinishReason = "length" if step.finish is Finish.LENGTH else "stop"
-                if matcher.stopped:
-                    ended = "stop"
+                by_length = finish is Finish.LENGTH and not matcher.stopped
                 parts.append(matcher.flush())
-                return "".join(parts), ended
+                return "".join(parts), "length" if by_length else "stop"
         return "".join(parts), None
 
-    def _count(self, step: Step) -> None:
-        self.generated_tokens += 1
-        if self._metrics is None:
-            return
-        self._metrics.count_generated(1)
-        if self._last_at is None:
-            self._metrics.observe_first_token(step.at - self.generation.arrived, self.prompt_tokens)
-        else:
-            self._metrics.observe_next_token(step.at - self._last_at)
+    def _take_steps(self, most: int) -> tuple[list[int], Finish | None]:
+        """Tokens with text of the next steps, counted, and how the last one ended the answer.
+
+        With stop strings the tokens are taken one by one: those after the stop are not counted.
+        """
+        tokens: list[int] = []
+        generated, finish = 0, None
+        for _ in range(most):
+            step = self._steps.popleft()
+            finish = step.finish
+            if step.token != NOT_A_NUMBER:
+                generated += 1
+                self._time(step)
+                if finish is not Finish.END_TOKEN:
+                    tokens.append(step.token)
+        self.generated_tokens += generated
+        if self._metrics is not None and generated:
+            self._metrics.count_generated(generated)
+        return tokens, finish
+
+    def _time(self, step: Step) -> None:
+        if self._metrics is not None:
+            if self._last_at is None:
+                self._metrics.observe_first_token(step.at - self.generation.arrived, self.prompt_tokens)
+            else:
+                self._metrics.observe_next_token(step.at - self._last_at)
         self._last_at = step.at
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from slmserve.answers import Answer, Ask, GenerationFailedError, InterruptedGenerationError, submit
 from slmserve.errors import ApiError, internal, invalid, overloaded, unavailable
@@ -201,8 +202,7 @@ async def serve_inference(service: Service, request: Request, endpoint: str) -> 
     exchange = _Exchange(service, endpoint, answer, form)
     if parsed.stream:
         events = _stream(exchange, include_usage=parsed.includes_usage)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return _EventResponse(exchange, events, headers)
+        return _EventResponse(exchange, events)
     return await _collect(exchange, request)
 
 
@@ -219,7 +219,7 @@ def _submit(service: Service, ask: Ask) -> Answer:
 
 async def _collect(exchange: _Exchange, request: Request) -> Response:
     """Wait for the whole answer, or for the client to leave."""
-    leaving = asyncio.create_task(_wait_disconnect(request))
+    leaving = asyncio.create_task(_wait_disconnect(request.receive))
     working = asyncio.create_task(_gather(exchange))
     try:
         await asyncio.wait({leaving, working}, return_when=asyncio.FIRST_COMPLETED)
@@ -232,8 +232,8 @@ async def _collect(exchange: _Exchange, request: Request) -> Response:
         exchange.finish()
 
 
-async def _wait_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _wait_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 
@@ -253,29 +253,52 @@ async def _gather(exchange: _Exchange) -> Response:
 
 async def _stream(exchange: _Exchange, *, include_usage: bool) -> AsyncIterator[bytes]:
     form, answer = exchange.form, exchange.answer
+    opening = form.opening()
+    head = b"" if opening is None else to_event(opening)
     try:
-        opening = form.opening()
-        if opening is not None:
-            yield to_event(opening)
+        if head:
+            yield head
         async for piece in answer.pieces():
-            yield to_event(form.part(piece.text, piece.finish))
-        if include_usage:
-            yield to_event(form.counts(usage_of(answer)))
-        yield DONE
-        exchange.code = 200
+            event = to_event(form.part(piece.text, piece.finish))
+            if piece.finish is None:
+                yield event
+                continue
+            # What follows the last text goes out with it: one write, not three.
+            exchange.code = 200
+            usage = to_event(form.counts(usage_of(answer))) if include_usage else b""
+            yield event + usage + DONE
     except Exception as error:
         yield to_event(exchange.fail(error).to_body())
 
 
-class _EventResponse(StreamingResponse):
-    """Server-sent events; frees the slot also when the stream was never begun."""
+class _EventResponse(Response):
+    """Server-sent events; frees the slot when they end, when the client leaves, or never reads."""
 
-    def __init__(self, exchange: _Exchange, events: AsyncIterator[bytes], headers: dict[str, str]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+    media_type = "text/event-stream"
+
+    def __init__(self, exchange: _Exchange, events: AsyncIterator[bytes]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
         self._exchange = exchange
+        self._events = events
 
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send(send))
+        leaving = asyncio.create_task(_wait_disconnect(receive))
         try:
-            await super().__call__(scope, receive, send)
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        except OSError:
+            # The connection broke while we wrote: the client has left.
+            self._exchange.code = _CLIENT_LEFT
         finally:
+            sending.cancel()
+            leaving.cancel()
             self._exchange.finish()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

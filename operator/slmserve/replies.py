@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bodies of answers in the form of the OpenAI API."""
 
+import itertools
 import json
 import secrets
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from slmserve.answers import Answer, FinishReason
 from slmwire.metrics import ENDPOINT_CHAT
 
 DONE = b"data: [DONE]\n\n"
+_PROCESS = secrets.token_hex(8)
+_numbers = itertools.count(1)
 
 
 def to_event(body: dict[str, Any]) -> bytes:
@@ -34,7 +37,7 @@ class ReplyForm:
     model: str
     created: int
     fingerprint: str
-    identifier: str = field(default_factory=lambda: secrets.token_hex(12))
+    identifier: str = field(default_factory=lambda: f"{_PROCESS}{next(_numbers):08x}")
 
     @property
     def is_chat(self) -> bool:

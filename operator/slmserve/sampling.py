@@ -34,9 +34,10 @@ class Sampler:
         self.greedy = params.temperature < _GREEDY_BELOW
         self._temperature = max(params.temperature, _GREEDY_BELOW)
         self._top_p = params.top_p
-        seed = secrets.randbits(64) if params.seed is None else params.seed & (2**64 - 1)
-        # Greedy requests draw nothing, and a generator takes 20 microseconds to make.
-        self._generator = None if self.greedy else np.random.Generator(np.random.PCG64(seed))
+        self._generator: np.random.Generator | None = None
+        if not self.greedy:
+            seed = secrets.randbits(64) if params.seed is None else params.seed & (2**64 - 1)
+            self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def pick(self, logits: NDArray[np.float32]) -> int:
         """Next token for one row `[vocab]`; NOT_A_NUMBER when the row's peak is not finite."""

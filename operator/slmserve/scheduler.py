@@ -24,6 +24,8 @@ from slmserve.sampling import NOT_A_NUMBER, choose_tokens
 _log = logging.getLogger(__name__)
 _IDLE_SECONDS: Final = 1.0
 _FAILURES_UNTIL_BROKEN: Final = 3
+_GATHER_SECONDS: Final = 0.002
+"""A tiny model makes thousands of tokens a second; handing over each costs more than making it."""
 _PREFILL_SHARE: Final = 1
 """Chunks of prompt between two decode steps while others decode."""
 
@@ -41,10 +43,18 @@ class ClosedError(Exception):
 class Scheduler:
     """Owns the engine's thread. `submit`, `close` and the properties are for any thread.
 
-    `deliver` is called on the engine's thread, with the steps of one round; it must not block.
+    `deliver` is called on the engine's thread, with the steps of one round or of `gather_seconds`
+    of them; first tokens and ends never wait. It must not block.
     """
 
-    def __init__(self, engine: Engine, *, max_queue: int, deliver: Deliver) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_queue: int,
+        deliver: Deliver,
+        gather_seconds: float = _GATHER_SECONDS,
+    ) -> None:
         self._engine = engine
         self._max_queue = max_queue
         self._deliver = deliver
@@ -53,6 +63,9 @@ class Scheduler:
         self._decoding: list[Generation] = []
         self._prefilling: Generation | None = None
         self._out: list[Step] = []
+        self._gather_seconds = gather_seconds
+        self._urgent = False
+        self._flushed = 0.0
         self._closed = False
         self._failures = 0
         self._beat = time.monotonic()
@@ -120,8 +133,13 @@ class Scheduler:
         self._flush()
 
     def _flush(self) -> None:
-        if self._out:
+        """Deliver what has happened; tokens in the middle of an answer may wait for some more."""
+        if not self._out:
+            return
+        now = time.monotonic()
+        if self._urgent or now - self._flushed >= self._gather_seconds:
             steps, self._out = self._out, []
+            self._urgent, self._flushed = False, now
             self._deliver(steps)
 
     def _drop_cancelled(self) -> None:
@@ -217,6 +235,7 @@ class Scheduler:
         elif generation.generated >= generation.max_tokens or generation.length >= self._engine.max_length:
             finish = Finish.LENGTH
         self._out.append(Step(generation, token, finish, now))
+        self._urgent = self._urgent or finish is not None or generation.generated == 1
         return finish is None
 
     def _vacate(self, row: int) -> None:
@@ -254,3 +273,4 @@ class Scheduler:
 
     def _end(self, generation: Generation, finish: Finish) -> None:
         self._out.append(Step(generation, NOT_A_NUMBER, finish, time.perf_counter()))
+        self._urgent = True

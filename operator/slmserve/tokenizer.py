@@ -58,11 +58,12 @@ class Detokenizer:
         self._start = 0
         self._read = 0
 
-    def push(self, token: int) -> str:
-        """Text that `token` completes; empty while a character is unfinished."""
-        self._tokens.append(token)
+    def push(self, *tokens: int) -> str:
+        """Text that `tokens` complete; empty while a character is unfinished."""
+        self._tokens += tokens
         text = self._pending()
-        if text.endswith(_REPLACEMENT) and len(self._tokens) - self._read < _MOST_PENDING:
+        pending = len(self._tokens) - self._read
+        if text.endswith(_REPLACEMENT) and pending < _MOST_PENDING + len(tokens):
             return ""
         self._start, self._read = self._read, len(self._tokens)
         return text

@@ -134,4 +134,4 @@ class Recorder:
 
 
 def build_scheduler(engine: ScriptedEngine, recorder: Recorder, *, max_queue: int = 100) -> Scheduler:
-    return Scheduler(engine, max_queue=max_queue, deliver=recorder.deliver)
+    return Scheduler(engine, max_queue=max_queue, deliver=recorder.deliver, gather_seconds=0)
