@@ -122,6 +122,11 @@ class _Fetch:
             "terminationMessagePolicy": "File",
         }
 
+    def file_root(self) -> list[str]:
+        """Arguments that let the fetcher read a `file` source; it refuses file:// otherwise."""
+        source = self.variant.source.file
+        return [] if source is None else ["--file-root", source.path]
+
     def _source_mounts(self) -> list[Body]:
         source = self.variant.source
         mounts: list[Body] = []
@@ -244,14 +249,14 @@ def _serve_template(fetch: _Fetch, digest: str) -> Body:
         "metadata": {"labels": pod_labels},
         "spec": fetch.pod_spec(
             containers=[server],
-            init_containers=[fetch.container(name="fetch", args=["fetch", "--serve"])],
+            init_containers=[fetch.container(name="fetch", args=["fetch", "--serve", *fetch.file_root()])],
             grace_seconds=TERMINATION_GRACE_SECONDS,
         ),
     }
 
 
 def _prefetch_template(fetch: _Fetch) -> Body:
-    container = fetch.container(name="fetch", args=["hold"]) | {
+    container = fetch.container(name="fetch", args=["hold", *fetch.file_root()]) | {
         "readinessProbe": {
             "exec": {"command": ["test", "-f", paths.READY_FILE]},
             "periodSeconds": 1,
