@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings from the environment."""
+
+import logging
+
+import pytest
+
+from slmops.runtime.settings import SettingsError, read_settings
+
+IMAGE = {"SLMOPS_RUNTIME_IMAGE": "registry/runtime:1"}
+
+
+def test_defaults() -> None:
+    found = read_settings(IMAGE, default_namespace="slmops-system")
+    assert found.planner.runtime_image == "registry/runtime:1"
+    assert found.planner.allowed_host_paths == ("/var/lib/slmops",)
+    assert found.planner.allowed_file_paths == ()
+    assert (found.namespace, found.watch_namespaces, found.prometheus_url) == ("slmops-system", (), "")
+    assert (found.metrics_port, found.health_port) == (9090, 8081)
+    assert (found.log_format, found.log_level) == ("json", logging.INFO)
+
+
+def test_everything_set() -> None:
+    found = read_settings(
+        IMAGE
+        | {
+            "SLMOPS_PROMETHEUS_URL": "https://prometheus.example/prom",
+            "SLMOPS_RUNTIME_PULL_POLICY": "Always",
+            "SLMOPS_NAMESPACE": "ops",
+            "SLMOPS_WATCH_NAMESPACES": "a, b,",
+            "SLMOPS_ALLOWED_HOST_PATHS": "/data,/var/lib/slmops",
+            "SLMOPS_ALLOWED_FILE_PATHS": "/srv/models",
+            "SLMOPS_LOG_FORMAT": "text",
+            "SLMOPS_LOG_LEVEL": "debug",
+            "SLMOPS_METRICS_PORT": "0",
+            "SLMOPS_HEALTH_PORT": "1234",
+        }
+    )
+    assert found.watch_namespaces == ("a", "b")
+    assert found.planner.runtime_pull_policy == "Always"
+    assert found.planner.allowed_host_paths == ("/data", "/var/lib/slmops")
+    assert (found.log_format, found.log_level, found.metrics_port) == ("text", logging.DEBUG, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "cure"),
+    [
+        ("SLMOPS_RUNTIME_IMAGE", "", "name the inference server's image"),
+        ("SLMOPS_PROMETHEUS_URL", "prometheus:9090", "such as http://"),
+        ("SLMOPS_PROMETHEUS_URL", "http://p/?x=1", "without a query"),
+        ("SLMOPS_RUNTIME_PULL_POLICY", "Sometimes", "one of Always, IfNotPresent, Never"),
+        ("SLMOPS_WATCH_NAMESPACES", "Prod", "'Prod' is not the name of a namespace"),
+        ("SLMOPS_ALLOWED_HOST_PATHS", "var/lib", "absolute path"),
+        ("SLMOPS_ALLOWED_FILE_PATHS", "/srv/../etc", "without .."),
+        ("SLMOPS_LOG_FORMAT", "xml", "one of json, text"),
+        ("SLMOPS_LOG_LEVEL", "loud", "one of DEBUG"),
+        ("SLMOPS_METRICS_PORT", "70000", "port number"),
+        ("SLMOPS_HEALTH_PORT", "-1", "port number"),
+    ],
+)
+def test_wrong_value_names_the_variable_and_the_cure(name: str, value: str, cure: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings(IMAGE | {name: value})
+    assert name in str(caught.value)
+    assert cure in str(caught.value)
+    assert "\n" not in str(caught.value)
