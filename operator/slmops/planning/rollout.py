@@ -119,15 +119,7 @@ def _start_or_stop(decision: Decision, fleet: Fleet, target: str, now: float) ->
     if any(entry.revision == target for entry in decision.failed):
         return decision
     if rollout is None or rollout.revision != target or rollout.step in FINISHED:
-        waves = [WaveStatus(name=wave.name) for wave in fleet.spec.rollout.waves]
-        rollout = RolloutStatus(
-            revision=target,
-            step="Prefetching",
-            step_started_at=at,
-            wave_started_at=at,
-            started_at=at,
-            waves=waves,
-        )
+        rollout = _begin(target, [wave.name for wave in fleet.spec.rollout.waves], rollout, now)
     elif [wave.name for wave in rollout.waves] != [wave.name for wave in fleet.spec.rollout.waves]:
         # The waves were edited meanwhile: keep what is known by name, go on at the first unjudged one.
         known = {wave.name: wave for wave in rollout.waves}
@@ -312,9 +304,26 @@ def _pass_wave(decision: Decision, rollout: RolloutStatus, now: float, verdict: 
         return replace(decision, rollout=_begin_wave(rollout, index + 1, now))
     if not any(wave.verdict == "Pass" for wave in rollout.waves):
         # Every wave was empty at its turn because nodes came and went: that is no evidence.
-        return replace(decision, rollout=_begin_wave(rollout, 0, now))
+        names = [wave.name for wave in rollout.waves]
+        return replace(decision, rollout=_begin(rollout.revision, names, rollout, now))
     done = rollout.model_copy(update={"step": "Completed", "step_started_at": at, "finished_at": at})
     return replace(decision, stable_revision=rollout.revision, rollout=done)
+
+
+def _begin(revision: str, waves: list[str], before: RolloutStatus | None, now: float) -> RolloutStatus:
+    at = times.to_text(now)
+    # Since a rollout that was not completed the stable revision is the same. What was measured of it is
+    # kept: there may be no node left that serves it.
+    baseline = before.baseline if before is not None and before.step != "Completed" else []
+    return RolloutStatus(
+        revision=revision,
+        step="Prefetching",
+        step_started_at=at,
+        wave_started_at=at,
+        started_at=at,
+        waves=[WaveStatus(name=name) for name in waves],
+        baseline=baseline,
+    )
 
 
 def _begin_wave(rollout: RolloutStatus, index: int, now: float) -> RolloutStatus:

@@ -25,7 +25,15 @@ class Watch:
     taken_down: set[str] = field(default_factory=set)
     progress: dict[str, int] = field(default_factory=dict)
 
+    broken: bool = False
+    """A check has failed, so nothing can be said about what follows."""
+
     def __call__(self, sim: FleetSim, look: Look) -> None:
+        self.broken = True
+        self._check(sim, look)
+        self.broken = False
+
+    def _check(self, sim: FleetSim, look: Look) -> None:
         check_bounded(look)
         effect = bool(look.plan.actions or look.plan.transitions)
         if self.replan_every and (effect or len(sim.looks) % self.replan_every == 0):
@@ -38,16 +46,18 @@ class Watch:
         self.check_unavailable(sim, look)
 
     def check_waves(self, look: Look) -> None:
-        """Waves of one rollout only go forward, as far as status was written."""
+        """Waves of one rollout only go forward, as far as status was written and spec is the same."""
         rollout = look.observed.deployment.status.rollout
         if rollout is None:
             return
-        key = f"{rollout.revision}/{rollout.started_at}/{[wave.name for wave in rollout.waves]}"
+        key = f"{rollout.revision}/{rollout.started_at}/{look.observed.deployment.generation}"
         assert rollout.wave >= self.progress.get(key, 0), f"wave went back: {rollout}"
         self.progress[key] = rollout.wave
 
     def check_unavailable(self, sim: FleetSim, look: Look) -> None:
         """Of the nodes that served before a move, no more than maxUnavailable are down through moves."""
+        if look.observed.deployment.deleting_since is not None:
+            return
         taken = False
         for action in look.plan.actions:
             if isinstance(action, PatchNodeLabels) and _takes_away(sim, action):

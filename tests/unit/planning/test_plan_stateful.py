@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from slmops.model.observed import OwnedKind
 from slmwire.reasons import Reason
-from tests.unit.planning.fleet_checks import watch
+from tests.unit.planning.fleet_checks import Watch
 from tests.unit.planning.fleet_cluster import Behaviour, SimNode
 from tests.unit.planning.fleet_sim import FleetSim
 from tests.unit.planning.fleet_spec import GIB, spec_body
@@ -59,7 +59,9 @@ class FleetMachine(RuleBasedStateMachine):
             onDeadline=policy,
             progressDeadline="20m",
         )
-        self.sim = watch(FleetSim(spec, behaviours={"v1": Behaviour(**KINDS[first])}))
+        self.watch = Watch()
+        self.sim = FleetSim(spec, behaviours={"v1": Behaviour(**KINDS[first])})
+        self.sim.checks.append(self.watch)
         self.added = self.edited = 1
         self.versions = ["v1"]
         for memory in nodes:
@@ -153,7 +155,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.sim.run(seconds)
 
     def teardown(self) -> None:
-        if hasattr(self, "sim"):
+        if hasattr(self, "sim") and not self.watch.broken:
             converge(self.sim)
 
 
@@ -164,7 +166,9 @@ def converge(sim: FleetSim) -> None:
         sim.cluster.behaviours[version] = Behaviour()
     for node in sim.cluster.nodes.values():
         node.online = True
-    sim.edit(rollout={"paused": False})
+    # Where no node serves stable any more, a comparison alone would wait for evidence for ever.
+    metrics = [{"name": "quality", "preset": "EvaluationScore", "min": "0.9"}]
+    sim.edit(rollout={"paused": False, "analysis": {"metrics": metrics}})
     sim.run(5 * 3600)
     target = sim.status.update_revision
     if any(entry.revision == target for entry in sim.status.failed_revisions):
