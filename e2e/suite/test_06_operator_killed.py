@@ -4,6 +4,7 @@
 import random
 import time
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
@@ -49,22 +50,25 @@ def test_a_rollout_survives_kills_at_random_moments(
     generator = random.Random(SEED)
     stable = orders.status()["stableRevision"]
     before = {pod["metadata"]["name"]: restarts(pod) for pod in orders.pods()}
-    killed = 0
+    killed_at: list[float] = []
     with (
         Traffic(clients.values(), orders.service_address(), interval_seconds=0.5) as traffic,
         History(orders) as history,
     ):
         orders.apply("v2")
         limit = time.monotonic() + 120
-        while killed < KILLS and time.monotonic() < limit:
+        while len(killed_at) < KILLS and time.monotonic() < limit:
             time.sleep(generator.uniform(0.5, 6.0))
-            killed += kill_operator(cluster, rig, with_pod=killed % 2 == 1)
+            if kill_operator(cluster, rig, with_pod=len(killed_at) % 2 == 1):
+                killed_at.append(time.time())
         found = orders.wait_promoted("v2", timeout_seconds=240)
         report = traffic.stop()
-    assert killed == KILLS
+    assert len(killed_at) == KILLS
     revision, said = found["status"]["stableRevision"], history.describe()
     check_waves(history.of(revision), revision=revision, said=said)
     rollout = rollout_of(found)
+    finished = datetime.fromisoformat(rollout["finishedAt"]).timestamp()
+    assert sum(at < finished for at in killed_at) >= KILLS - 1, "the kills came after the rollout"
     assert [wave["verdict"] for wave in rollout["waves"]] == ["Pass"] * 3, said
     assert not found["status"]["failedRevisions"]
     assert orders.assigned() == {node: {revision} for node in cluster.edge_nodes}
