@@ -2,11 +2,9 @@
 """Our scheduler and engine without HTTP, to compare like with like with a batch in process."""
 
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from e2e.bench.serve_client import Timing
 from slmserve.engines.onnx_slots import load_engine
 from slmserve.export import load_export
 from slmserve.generation import Generation, Step
@@ -32,40 +30,36 @@ class InsideLoad:
         for step in steps:
             step.generation.inbox(step)
 
-    def run(self, prompts: Sequence[list[int]], new: int, *, concurrency: int) -> list[Timing]:
-        """All `prompts`, `concurrency` at a time, `new` tokens each at most."""
-        waiting = list(reversed(prompts))
-        timings: list[Timing] = []
-        ended = threading.Event()
-        first: dict[Generation, float] = {}
-        start = time.perf_counter()
+    def decoding_rate(self, prompts: Sequence[list[int]], new: int, *, concurrency: int) -> float:
+        """Tokens per second while all of `concurrency` requests decode: no prompt, no ramp.
 
-        def submit() -> None:
-            self._scheduler.submit(
-                Generation(
-                    waiting.pop(),
-                    max_tokens=new,
-                    sampling=SamplingParams(),
-                    end_tokens=self._ends,
-                    inbox=take,
-                )
-            )
+        The prompts come in waves of `concurrency`; of each wave counts the time from the last first
+        token to the first end.
+        """
+        tokens, seconds = 0, 0.0
+        for at in range(0, len(prompts), concurrency):
+            times = self._wave(prompts[at : at + concurrency], new)
+            begin, end = max(t[0] for t in times), min(t[-1] for t in times)
+            tokens += sum(1 for stream in times for t in stream if begin < t <= end)
+            seconds += end - begin
+        return tokens / seconds
+
+    def _wave(self, prompts: Sequence[list[int]], new: int) -> list[list[float]]:
+        """When each token of each answer came."""
+        ended = threading.Semaphore(0)
+        times: dict[Generation, list[float]] = {}
 
         def take(step: Step) -> None:
-            generation = step.generation
-            first.setdefault(generation, step.at - start)
-            if step.finish is None:
-                return
-            sent = generation.arrived - start
-            timings.append(
-                Timing(sent=sent, first=first[generation], done=step.at - start, tokens=generation.generated)
-            )
-            if waiting:
-                submit()
-            elif len(timings) == len(prompts):
-                ended.set()
+            times[step.generation].append(step.at)
+            if step.finish is not None:
+                ended.release()
 
-        for _ in range(min(concurrency, len(prompts))):
-            submit()
-        ended.wait()
-        return timings
+        for prompt in prompts:
+            generation = Generation(
+                prompt, max_tokens=new, sampling=SamplingParams(), end_tokens=self._ends, inbox=take
+            )
+            times[generation] = []
+            self._scheduler.submit(generation)
+        for _ in prompts:
+            ended.acquire()
+        return list(times.values())

@@ -54,6 +54,12 @@ class Peer:
             timings += _generate(generator, prompts[at : at + size], new, start)
         return timings
 
+    def decoding_rate(self, prompts: Sequence[list[int]], new: int, *, size: int) -> float:
+        """Tokens per second from each batch's first token to its end."""
+        timings = self.batch(prompts, new, size=size)
+        tokens = sum(timing.tokens - 1 for timing in timings)
+        return tokens / sum(t.done - t.first for t in timings[::size])
+
     def _generator(self, length: int, size: int) -> Any:
         """Made once and rewound for each request: making one takes longer than a tiny answer."""
         if (length, size) not in self._generators:
