@@ -76,6 +76,10 @@ async def _serve(config: ServerConfig) -> None:
             starting.result()
         await asyncio.wait({told, serving}, return_when=asyncio.FIRST_COMPLETED)
         await service.drain()
+        if not starting.done():
+            # A model is being loaded on a thread that nothing can interrupt; do not wait for it.
+            logging.shutdown()
+            os._exit(0)
     finally:
         server.should_exit = True
         for task in (starting, told):

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime_genai as og
 import pytest
+from onnx import numpy_helper
 
 from e2e.bench.serve_model import TINY, build_model
 from slmserve.engines.head import keep_last_position
@@ -105,6 +107,35 @@ def test_what_is_not_onnx_is_left_alone(cut: int) -> None:
     assert keep_last_position(data, "logits") is not None
     assert keep_last_position(data, "no such output") is None
     assert keep_last_position(data[:cut], "logits") is None
+
+
+def _to_half(model_dir: Path) -> None:
+    """Every float32 of the graph, inputs, cache and outputs included, becomes float16."""
+    path = model_dir / "model.onnx"
+    model = onnx.load_model(str(path))
+    graph = model.graph
+    for index, weight in enumerate(graph.initializer):
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            half = numpy_helper.to_array(weight).astype(np.float16)
+            graph.initializer[index].CopyFrom(numpy_helper.from_array(half, weight.name))
+    for value in [*graph.input, *graph.output]:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save_model(model, str(path))
+
+
+def test_a_half_precision_cache_halves_the_memory(tmp_path: Path) -> None:
+    single = _load(build_model(tmp_path, TINY, quantised=False), slots=2)
+    prompt = np.arange(3, 60)
+    expected = single.prefill(0, prompt, 0).copy()
+    _to_half(tmp_path)
+    half = _load(tmp_path, slots=2)
+    assert half.cache_bytes * 2 == single.cache_bytes
+    assert half.prefill(1, prompt, 0) == pytest.approx(expected, abs=0.1)
+    got = half.decode(np.array([7, 8]), np.array([0, len(prompt)]))
+    single.prefill(1, prompt, 0)
+    assert got.dtype == np.float32
+    assert got[1] == pytest.approx(single.decode(np.array([7, 8]), np.array([0, len(prompt)]))[1], abs=0.1)
 
 
 def test_moved_rows_go_on_as_before(tmp_path: Path) -> None:

@@ -143,6 +143,19 @@ def test_probes_answer_while_the_model_loads(orders_dir: Path, tmp_path: Path) -
         server.wait_ready()
 
 
+def test_a_load_does_not_hold_up_the_end(orders_dir: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(orders_dir, model)
+    (model / "slm-manifest.json").unlink()
+    (model / "genai_config.json").unlink()
+    os.mkfifo(model / "genai_config.json")
+    with ServerProcess(model, tmp_path, "--drain-seconds", "2") as server:
+        server.wait_listening()
+        _wait_until(lambda: _status(server, "/healthz") == 200)
+        server.terminate()
+        assert server.wait_end(8) == 0
+
+
 def _status(server: ServerProcess, path: str) -> int:
     try:
         return httpx.get(server.url + path, timeout=5).status_code
