@@ -32,13 +32,18 @@ def validate(deployment: Deployment, config: OperatorConfig) -> Finding | None:
 
 
 def _name(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
-    if len(name) <= MAX_NAME_LENGTH and "." not in name:
-        return None
-    return Finding(
-        reason="InvalidName",
-        message=f"metadata.name: {name!r} becomes part of label keys; use at most {MAX_NAME_LENGTH} "
-        "characters and no dot",
-    )
+    if len(name) > MAX_NAME_LENGTH or "." in name:
+        return Finding(
+            reason="InvalidName",
+            message=f"metadata.name: {name!r} becomes part of label keys; use at most {MAX_NAME_LENGTH} "
+            "characters and no dot",
+        )
+    if not name[:1].isalpha():
+        return Finding(
+            reason="InvalidName",
+            message=f"metadata.name: {name!r} becomes the name of a Service; begin it with a letter",
+        )
+    return None
 
 
 def _wave_order(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
@@ -125,6 +130,20 @@ def _memory_limit(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) ->
     return None
 
 
+def _tolerations(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    # The API server would refuse every pod template with these, and say so about the DaemonSet only.
+    for index, toleration in enumerate(spec.placement.tolerations):
+        where = f"spec.placement.tolerations[{index}]"
+        if toleration.operator == "Exists" and toleration.value:
+            return Finding(reason="InvalidSpec", message=f"{where}.value: leave it out with operator: Exists")
+        if toleration.operator == "Equal" and not toleration.key:
+            return Finding(
+                reason="InvalidSpec",
+                message=f"{where}.key: set it, or use operator: Exists to tolerate every taint",
+            )
+    return None
+
+
 def _durations(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
     interval = duration_seconds(spec.rollout.analysis.interval)
     if interval < 1:
@@ -159,5 +178,6 @@ _CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding 
     _host_path,
     _file_paths,
     _memory_limit,
+    _tolerations,
     _durations,
 )
