@@ -63,6 +63,7 @@ async def test_process_installs_reports_and_ends_cleanly(cluster: Cluster, kwok:
         await cluster.kube.apply(DEPLOYMENTS, namespace=namespace, body=_file_deployment(namespace))
         revision = await cluster.until_promoted("v1")
         await cluster.until_settled(revision, 4)
+        await cluster.until_status("all ready", lambda s: s["readyNodes"] == "4/4")
         body = await cluster.read()
         # kopf leaves no mark: the only finalizer is ours and there is no annotation of its own.
         assert body["metadata"]["finalizers"] == ["slmops.dev/cleanup"]
@@ -90,6 +91,22 @@ async def test_process_installs_reports_and_ends_cleanly(cluster: Cluster, kwok:
     assert not [line for line in lines if line["level"] in ("error", "critical")], lines
     lease = await cluster.kube.get(LEASES, namespace=namespace, name="slmops")
     assert lease["spec"].get("holderIdentity", "") == ""
+
+
+async def test_process_that_lost_the_lease_ends_with_a_failure(cluster: Cluster, kwok: ControlPlane) -> None:
+    namespace = cluster.namespace
+    async with _process(kwok.kubeconfig, namespace) as (process, _, _):
+
+        async def held() -> bool:
+            lease = await cluster.kube.get(LEASES, namespace=namespace, name="slmops")
+            return bool(lease["spec"]["holderIdentity"])
+
+        await until("the Lease being held", held)
+        taken = {"spec": {"holderIdentity": "other"}}
+        await cluster.kube.merge_patch(LEASES, namespace=namespace, name="slmops", body=taken)
+        _, errors = await asyncio.wait_for(process.communicate(), 15)
+    assert process.returncode == 1
+    assert "was taken by other" in errors.decode()
 
 
 async def test_second_process_waits_for_the_lease(cluster: Cluster, kwok: ControlPlane) -> None:

@@ -81,6 +81,7 @@ class LeaseGuard:
             try:
                 holder = await self._try()
                 if holder:
+                    self._renewed_at = float("-inf")
                     raise LeaseLost(f"the Lease {self.namespace}/{LEASE_NAME} was taken by {holder}")
             except KubeError as error:
                 _log.warning("cannot renew the Lease %s/%s: %s", self.namespace, LEASE_NAME, error)

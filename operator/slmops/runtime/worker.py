@@ -76,6 +76,7 @@ class Worker:
         self._backoff = Backoff()
         self._busy_looks = 0
         self._look_seconds = 0.0
+        self._shown = False
         self._meter = Meter(
             services.provider,
             clock=services.clock,
@@ -205,8 +206,9 @@ class Worker:
 
     def _tell(self, deployment: Deployment, plan: Plan, *, changed: bool) -> None:
         services = self._services
-        if changed:
+        if changed or not self._shown:
             services.metrics.show_status(deployment, plan.status)
+            self._shown = True
         for transition in plan.transitions:
             level = logging.WARNING if transition.kind == "Warning" else logging.INFO
             rollout = plan.status.rollout
