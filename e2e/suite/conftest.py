@@ -21,10 +21,12 @@ from e2e.lib import (
     open_cluster,
     rig_images,
 )
+from e2e.lib.chat import CLIENT_NAMESPACE
 from e2e.lib.deployment import KIND
 from e2e.rig import Rig, RigError
 
 STORE = "/var/lib/slmops"
+NAMESPACE_PREFIX = "e2e-"
 Make = Callable[..., Deployment]
 
 
@@ -45,18 +47,24 @@ def images(cluster: Cluster) -> OperatorImages:
 
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster, images: OperatorImages) -> OperatorImages:
-    """The operator, installed by Helm; deployments that an earlier run left behind are gone."""
+    """The operator, installed by Helm; deployments that an earlier run left behind are gone.
+
+    On the rig all are, the demo's too; on somebody's cluster only those of this suite.
+    """
     install_operator(cluster, images=images)
     for left in cluster.find_all(KIND):
         metadata = left["metadata"]
-        Deployment(cluster, metadata["name"], metadata["namespace"]).delete()
+        if cluster.is_rig or metadata["namespace"].startswith(NAMESPACE_PREFIX):
+            Deployment(cluster, metadata["name"], metadata["namespace"]).delete()
     return images
 
 
 @pytest.fixture(scope="session")
-def clients(cluster: Cluster, images: OperatorImages) -> dict[str, NodeClient]:
+def clients(cluster: Cluster, images: OperatorImages) -> Iterator[dict[str, NodeClient]]:
     """A client on each edge node."""
-    return {node: NodeClient(cluster, node, image=images.runtime) for node in cluster.edge_nodes}
+    yield {node: NodeClient(cluster, node, image=images.runtime) for node in cluster.edge_nodes}
+    if not cluster.is_rig:
+        cluster.delete("namespace", CLIENT_NAMESPACE)
 
 
 @pytest.fixture
@@ -88,7 +96,7 @@ def make_deployment(
     by hand: having nodes drop them takes time, and is what the deletion test is about.
     """
     module = request.module.__name__.rpartition(".")[2].removeprefix("test_").replace("_", "-")
-    namespace, store = f"e2e-{module}", f"{STORE}/e2e-{module}"
+    namespace, store = f"{NAMESPACE_PREFIX}{module}", f"{STORE}/{NAMESPACE_PREFIX}{module}"
     cluster.make_namespace(namespace)
     made: list[Deployment] = []
 

@@ -2,7 +2,6 @@
 """Waiting for what faults bring about, and counting what a node fetched."""
 
 import re
-import time
 
 from e2e.lib import Cluster
 from e2e.rig import Rig
@@ -41,8 +40,3 @@ def kill_sandbox(rig: Rig, node: str, *, namespace: str, pod: str) -> None:
     listed = rig.exec_on_node(node, *ctr, "containers", "ls", "-q", ",".join((*wanted, kind))).split()
     assert len(listed) == 1, f"{len(listed)} sandboxes of {pod} on {node}"
     rig.exec_on_node(node, *ctr, "tasks", "kill", "--signal", "SIGKILL", listed[0])
-
-
-def now() -> float:
-    """Seconds since the epoch."""
-    return time.time()

@@ -10,7 +10,7 @@ from e2e.lib import Cluster, Deployment, NodeClient
 from e2e.lib.chat import is_expected, need_ok
 from e2e.lib.manifests import golden_cases
 from e2e.lib.release import NAMESPACE, operator_pod
-from e2e.rig import Rig, RigError
+from e2e.rig import RigError
 from e2e.suite.conftest import Make
 from slmwire import metrics
 
@@ -185,7 +185,7 @@ def test_operator_may_not_read_secrets_of_the_system(operator: object, cluster: 
     assert set(refused.values()) == {"no"}, refused
 
 
-def test_second_install_changes_nothing(orders: Deployment, rig: Rig) -> None:
+def test_same_spec_again_changes_nothing(orders: Deployment) -> None:
     before = {pod["metadata"]["uid"] for pod in orders.pods()}
     revision = orders.status()["stableRevision"]
     orders.apply("v1")
