@@ -15,7 +15,8 @@ from e2e.rig.progress import wait_until
 from slmops.adapters.kube import KubeClient, load_configuration
 from slmops.api.crd import build_crd
 from tests.apiserver.account import install_account, lease_permission
-from tests.apiserver.harness import NAMESPACES, Cluster, CountingClient
+from tests.apiserver.doubles import CountingClient
+from tests.apiserver.harness import NAMESPACES, Cluster
 
 # One instance per test run, so that two runs on one machine do not meet.
 _INSTANCE = "apiserver-"

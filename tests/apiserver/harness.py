@@ -6,100 +6,28 @@ kubelets are KWOK's, which set every pod Ready.
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from slmops.adapters.clock import SystemClock
-from slmops.adapters.errors import KubeError, NotFound
+from slmops.adapters.errors import NotFound
 from slmops.adapters.kube import KubeClient
 from slmops.adapters.reflector import Reflector
 from slmops.adapters.resources import DAEMON_SETS, DEPLOYMENTS, NODES, PODS, Resource
 from slmops.api import API_VERSION, KIND
-from slmops.api.source import Source
 from slmops.model.config import OperatorConfig
-from slmops.model.observed import MetricQuery, Preset, Resolved, Sample
 from slmops.planning.names import Names
-from slmops.ports.metrics import ProviderError
-from slmops.ports.sources import SourceError
 from slmops.runtime.operator import Operator, Parts
 from slmwire.labels import REVISION, ROLE
-from slmwire.manifest import Manifest, ManifestFile
-from slmwire.reasons import Reason
+from tests.apiserver.doubles import CountingClient, Killed, ScriptedProvider, ScriptedResolver
 
 NAME: Final = "orders"
 WAIT_SECONDS: Final = 40.0
 _KWOK: Final = "kwok.x-k8s.io/node"
 NAMESPACES: Final = Resource(group="", version="v1", plural="namespaces", kind="Namespace", namespaced=False)
 Body = dict[str, Any]
-
-
-class ScriptedProvider:
-    """Answers by preset and revision; what is not scripted is healthy with plenty of samples."""
-
-    def __init__(self) -> None:
-        self.samples: dict[tuple[Preset, str], Sample] = {}
-        self.outage = ""
-        self.hangs = False
-        self.asked = 0
-
-    def script(self, preset: Preset, revision: str, value: float | None, *, samples: int = 500) -> None:
-        """From now on `preset` has this value on the pods of `revision`."""
-        self.samples[(preset, revision)] = Sample(value=value, samples=samples)
-
-    async def read(self, query: MetricQuery) -> Sample:
-        """Implements MetricsProvider."""
-        self.asked += 1
-        if self.hangs:
-            await asyncio.sleep(3600)
-        if self.outage:
-            raise ProviderError(self.outage)
-        healthy = 0.99 if query.preset is Preset.EVALUATION_SCORE else 0.0
-        return self.samples.get((query.preset, query.revision), Sample(value=healthy, samples=500))
-
-
-class ScriptedResolver:
-    """One file per URL, with a hash of the URL; fails for the URLs it is told."""
-
-    def __init__(self) -> None:
-        self.failing: dict[str, str] = {}
-        self.asked: list[str] = []
-
-    async def resolve(self, source: Source, *, token: str | None = None) -> Resolved:
-        """Implements SourceResolver."""
-        assert source.http is not None
-        url = source.http.url
-        self.asked.append(url)
-        if url in self.failing:
-            raise SourceError(Reason.SOURCE_UNAVAILABLE, self.failing[url], retry_after_seconds=0.5)
-        digest = hashlib.sha256(url.encode()).hexdigest()
-        file = ManifestFile(path="model.onnx", size=4096, sha256=digest, url=f"{url}.onnx")
-        return Resolved(manifest=Manifest(files=(file,)), reference=url)
-
-
-class Killed(BaseException):
-    """The process is gone: nothing after this line ran."""
-
-
-class CountingClient(KubeClient):
-    """Counts writes, and dies before the one it is told to die before."""
-
-    writes: list[str]
-    die_before: int | None = None
-    broken: Callable[[str, str], bool] = staticmethod(lambda verb, path: False)
-
-    async def _json(self, verb: str, resource: Resource, **options: Any) -> Body:
-        reading = verb in ("get", "list") or resource.plural in ("leases", "events")
-        if not reading:
-            if self.die_before is not None and len(self.writes) >= self.die_before:
-                raise Killed
-            path = str(options.get("path"))
-            if self.broken(verb, path):
-                raise KubeError(f"{verb} {path}: scripted failure", status=500)
-            self.writes.append(f"{verb} {path}")
-        return await super()._json(verb, resource, **options)
 
 
 @dataclass

@@ -24,7 +24,7 @@ Key = tuple[str, str]
 
 _log = logging.getLogger(__name__)
 BACKOFF_SECONDS: Final = 0.5
-BACKOFF_LIMIT_SECONDS: Final = 30.0
+BACKOFF_LIMIT_SECONDS: Final = 10.0
 
 
 class Reflector(Generic[T]):

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Doubles at the operator's outward ports, and a client that dies or fails when it is told to."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from slmops.adapters.errors import KubeError
+from slmops.adapters.kube import KubeClient
+from slmops.adapters.resources import Resource
+from slmops.api.source import Source
+from slmops.model.observed import MetricQuery, Preset, Resolved, Sample
+from slmops.ports.metrics import ProviderError
+from slmops.ports.sources import SourceError
+from slmwire.manifest import Manifest, ManifestFile
+from slmwire.reasons import Reason
+
+
+class ScriptedProvider:
+    """Answers by preset and revision; what is not scripted is healthy with plenty of samples."""
+
+    def __init__(self) -> None:
+        self.samples: dict[tuple[Preset, str], Sample] = {}
+        self.outage = ""
+        self.hangs = False
+        self.asked = 0
+
+    def script(self, preset: Preset, revision: str, value: float | None, *, samples: int = 500) -> None:
+        """From now on `preset` has this value on the pods of `revision`."""
+        self.samples[(preset, revision)] = Sample(value=value, samples=samples)
+
+    async def read(self, query: MetricQuery) -> Sample:
+        """Implements MetricsProvider."""
+        self.asked += 1
+        if self.hangs:
+            await asyncio.sleep(3600)
+        if self.outage:
+            raise ProviderError(self.outage)
+        healthy = 0.99 if query.preset is Preset.EVALUATION_SCORE else 0.0
+        return self.samples.get((query.preset, query.revision), Sample(value=healthy, samples=500))
+
+
+class ScriptedResolver:
+    """One file per URL, with a hash of the URL; fails for the URLs it is told."""
+
+    def __init__(self) -> None:
+        self.failing: dict[str, str] = {}
+        self.asked: list[str] = []
+
+    async def resolve(self, source: Source, *, token: str | None = None) -> Resolved:
+        """Implements SourceResolver."""
+        assert source.http is not None
+        url = source.http.url
+        self.asked.append(url)
+        if url in self.failing:
+            raise SourceError(Reason.SOURCE_UNAVAILABLE, self.failing[url], retry_after_seconds=0.5)
+        digest = hashlib.sha256(url.encode()).hexdigest()
+        file = ManifestFile(path="model.onnx", size=4096, sha256=digest, url=f"{url}.onnx")
+        return Resolved(manifest=Manifest(files=(file,)), reference=url)
+
+
+class Killed(BaseException):
+    """The process is gone: nothing after this line ran."""
+
+
+class CountingClient(KubeClient):
+    """Counts writes, and dies before the one it is told to die before."""
+
+    writes: list[str]
+    die_before: int | None = None
+    broken: Callable[[str, str], bool] = staticmethod(lambda verb, path: False)
+
+    async def _json(self, verb: str, resource: Resource, **options: Any) -> dict[str, Any]:
+        reading = verb in ("get", "list") or resource.plural in ("leases", "events")
+        if not reading:
+            if self.die_before is not None and len(self.writes) >= self.die_before:
+                raise Killed
+            path = str(options.get("path"))
+            if self.broken(verb, path):
+                raise KubeError(f"{verb} {path}: scripted failure", status=500)
+            self.writes.append(f"{verb} {path}")
+        return await super()._json(verb, resource, **options)
