@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from e2e.rig import ControlPlane
-from e2e.rig.paths import instances
+from e2e.rig.paths import instance_dir, instances
 from e2e.rig.progress import wait_until
 from slmops.adapters.kube import KubeClient, load_configuration
 from slmops.api.crd import build_crd
@@ -49,6 +49,8 @@ def control_plane() -> Iterator[ControlPlane]:
         yield plane
     finally:
         plane.down()
+        # The name is never used again, and a lock per test run would pile up.
+        instance_dir(plane.name).with_suffix(".lock").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
