@@ -129,7 +129,7 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         reserve_bytes=options.reserve_bytes,
         keep_previous=config.read_count(environ, env.KEEP_PREVIOUS, default=1),
         token_file=config.read_path(environ, env.SOURCE_TOKEN_FILE),
-        ca_file=config.read_path(environ, config.CA_FILE_ENV),
+        ca_file=config.read_path(environ, env.CA_FILE),
         file_roots=tuple(options.file_root),
         timeout_seconds=options.timeout,
         stall_timeout_seconds=options.stall_timeout,

@@ -10,9 +10,6 @@ from typing import Final
 
 from slmwire import env, paths
 
-CA_FILE_ENV: Final = "SLM_CA_FILE"
-"""PEM file with certificate authorities to trust beside the system's."""
-
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 

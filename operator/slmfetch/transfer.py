@@ -16,9 +16,10 @@ from typing import Final
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
-from slmfetch.config import CA_FILE_ENV, Settings
+from slmfetch.config import Settings
 from slmfetch.errors import FetchError, IntegrityError, TransferError
 from slmfetch.log import plain_url
+from slmwire import env
 from slmwire.reasons import Reason
 
 MAX_REDIRECTS: Final = 5
@@ -186,7 +187,7 @@ def _tls(ca_file: Path | None) -> ssl.SSLContext:
         except OSError as error:
             raise TransferError(
                 Reason.SOURCE_UNAVAILABLE,
-                f"{CA_FILE_ENV}={ca_file} cannot be read as PEM certificates: {error}",
+                f"{env.CA_FILE}={ca_file} cannot be read as PEM certificates: {error}",
                 retryable=False,
             ) from error
     return context
@@ -197,7 +198,7 @@ def _network_error(url: str, error: Exception) -> TransferError:
     if isinstance(error, ssl.SSLCertVerificationError):
         text = (
             f"{where}: the server's certificate is not trusted ({error.verify_message}); "
-            f"name its authority in {CA_FILE_ENV}"
+            f"name its authority in {env.CA_FILE}"
         )
         return TransferError(Reason.SOURCE_UNAVAILABLE, text, retryable=False)
     if isinstance(error, socket.gaierror):

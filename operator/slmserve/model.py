@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model directory, loaded: engine, tokenizer, chat template."""
 
+import contextlib
+import fcntl
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +35,7 @@ class LoadedModel:
 
 def load_model(config: ServerConfig) -> LoadedModel:
     """Verify, load and generate one token; raises StartError with reason and cure."""
+    _hold_directory(config.model_dir)
     digest = verify_model(
         config.model_dir, expected_digest=config.model_digest, manifest_file=config.manifest_file
     )
@@ -54,6 +58,17 @@ def load_model(config: ServerConfig) -> LoadedModel:
         export=export,
         digest=digest,
     )
+
+
+def _hold_directory(directory: Path) -> None:
+    """Hold a shared lock on the directory until the process ends.
+
+    The fetcher on this node takes it as a sign of use and collects no tree that a server has mapped.
+    Where the file system has no locks the store still keeps the newest trees.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 def _generate_one(engine: Engine) -> None:
