@@ -17,6 +17,7 @@ from slmops.planning import build
 from slmops.planning.conditions import Says, with_condition_only
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeState, read_nodes
+from slmops.planning.validate import is_host_path_allowed
 from slmwire.labels import Role
 
 RETRY_SECONDS = 5.0
@@ -41,7 +42,12 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
         return Plan(status=deployment.status, actions=tuple(actions), requeue_after_seconds=RETRY_SECONDS)
     states = tuple(s for s in read_nodes(names, spec, observed.nodes, observed.pods) if s.labelled)
     waited = now - (deployment.deleting_since or now)
-    release = spec.cache.deletion_policy == "Delete" and waited < observed.config.release_timeout_seconds
+    release = (
+        spec.cache.deletion_policy == "Delete"
+        and waited < observed.config.release_timeout_seconds
+        # A spec that was refused for its folder must not get it mounted by being deleted.
+        and is_host_path_allowed(spec, observed.config)
+    )
     patches = tuple(p for s in states if (p := _patch(names, s, release=release)) is not None)
     actions = [*_release_workload(names, spec, observed, states, release=release)]
     actions += patches

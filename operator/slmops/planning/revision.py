@@ -110,7 +110,12 @@ def build_revision_data(
 
 
 def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revision:
-    """Inverse of `build_revision_data`; ValueError, KeyError or TypeError if somebody altered it."""
+    """Inverse of `build_revision_data`; ValueError, KeyError or TypeError if somebody altered it.
+
+    A record of another schema (made by a later operator) is refused rather than half understood.
+    """
+    if data["schema"] != SCHEMA:
+        raise ValueError(f"schema {data['schema']!r} is not {SCHEMA}")
     return Revision(
         revision=revision,
         number=number,

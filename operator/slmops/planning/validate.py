@@ -75,13 +75,12 @@ def _wave_order(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> F
 
 
 def _host_path(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
-    path = spec.cache.host_path
-    if _is_below(path, config.allowed_host_paths):
+    if is_host_path_allowed(spec, config):
         return None
     return Finding(
         reason="HostPathNotAllowed",
-        message=f"spec.cache.hostPath: {path} is not below {_join(config.allowed_host_paths)}; "
-        "use one of these or let an administrator allow it (chart value allowedHostPaths)",
+        message=f"spec.cache.hostPath: {spec.cache.host_path} is not below "
+        f"{_join(config.allowed_host_paths)}; use one of these or let an administrator allow it (chart value allowedHostPaths)",
     )
 
 
@@ -158,6 +157,11 @@ def _durations(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Fi
             f"the soak of {spec.rollout.soak}; make it longer",
         )
     return None
+
+
+def is_host_path_allowed(spec: SLMDeploymentSpec, config: OperatorConfig) -> bool:
+    """Whether the administrator lets pods mount `cache.hostPath` of the nodes."""
+    return _is_below(spec.cache.host_path, config.allowed_host_paths)
 
 
 def _is_below(path: str, prefixes: Iterable[str]) -> bool:

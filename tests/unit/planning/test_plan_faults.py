@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from slmops.model.observed import OwnedKind, Resolved
-from slmops.model.plan import DeleteObject, PatchNodeLabels
+from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning.plan import plan
 from slmops.planning.revision import source_hash
 from slmwire.labels import Role
@@ -358,6 +358,17 @@ def test_deletion_may_keep_caches() -> None:
     sim.delete()
     assert sim.run_until(lambda: sim.gone, limit_seconds=60)
     assert sim.our_labels() == {} and all(node.cache for node in sim.cluster.nodes.values())
+
+
+def test_deletion_mounts_no_folder_that_the_administrator_refuses() -> None:
+    sim = installed(3)
+    sim.edit(cache={"hostPath": "/etc"})
+    sim.run(5)
+    assert sim.condition("Accepted") == ("False", "HostPathNotAllowed")
+    sim.delete()
+    assert sim.run_until(lambda: sim.gone, limit_seconds=60)
+    written = [a.name for look in sim.looks for a in look.plan.actions if isinstance(a, ApplyObject)]
+    assert sim.our_labels() == {} and "orders-release" not in written
 
 
 def test_deletion_in_mid_change_over_leaves_no_label() -> None:

@@ -109,7 +109,22 @@ def test_a_stored_revision_comes_back_whole() -> None:
     assert found.variant("fp32") is None
 
 
-@pytest.mark.parametrize("broken", [{}, {"modelVersion": "v1"}, {"modelVersion": "v1", "variants": [{}]}])
+def test_a_record_of_a_later_operator_is_not_half_understood() -> None:
+    spec = spec_of()
+    data = build_revision_data(spec, resolved=resolved(spec), templates=templates(spec))
+    with pytest.raises(ValueError, match="schema 2"):
+        parse_revision("x", 1, data | {"schema": 2})
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {},
+        {"schema": 1},
+        {"schema": 1, "modelVersion": "v1"},
+        {"schema": 1, "modelVersion": "v1", "variants": [{}]},
+    ],
+)
 def test_a_record_that_somebody_altered_is_told_from_a_good_one(broken: dict[str, Any]) -> None:
     with pytest.raises((KeyError, ValueError, TypeError)):
         parse_revision("x", 1, broken)
