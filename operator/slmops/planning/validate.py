@@ -80,7 +80,8 @@ def _host_path(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Fi
     return Finding(
         reason="HostPathNotAllowed",
         message=f"spec.cache.hostPath: {spec.cache.host_path} is not below "
-        f"{_join(config.allowed_host_paths)}; use one of these or let an administrator allow it (chart value allowedHostPaths)",
+        f"{_join(config.allowed_host_paths)}; use one of these or let an administrator allow it "
+        "(chart value allowedHostPaths)",
     )
 
 
