@@ -153,23 +153,30 @@ class Worker:
 
     async def _look_in_turn(self) -> tuple[float | None, list[Failure]]:
         services = self._services
-        services.metrics.waiting.inc()
-        async with services.looks:
-            services.metrics.waiting.dec()
+        with services.metrics.waiting.track_inprogress():
+            await services.looks.acquire()
+        try:
             self._woken.clear()
             with services.metrics.reconcile_seconds.time():
                 return await self._look()
+        finally:
+            services.looks.release()
 
     async def _look(self) -> tuple[float | None, list[Failure]]:
         services = self._services
         stored = services.world.stored(self.key)
         if stored is None:
             return None, []
-        if stored.status_error:
-            raise StatusUnreadable(
+        deployment = stored.deployment
+        # A deletion does not depend on status, and must not be held up by it for ever.
+        if stored.status_error and deployment.deleting_since is None:
+            message = (
                 f"{stored.status_error}; correct the status, nothing is done about this object until then"
             )
-        deployment = stored.deployment
+            services.events.post(
+                deployment, Transition(kind="Warning", reason="StatusUnreadable", message=message)
+            )
+            raise StatusUnreadable(message)
         rollout = deployment.status.rollout
         readings = self._meter.fresh(rollout.revision if rollout else "")
         observed = observe(

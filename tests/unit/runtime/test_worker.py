@@ -43,6 +43,7 @@ class Bench:
     allowed: bool = True
     read: Callable[[MetricQuery], Any] = lambda query: Sample(value=0.0, samples=9)
     resolve: Callable[[], Resolved] = lambda: Resolved(manifest=Manifest(files=()), reference="ref")
+    cancel: Callable[[], object] = lambda: None
 
     def plan(self, observed: Observed, now: float) -> Plan:
         self.looks.append(observed)
@@ -86,6 +87,7 @@ class Bench:
         )
         worker = Worker(KEY, services)
         task = asyncio.create_task(worker.run())
+        self.cancel = task.cancel
         try:
             yield worker
         finally:
@@ -213,6 +215,32 @@ async def test_unreadable_status_is_not_planned_from() -> None:
         await asyncio.sleep(0.3)
     assert len(broken.looks) == 1
     assert not any("status" in line for line in broken.kube.log)
+
+
+async def test_unreadable_status_does_not_keep_a_deletion_waiting() -> None:
+    bench = Bench(same)
+    async with bench.run() as worker:
+        await bench.until(lambda: len(bench.looks) == 1)
+        body = bench.kube.objects[("slmdeployments", NAMESPACE, NAME)]
+        body["status"] = {"nodes": "many"}
+        body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        worker._services.world.take_in_deployment(bench.kube.add(DEPLOYMENTS, body))
+        worker.wake()
+        await bench.until(lambda: bench.looks[-1].deployment.deleting_since is not None)
+
+
+async def test_a_look_that_is_cancelled_in_the_queue_waits_no_longer() -> None:
+    bench = Bench(same)
+    async with bench.run() as worker:
+        await bench.until(lambda: len(bench.looks) == 1)
+        services = worker._services
+        async with services.looks:
+            worker.wake()
+            await asyncio.sleep(0.3)
+            assert services.metrics.registry.get_sample_value("slmops_reconciles_waiting") == 1
+            bench.cancel()
+            await asyncio.sleep(0.05)
+            assert services.metrics.registry.get_sample_value("slmops_reconciles_waiting") == 0
 
 
 async def test_nothing_is_done_without_the_lease() -> None:
