@@ -72,7 +72,6 @@ def may(control_plane: ControlPlane, verb: str, resource: str, *, namespace: str
         ("watch", "slmdeployments.slmops.dev", ""),
         ("patch", "slmdeployments.slmops.dev", ""),
         ("update", "slmdeployments.slmops.dev:status", ""),
-        ("update", "slmdeployments.slmops.dev:finalizers", ""),
         ("watch", "nodes", ""),
         ("patch", "nodes", ""),
         ("watch", "pods", ""),
@@ -94,6 +93,7 @@ def test_the_operator_may(installed: ControlPlane, verb: str, resource: str, nam
 @pytest.mark.parametrize(
     ("verb", "resource", "namespace"),
     [
+        ("update", "slmdeployments.slmops.dev:finalizers", ""),  # no owner reference blocks deletion
         ("list", "secrets", ""),
         ("create", "secrets", ""),
         ("update", "nodes", ""),
