@@ -28,15 +28,16 @@ class ConditionType(StrEnum):
     HostPathNotAllowed, FilePathNotAllowed (False: nothing that runs is touched)."""
     MODEL_RESOLVED = "ModelResolved"
     """Every variant's files are known by digest. Reasons: Resolved (True); Resolving (Unknown);
-    SourceUnavailable, AccessDenied, RateLimited, IntegrityMismatch, InternalError (False)."""
+    SourceUnavailable, AccessDenied, RateLimited, IntegrityMismatch, Unfit, InternalError (False)."""
     READY = "Ready"
     """Every reachable matching node serves. Reasons: AllNodesReady (True); NodesNotReady or the reason
     of the first node that does not serve, NodesOffline, NoMatchingNodes, NotAccepted,
     ModelNotResolved, Deleting (False)."""
     PROGRESSING = "Progressing"
-    """Nodes are being moved or judged. Reasons: Installing, Prefetching, Flipping, Soaking, Analysing,
-    RollingBack, Converging (True); Complete, Paused, and what a rollout is held by: QuorumMissing,
-    NoBaseline, NoData, Inconclusive, ProviderError, DeadlineExceeded, StableUnhealthy (False)."""
+    """Nodes are being moved or judged. Reasons: Resolving, Installing, Prefetching, Flipping, Soaking,
+    Analysing, RollingBack, Converging (True); Complete, Paused, ModelNotResolved, and what a rollout is
+    held by: QuorumMissing, NoBaseline, NoData, Inconclusive, ProviderError, DeadlineExceeded,
+    StableUnhealthy, NoMatchingNodes (False)."""
     ROLLOUT_SUCCEEDED = "RolloutSucceeded"
     """The revision that spec stands for is the stable one. Reasons: Promoted (True); InProgress
     (Unknown); AnalysisFailed, NodesFailed, DeadlineExceeded (False: it was rolled back)."""

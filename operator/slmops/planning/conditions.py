@@ -157,7 +157,7 @@ def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) ->
     )
 
 
-def say_progressing(fleet: Fleet, decision: Decision, *, moving: int) -> Says:
+def say_progressing(fleet: Fleet, decision: Decision, resolution: Resolution, *, moving: int) -> Says:
     """Progressing: something is being moved or judged; False with the reason where it stands still.
 
     `moving` is how many online nodes still move.
@@ -174,6 +174,12 @@ def say_progressing(fleet: Fleet, decision: Decision, *, moving: int) -> Says:
         return Says(
             status="False" if held else "True", reason=hold.reason, message=f"{where}: {hold.message}"
         )
+    if not resolution.revision and (rollout is None or rollout.step != "RollingBack"):
+        # "Complete" here would tell GitOps that a new spec is in force before anything was done for it.
+        resolved = say_resolved(resolution)
+        if resolution.failures:
+            return Says(status="False", reason="ModelNotResolved", message=resolved.message)
+        return Says(status="True", reason="Resolving", message=resolved.message)
     if rollout is not None and rollout.step in ("Installing", "RollingBack"):
         message = rollout.message or f"revision {rollout.revision} goes to {len(fleet.eligible)} node(s)"
         return Says(status="True", reason=rollout.step, message=message)

@@ -273,7 +273,7 @@ def _status(
         ConditionType.ACCEPTED: Says(status="True", reason="Accepted", message="the spec makes sense"),
         ConditionType.MODEL_RESOLVED: resolved,
         ConditionType.READY: ready,
-        ConditionType.PROGRESSING: conditions.say_progressing(fleet, decision, moving=moving),
+        ConditionType.PROGRESSING: conditions.say_progressing(fleet, decision, resolution, moving=moving),
         ConditionType.ROLLOUT_SUCCEEDED: conditions.say_succeeded(decision, target),
     }
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]

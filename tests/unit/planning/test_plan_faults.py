@@ -277,12 +277,26 @@ def test_unreachable_source_leaves_what_serves_alone() -> None:
     sim.run(600)
     assert set(sim.versions().values()) == {"v1"} and all(map(sim.cluster.serving, sim.cluster.nodes))
     assert sim.condition("ModelResolved") == ("False", "SourceUnavailable")
+    assert sim.condition("Progressing") == ("False", "ModelNotResolved")
     assert sim.condition("Ready") == ("True", "AllNodesReady")
     assert len([look for look in sim.looks if look.at > sim.now - 300]) < 40, "looks only when a try is due"
     sim.unresolvable.clear()
     sim.run(40)
     sim.settle()
     assert sim.version == "v2"
+
+
+def test_a_new_spec_is_never_complete_before_its_files_are_known() -> None:
+    sim = installed(2)
+    before = len(sim.looks)
+    sim.set_version("v2")
+    sim.settle()
+    told = [
+        next((c.status, c.reason) for c in look.plan.status.conditions if c.type == "Progressing")
+        for look in sim.looks[before:]
+    ]
+    assert told[0] == ("True", "Resolving")
+    assert told.index(("False", "Complete")) > told.index(("True", "Analysing"))
 
 
 def test_source_that_cannot_be_found_at_first_is_not_ready() -> None:
