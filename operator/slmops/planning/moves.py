@@ -86,7 +86,10 @@ def _in_motion(state: NodeState, wish: Wish | None, cause: str) -> bool:
     """
     if wish is None or not state.online or not state.serve:
         return False
-    broken = state.serve_problem(wish.revision.revision) is not None
+    problem = state.serve_problem(wish.revision.revision)
+    # A pod does not fit for a moment while the one before it ends.
+    ending = any(pod.deleting for pod in state.pods)
+    broken = problem is not None and not (problem.reason == "Unschedulable" and ending)
     if len(state.serve) > 1:
         return not (broken and state.serves_given)
     return bool(state.moving) and not state.serves_given and (state.moving == cause or not broken)

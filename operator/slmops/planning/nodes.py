@@ -156,10 +156,11 @@ def read_node(names: Names, spec: SLMDeploymentSpec, node: NodeView, pods: tuple
     serve: dict[str, str] = {}
     prefetch: dict[str, str] = {}
     release, moving = False, ""
+    prefix = names.label_prefix
     for key, value in node.labels.items():
-        if not key.startswith(names.label_prefix):
+        if not key.startswith(prefix):
             continue
-        tail = key.removeprefix(names.label_prefix)
+        tail = key.removeprefix(prefix)
         if tail == RELEASE_KEY:
             release = True
         elif tail == MOVING_KEY:

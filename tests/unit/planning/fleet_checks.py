@@ -9,6 +9,7 @@ from slmops.api.base import quantity_value
 from slmops.api.status import MAX_MEASUREMENTS, MAX_WORST_NODES
 from slmops.model.observed import OwnedKind
 from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
+from slmops.planning import times
 from slmops.planning.moves import limit_of
 from slmops.planning.plan import plan
 from tests.unit.planning.fleet_sim import FleetSim, Look
@@ -50,7 +51,7 @@ class Watch:
         rollout = look.observed.deployment.status.rollout
         if rollout is None:
             return
-        key = f"{rollout.revision}/{rollout.started_at}/{look.observed.deployment.generation}"
+        key = f"{rollout.revision}/{rollout.started_at}/{look.observed.deployment.status.observed_generation}"
         assert rollout.wave >= self.progress.get(key, 0), f"wave went back: {rollout}"
         self.progress[key] = rollout.wave
 
@@ -72,7 +73,7 @@ class Watch:
         online = {n.name for n in matched if n.online}
         if taken:
             limit = limit_of(sim.spec.rollout.max_unavailable, len(matched))
-            down = sorted(self.taken_down & online)
+            down = sorted(self.taken_down & online - _left_broken(sim, look))
             assert len(down) <= limit, f"{down} are down through moves, {limit} allowed\n{sim.explain()}"
 
 
@@ -192,6 +193,17 @@ def _takes_away(sim: FleetSim, action: PatchNodeLabels) -> bool:
         return False
     serving = sim.cluster.serving_revisions(action.node)
     return bool(serving) and not serving & _given_after(sim, action)
+
+
+def _left_broken(sim: FleetSim, look: Look) -> set[str]:
+    """Nodes that an earlier rollout took down and whose pod does not come up: not waited for."""
+    rollout = look.plan.status.rollout
+    cause = str(int(times.to_seconds(rollout.started_at))) if rollout else ""
+    key = sim.names.moving_label
+    marks = {name: labels[key] for name, labels in sim.our_labels().items() if key in labels}
+    ending = {pod.node for pod in sim.cluster.pods if pod.gone_at is not None}
+    stuck = {p.node for p in sim.cluster.pods if p.phase == "Broken" or p.termination or not p.scheduled}
+    return {name for name, mark in marks.items() if mark != cause and name in stuck - ending}
 
 
 def _serves_after(sim: FleetSim, look: Look, name: str) -> bool:
