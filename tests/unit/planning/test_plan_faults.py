@@ -296,7 +296,7 @@ def test_a_new_spec_is_never_complete_before_its_files_are_known() -> None:
         for look in sim.looks[before:]
     ]
     assert told[0] == ("True", "Resolving")
-    assert told.index(("False", "Complete")) > told.index(("True", "Analysing"))
+    assert told.index(("False", "Complete")) > told.index(("True", "Flipping"))
 
 
 def test_source_that_cannot_be_found_at_first_is_not_ready() -> None:
