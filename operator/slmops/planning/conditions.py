@@ -20,6 +20,7 @@ from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState, Problem, unfit_reason
 from slmops.planning.resolution import Resolution
 from slmops.planning.rollout import ACTIVE, Decision
+from slmwire.labels import Role
 
 Truth = Literal["True", "False", "Unknown"]
 
@@ -149,11 +150,22 @@ def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) ->
         return Says(status="True", reason="AllNodesReady", message=message)
     first = waiting[0].name
     problem = problems.get(first)
-    why = f"{problem.reason}: {problem.message}" if problem else "starting"
+    why = f"{problem.reason}: {problem.message}" if problem else _awaited(waiting[0])
     return Says(
         status="False",
         reason=problem.reason if problem else "NodesNotReady",
         message=f"{counts.ready} of {counts.total} node(s) serve{offline}; {first}: {why}",
+    )
+
+
+def _awaited(state: NodeState) -> str:
+    """What a node without a problem waits for."""
+    if not state.serve or any(p.role is Role.SERVE and not p.deleting for p in state.pods):
+        return "starting"
+    # Admission refuses pods to the DaemonSet alone, which says so in Events that are not ours to read.
+    return (
+        "no pod yet; if that lasts, kubectl describe daemonset names the cause (Pod Security level, quota, "
+        "priority class)"
     )
 
 

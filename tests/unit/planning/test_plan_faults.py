@@ -299,6 +299,15 @@ def test_a_new_spec_is_never_complete_before_its_files_are_known() -> None:
     assert told.index(("False", "Complete")) > told.index(("True", "Flipping"))
 
 
+def test_a_pod_that_admission_refuses_is_hinted_at() -> None:
+    sim = installed(2)
+    observed = sim.observed()
+    refused = replace(observed, pods=tuple(pod for pod in observed.pods if pod.node != "n1"))
+    ready = next(c for c in plan(refused, sim.now).status.conditions if c.type == "Ready")
+    assert (ready.status, ready.reason) == ("False", "NodesNotReady")
+    assert "n1: no pod yet" in ready.message and "kubectl describe daemonset" in ready.message
+
+
 def test_source_that_cannot_be_found_at_first_is_not_ready() -> None:
     sim = installed(3)
     sim.status = sim.status.model_copy(update={"stable_revision": "", "rollout": None})
