@@ -16,6 +16,7 @@ from typing import Any, Final
 from e2e.bench.rollout_peer import SELECTOR, Peer, copy_template
 from e2e.bench.rollout_steps import STEPS, Timeline
 from e2e.lib import Cluster, Deployment, NodeClient, Traffic, install_operator, open_cluster, rig_images
+from e2e.lib.manifests import model_dir
 from e2e.lib.traffic import TrafficReport
 from e2e.rig.paths import CHECKOUT
 
@@ -120,7 +121,8 @@ def build_row(measure: str, unit: str, ours: float, peer: float | None, peer_nam
 
 def build_step_rows(ours: Sequence[Mapping[str, float]], peer: Sequence[Mapping[str, float]]) -> list[Row]:
     """Seconds of each step, and in all."""
-    load = f"one node, image present, store empty, model of 0.8 MB; median of {len(ours)}"
+    megabytes = sum(file.stat().st_size for file in model_dir("v1").iterdir()) / 1e6
+    load = f"one node, image present, store empty, model of {megabytes:.1f} MB; median of {len(ours)}"
     rows = []
     for step in (*STEPS, "total"):
         mine = [one[step] for one in ours if step in one]
