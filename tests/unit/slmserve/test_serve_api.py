@@ -104,10 +104,12 @@ def test_stop_strings_end_and_do_not_show(client: OpenAI, messages: Any, stop: A
     assert "".join(c.choices[0].delta.content or "" for c in stream) == expected
 
 
-def test_a_seed_repeats_an_answer(client: OpenAI, messages: Any) -> None:
+def test_a_seed_repeats_an_answer(client: OpenAI) -> None:
+    strange: Any = [{"role": "user", "content": "quantum harpsichord? why, never! 8 8 8"}]
+
     def ask(seed: int) -> str | None:
         answer = client.chat.completions.create(
-            model="orders", messages=messages, temperature=2.0, top_p=0.99, seed=seed, max_tokens=40
+            model="orders", messages=strange, temperature=2.0, top_p=0.99, seed=seed, max_tokens=40
         )
         return answer.choices[0].message.content
 

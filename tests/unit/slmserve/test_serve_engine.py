@@ -193,7 +193,7 @@ def test_sampling_on_a_real_model_repeats_by_seed(orders_dir: Path) -> None:
     scheduler = Scheduler(_load(orders_dir, slots=3), max_queue=9, deliver=recorder.deliver)
     ends = load_export(orders_dir).end_tokens
     generations = [
-        recorder.make(p, 30, sampling=SamplingParams(temperature=1.8, seed=s), end_tokens=ends)
+        recorder.make(p, 30, sampling=SamplingParams(temperature=8.0, seed=s), end_tokens=ends)
         for p, s in zip(prompts, (11, 11, 12), strict=True)
     ]
     scheduler.start()
