@@ -18,6 +18,7 @@ from slmserve.app import build_app
 from slmserve.config import ConfigError, ServerConfig, parse_config
 from slmserve.errors import StartError
 from slmserve.journal import describe_exception, setup_logging
+from slmserve.protocol import BoundedProtocol
 from slmserve.service import Service
 from slmwire.reasons import Reason, Termination
 
@@ -53,7 +54,7 @@ async def _serve(config: ServerConfig) -> None:
             access_log=False,
             lifespan="off",
             loop="none",
-            http="httptools",
+            http=BoundedProtocol,
             ws="none",
             server_header=False,
             timeout_keep_alive=75,
@@ -99,7 +100,8 @@ def _terminate(config: ServerConfig, error: StartError) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 after a drain, 1 when the model cannot be served, 2 for bad settings."""
     setup_logging()
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Its warnings are about malformed requests: whoever sends them would fill the log.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     try:
         config = parse_config(sys.argv[1:] if argv is None else argv, os.environ)
     except ConfigError as error:

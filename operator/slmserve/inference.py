@@ -29,6 +29,8 @@ _CLIENT_LEFT: Final = 499
 _BODY_SECONDS: Final = 30.0
 _INLINE_CHARACTERS: Final = 8192
 """Longer prompts are tokenised on another thread: they would hold up every stream."""
+_LONG_PROMPT: Final = asyncio.Semaphore(1)
+"""One at a time: a megabyte of text takes seconds of a core and some 200 MB of memory."""
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -64,10 +66,14 @@ def check_model(service: Service, name: str) -> None:
 
 
 async def _tokenise(model: LoadedModel, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
+    least = len(text) // model.codec.longest_token
+    if len(text) > _INLINE_CHARACTERS and least > model.engine.max_length:
+        raise _too_long(model, f"at least {least} in the prompt", param=param)
     try:
         if len(text) <= _INLINE_CHARACTERS:
             return model.codec.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(model.codec.encode, text, add_special_tokens=add_special_tokens)
+        async with _LONG_PROMPT:
+            return await asyncio.to_thread(model.codec.encode, text, add_special_tokens=add_special_tokens)
     except Exception:
         # The message would quote the prompt.
         raise invalid(f"'{param}' cannot be tokenised", param=param) from None
@@ -105,13 +111,17 @@ def _fit(model: LoadedModel, prompt: list[int], limit: int | None, *, param: str
         raise invalid(f"'{param}' gives no tokens; it must have at least one", param=param)
     if room < 1 or (limit is not None and limit > room):
         asked = f"{len(prompt)} in the prompt" + (f" and {limit} to generate" if limit is not None else "")
-        raise invalid(
-            f"this model's context is {context} tokens; the request has {asked}; shorten the prompt"
-            " or lower max_tokens",
-            param=param,
-            code="context_length_exceeded",
-        )
+        raise _too_long(model, asked, param=param)
     return room if limit is None else limit
+
+
+def _too_long(model: LoadedModel, asked: str, *, param: str) -> ApiError:
+    return invalid(
+        f"this model's context is {model.engine.max_length} tokens; the request has {asked}; shorten the"
+        " prompt or lower max_tokens",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def _sampling(model: LoadedModel, request: ChatRequest | CompletionRequest) -> SamplingParams:

@@ -21,6 +21,8 @@ class TextCodec:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.longest_token = max(1, *map(len, tokenizer.get_vocab(with_added_tokens=True)))
+        """Most characters that one token stands for."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`; a chat template has already written its special tokens."""
