@@ -16,7 +16,7 @@ from slmwire import metrics
 
 VICTIM_LABEL = "someone.else/label"
 GOOD = 0.9
-"""Score of a version that is fit for service, with room for the device; the model's own tests ask for more."""
+"""Score of a version that is fit for service, with room for the device; its own tests ask for more."""
 
 
 @pytest.fixture(scope="module")
