@@ -198,7 +198,7 @@ def _network_error(url: str, error: Exception) -> TransferError:
     if isinstance(error, ssl.SSLCertVerificationError):
         text = (
             f"{where}: the server's certificate is not trusted ({error.verify_message}); "
-            f"name its authority in {env.CA_FILE}"
+            f"the runtime image must name its authority in {env.CA_FILE}"
         )
         return TransferError(Reason.SOURCE_UNAVAILABLE, text, retryable=False)
     if isinstance(error, socket.gaierror):
