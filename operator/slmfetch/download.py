@@ -12,7 +12,7 @@ from typing import Final
 from slmfetch.config import Settings
 from slmfetch.errors import FetchError, IntegrityError, TransferError
 from slmfetch.log import Progress, log, plain_url
-from slmfetch.partial import Partial, open_partial
+from slmfetch.partial import MAX_RETRY_AFTER_SECONDS, Partial, open_partial
 from slmfetch.quarantine import SAMPLE_BYTES, add_record, clear_record, read_record
 from slmfetch.store import CHUNK_BYTES, Store, wait_for_lock
 from slmwire.manifest import ManifestFile
@@ -90,8 +90,8 @@ class Downloader:
 
     def _check_hold_off(self, file: ManifestFile) -> None:
         record = read_record(self.store, file.sha256)
-        if record is not None and record.not_before > time.time():
-            wait = record.not_before - time.time()
+        wait = record.hold_off_seconds(file, time.time()) if record else 0.0
+        if record is not None and wait > 0:
             raise IntegrityError(
                 _mismatch(file, record.actual_sha256, record.failures) + f"; tried again in {wait:.0f} s"
             )
@@ -116,7 +116,7 @@ class Downloader:
 
     def _download(self, file: ManifestFile, partial: Partial) -> None:
         """Until the partial has the file's size; its bytes are not verified yet."""
-        wait = partial.not_before - time.time()
+        wait = partial.hold_off_seconds(_identity(file.url), time.time())
         if wait > 0:
             asked = TransferError(
                 Reason.RATE_LIMITED,
@@ -201,8 +201,9 @@ class Downloader:
         # Jitter, so that a site's nodes do not all come back at the same moment.
         delay = ceiling * random.uniform(0.5, 1.0)
         if error.retry_after_seconds is not None:
-            delay = error.retry_after_seconds + random.uniform(0.0, 1.0) * min(ceiling, 2.0)
-            partial.hold_off(time.time() + delay)
+            asked = min(error.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
+            delay = asked + random.uniform(0.0, 1.0) * min(ceiling, 2.0)
+            partial.hold_off(time.time() + delay, origin=_identity(file.url))
             if delay > self.settings.max_wait_seconds:
                 raise FetchError(error.reason, f"{file.path}: {error.message}; it is not called before that")
         if time.monotonic() + delay >= self.deadline:

@@ -18,7 +18,12 @@ def open_local(url: str, *, size: int, roots: Sequence[Path]) -> int:
     """
     parts = urlsplit(url)
     path = Path(unquote(parts.path))
-    if parts.netloc not in ("", "localhost") or not path.is_absolute() or ".." in path.parts:
+    if (
+        parts.netloc not in ("", "localhost")
+        or not path.is_absolute()
+        or ".." in path.parts
+        or "\0" in str(path)
+    ):
         raise FetchError(Reason.UNFIT, f"{url!r} is not file:// followed by an absolute path")
     real = Path(os.path.realpath(path))
     if not any(real.is_relative_to(os.path.realpath(root)) for root in roots):

@@ -22,6 +22,8 @@ from slmwire.manifest import ManifestFile
 from slmwire.reasons import Reason
 
 CHECKPOINT_BYTES: Final = 32 << 20
+MAX_RETRY_AFTER_SECONDS: Final = 86_400.0
+"""Whatever a source asks for, it is tried once a day."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -46,7 +48,8 @@ class Partial:
         self.origin = ""
         """Identity of that source; a validator means nothing to another one."""
         self.not_before = 0.0
-        """Seconds since the epoch before which the source asked not to be bothered."""
+        """Seconds since the epoch before which the source `_held_by` asked not to be bothered."""
+        self._held_by = ""
 
     def close(self) -> None:
         """Give up the lock; the bytes stay."""
@@ -64,6 +67,7 @@ class Partial:
         self.etag = str(meta.get("etag", ""))
         self.origin = str(meta.get("origin", ""))
         self.not_before = float(_number(meta.get("notBefore")))
+        self._held_by = str(meta.get("heldBy", ""))
         self._rehash(usable)
         self._synced = min(_number(meta.get("synced")), usable)
 
@@ -81,10 +85,15 @@ class Partial:
             self.etag, self.origin = etag, origin
             self._write_meta()
 
-    def hold_off(self, until: float) -> None:
-        """Remember, for runs to come too, not to ask the source before `until`."""
-        self.not_before = until
+    def hold_off(self, until: float, *, origin: str) -> None:
+        """Remember, for runs to come too, not to ask the source `origin` before `until`."""
+        self.not_before, self._held_by = until, origin
         self._write_meta()
+
+    def hold_off_seconds(self, origin: str, now: float) -> float:
+        """Seconds to wait before asking `origin`; a time beyond any Retry-After is a clock's error."""
+        wait = self.not_before - now
+        return wait if origin == self._held_by and 0 < wait <= 2 * MAX_RETRY_AFTER_SECONDS else 0.0
 
     def write(self, data: memoryview) -> None:
         """Append bytes; IntegrityError beyond the expected size, FetchError when the disk is full."""
@@ -150,6 +159,7 @@ class Partial:
             "synced": self._synced,
             "bootId": _boot_id(),
             "notBefore": self.not_before,
+            "heldBy": self._held_by,
         }
         try:
             write_json(self._meta, body)
@@ -202,4 +212,4 @@ def _boot_id() -> str:
 
 
 def _number(value: object) -> int:
-    return int(value) if isinstance(value, int | float) and value >= 0 else 0
+    return int(value) if isinstance(value, int | float) and 0 <= value < float("inf") else 0

@@ -24,7 +24,14 @@ class Record:
     failures: int
     actual_sha256: str
     not_before: float
-    """Seconds since the epoch before which it is not tried again."""
+    """Seconds since the epoch before which it is not tried again from the same place."""
+    url: str
+    """Where the bad bytes came from, as `plain_url`: another deployment's source may be sound."""
+
+    def hold_off_seconds(self, file: ManifestFile, now: float) -> float:
+        """Seconds until `file` may be tried again; a record from the future is a clock's error."""
+        wait = self.not_before - now
+        return wait if self.url == plain_url(file.url) and 0 < wait <= MAX_HOLD_OFF_SECONDS else 0.0
 
 
 def read_record(store: Store, sha256: str) -> Record | None:
@@ -37,8 +44,9 @@ def read_record(store: Store, sha256: str) -> Record | None:
             failures=int(body["failures"]),
             actual_sha256=str(body["actualSha256"]),
             not_before=float(body["notBefore"]),
+            url=str(body["url"]),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
 
 
@@ -48,15 +56,16 @@ def add_record(store: Store, file: ManifestFile, *, actual_sha256: str, sample: 
     The hold-off doubles with each failure from 30 s up to an hour.
     """
     earlier = read_record(store, file.sha256)
-    failures = (earlier.failures if earlier else 0) + 1
+    url = plain_url(file.url)
+    failures = (earlier.failures if earlier and earlier.url == url else 0) + 1
     now = time.time()
     wait = min(HOLD_OFF_SECONDS * 2 ** min(failures - 1, 20), MAX_HOLD_OFF_SECONDS)
-    record = Record(failures=failures, actual_sha256=actual_sha256, not_before=now + wait)
+    record = Record(failures=failures, actual_sha256=actual_sha256, not_before=now + wait, url=url)
     write_json(
         store.quarantine / f"{file.sha256}.json",
         {
             "path": file.path,
-            "url": plain_url(file.url),
+            "url": url,
             "expectedSha256": file.sha256,
             "actualSha256": actual_sha256,
             "size": file.size,

@@ -146,6 +146,6 @@ def _read(path: Path) -> Ref:
         )
         if ref.digest != body["digest"]:
             raise ValueError("its digest does not match its files")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UnreadableRef(f"{path}: {error}") from error
     return ref

@@ -101,26 +101,32 @@ class Store:
         """Whether the file's bytes are here, verified; a damaged blob is moved out of the way.
 
         Only verified bytes are ever renamed into blobs/, so presence, size and mode tell; a blob
-        whose mode was changed, or any with `deep`, is hashed again.
+        whose mode was changed, or any with `deep`, is hashed again. FetchError (Unfit) when the
+        blob is sound and the manifest has its size wrong: others may be serving it.
         """
         path = self.blob(file.sha256)
         try:
             info = path.lstat()
         except FileNotFoundError:
             return False
-        regular = stat.S_ISREG(info.st_mode)
-        if regular and info.st_size == file.size:
+        if stat.S_ISREG(info.st_mode):
             untouched = stat.S_IMODE(info.st_mode) == BLOB_MODE
-            if untouched and not deep:
+            if info.st_size == file.size and untouched and not deep:
                 return True
             actual = hash_file(path)
             if actual == file.sha256:
+                if info.st_size != file.size:
+                    raise FetchError(
+                        Reason.UNFIT,
+                        f"{file.path}: the manifest says {file.size} bytes, the file with its sha256 has "
+                        f"{info.st_size}; correct the manifest",
+                    )
                 if not untouched:
                     path.chmod(BLOB_MODE)
                 return True
-            problem = f"its sha256 is {actual}"
+            problem = f"it has {info.st_size} of {file.size} bytes, its sha256 is {actual}"
         else:
-            problem = f"it has {info.st_size} bytes, expected {file.size}" if regular else "it is no file"
+            problem = "it is no file"
         log("cached file is damaged, it is fetched again", level="warning", file=file.path, problem=problem)
         discard(path)
         return False
@@ -206,7 +212,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object from a file; None if it is missing or not one."""
     try:
         body = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) else None
 

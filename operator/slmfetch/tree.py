@@ -23,7 +23,8 @@ def publish_tree(store: Store, manifest: Manifest) -> bool:
     A tree that exists is repaired in place, file by file, because a server may have it mounted.
     """
     final = store.tree(manifest.digest)
-    if not final.exists():
+    if final.is_symlink() or not final.is_dir():
+        discard(final)  # nothing of ours: a repair through a link would write elsewhere
         temp = store.trees / f"{TEMP_PREFIX}{final.name}"
         discard(temp)
         try:

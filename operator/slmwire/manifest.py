@@ -68,7 +68,7 @@ def parse_manifest(text: str | bytes) -> Manifest:
     """
     try:
         body = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"the manifest is not JSON: {error}") from error
     rows = body.get("files") if isinstance(body, dict) else None
     if not isinstance(rows, list) or not rows:
