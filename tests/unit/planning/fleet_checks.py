@@ -187,11 +187,11 @@ def _given_after(sim: FleetSim, action: PatchNodeLabels) -> set[str]:
 
 
 def _takes_away(sim: FleetSim, action: PatchNodeLabels) -> bool:
-    """The node matches, serves before the patch, and nothing it is left with serves."""
+    """The node matches, serves what it was given, and nothing that the patch leaves it with serves."""
     node = sim.cluster.nodes.get(action.node)
     if node is None or not node.online or node.labels.get("slm") != "yes":
         return False
-    serving = sim.cluster.serving_revisions(action.node)
+    serving = sim.cluster.serving_revisions(action.node) & set(sim.given(action.node))
     return bool(serving) and not serving & _given_after(sim, action)
 
 

@@ -96,6 +96,7 @@ class FleetSim:
         self.history: dict[str, list[str]] = {}
         """Revisions that each node was given, in order."""
         self.checks: list[Callable[[FleetSim, Look], None]] = []
+        self._parsed: tuple[int, SLMDeploymentSpec] | None = None
         self._memory = _Memory()
         self._quick_looks = 0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -143,7 +144,9 @@ class FleetSim:
 
     @property
     def spec(self) -> SLMDeploymentSpec:
-        return SLMDeploymentSpec.model_validate(self.spec_body)
+        if self._parsed is None or self._parsed[0] != self.generation:
+            self._parsed = self.generation, SLMDeploymentSpec.model_validate(self.spec_body)
+        return self._parsed[1]
 
     def given(self, name: str) -> dict[str, str]:
         """revision -> variant, from the node's labels."""
@@ -192,12 +195,6 @@ class FleetSim:
 
     def observed(self, readings: Iterable[Reading] = ()) -> Observed:
         cluster = self.cluster
-        drifted = {
-            key
-            for key in cluster.objects
-            if key not in self._memory.applied
-            and key[0] not in (OwnedKind.CONFIG_MAP, OwnedKind.CONTROLLER_REVISION)
-        }
         return Observed(
             deployment=Deployment(
                 name=self.names.name,
@@ -213,11 +210,16 @@ class FleetSim:
             config=CONFIG,
             nodes=cluster.node_views(),
             pods=cluster.pod_views(),
-            owned=cluster.owned_views(drifted),
+            owned=cluster.owned_views(self._drifted()),
             revisions=cluster.revision_views(),
             resolutions=dict(self._memory.resolutions),
             readings=tuple(readings),
         )
+
+    def _drifted(self) -> set[tuple[OwnedKind, str]]:
+        # What this process has not written itself may have been changed, unless it cannot be.
+        fixed = (OwnedKind.CONFIG_MAP, OwnedKind.CONTROLLER_REVISION)
+        return {k for k in self.cluster.objects if k not in self._memory.applied and k[0] not in fixed}
 
     # Time
 
@@ -282,16 +284,15 @@ class FleetSim:
 
     def _fingerprint(self) -> object:
         """What the watches deliver. The operator's own status is not among it."""
-        seen = self.observed()
-        spec = json.dumps(self.spec_body, sort_keys=True)
+        cluster = self.cluster
         return (
-            spec,
-            str(sorted(self.annotations.items())),
+            self.generation,
+            dict(self.annotations),
             self.deleting_since,
             self.has_finalizer,
-            str(sorted(map(str, seen.nodes))),
-            str(sorted(map(str, seen.pods))),
-            str(sorted(map(str, seen.owned))),
+            cluster.node_views(),
+            cluster.pod_views(),
+            cluster.owned_views(self._drifted()),
         )
 
     # The operator

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator dies before its n-th write, for every n of a whole rollout: the end is the same."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -17,27 +18,35 @@ WAVES: list[dict[str, Any]] = [
 ]
 
 
-def rolled_out(*, score: float, fails_from_wave: int, kill_after: int | None) -> tuple[FleetSim, int]:
-    """A three-wave rollout of v2 on four nodes, with one kill; and how many writes it took."""
+def installed() -> FleetSim:
+    """v1 on four nodes: a lab and three shops, of which some can hold two versions and some cannot."""
     sim = watch(FleetSim(spec_body(waves=WAVES, maxUnavailable=2, soak="5s")), replan_every=0)
     for index in range(4):
-        memory_bytes = 4 * GIB if index % 2 else GIB + GIB // 4  # both ways of changing over
+        memory_bytes = 4 * GIB if index % 2 else GIB + GIB // 4
         labels = {"site": "lab" if index == 0 else "shop"}
         sim.add_node(f"n{index}", memory_bytes=memory_bytes, labels=labels)
     sim.settle()
-    installed = sim.writes
-    behaviour = sim.cluster.behaviours["v2"] = Behaviour()
+    sim.looks = sim.looks[-1:]
+    return sim
+
+
+def rolled_out(
+    before: FleetSim, *, score: float, fails_from_wave: int, kill_after: int | None
+) -> tuple[FleetSim, int]:
+    """A three-wave rollout of v2 with one kill, and how many writes it took."""
+    sim = deepcopy(before)
+    sim.cluster.behaviours["v2"] = Behaviour()
 
     def turn_bad(sim: FleetSim, look: object) -> None:
         if sim.wave >= fails_from_wave and sim.step == "Flipping":
-            behaviour.score = score
+            sim.cluster.behaviours["v2"].score = score
 
     sim.checks.append(turn_bad)
     if kill_after is not None:
-        sim.kill_at = installed + kill_after
+        sim.kill_at = sim.writes + kill_after
     sim.set_version("v2")
     sim.settle()
-    return sim, sim.writes - installed
+    return sim, sim.writes - before.writes
 
 
 def end_state(sim: FleetSim) -> object:
@@ -63,18 +72,19 @@ def end_state(sim: FleetSim) -> object:
     ids=["promoted", "rolled-back-in-the-last-wave"],
 )
 def test_scenario_10_kill_before_every_write(score: float, fails_from_wave: int) -> None:
-    undisturbed, writes = rolled_out(score=score, fails_from_wave=fails_from_wave, kill_after=None)
+    before = installed()
+    undisturbed, writes = rolled_out(before, score=score, fails_from_wave=fails_from_wave, kill_after=None)
     expected = end_state(undisturbed)
     assert undisturbed.version == ("v2" if score > 0.9 else "v1")
     assert writes > 30, "every step of the rollout is among them"
     for n in range(writes):
-        sim, _ = rolled_out(score=score, fails_from_wave=fails_from_wave, kill_after=n)
+        sim, _ = rolled_out(before, score=score, fails_from_wave=fails_from_wave, kill_after=n)
         assert sim.kills == 1, n
         assert end_state(sim) == expected, f"killed before write {n}"
 
 
 def test_scenario_10_a_node_is_given_each_revision_once() -> None:
-    sim, _ = rolled_out(score=0.5, fails_from_wave=2, kill_after=None)
+    sim, _ = rolled_out(installed(), score=0.5, fails_from_wave=2, kill_after=None)
     for name, given in sim.history.items():
         versions = [sim.cluster.version_of(revision) for revision in given]
         # A node that held both the old and the new version side by side need not be given the old one again.

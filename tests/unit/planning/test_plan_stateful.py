@@ -190,10 +190,10 @@ def converge(sim: FleetSim) -> None:
 
 
 FleetMachine.TestCase.settings = settings(
-    max_examples=300,
-    stateful_step_count=40,
+    max_examples=25,
+    stateful_step_count=30,
     deadline=None,
-    derandomize=False,
+    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestFleet = FleetMachine.TestCase
