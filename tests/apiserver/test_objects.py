@@ -2,7 +2,9 @@
 """Drift is repaired, foreign objects are left alone, deletion leaves nothing (scenarios 28, 34)."""
 
 import asyncio
+import json
 
+from e2e.rig import ControlPlane
 from slmops.adapters.resources import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
@@ -16,7 +18,7 @@ from slmops.planning.names import Names
 from tests.apiserver.harness import NAME, Cluster, condition, until
 
 
-async def test_drift_is_repaired(cluster: Cluster) -> None:
+async def test_drift_is_repaired(cluster: Cluster, control_plane: ControlPlane) -> None:
     namespace = cluster.namespace
     async with cluster.operator():
         await cluster.apply("v1")
@@ -47,12 +49,17 @@ async def test_drift_is_repaired(cluster: Cluster) -> None:
         container = (await cluster.kube.get(DAEMON_SETS, namespace=namespace, name=workload))["spec"][
             "template"
         ]["spec"]["containers"][0]
-        body = {"spec": {"template": {"spec": {"containers": [{**container, "image": "evil:1"}]}}}}
-        await cluster.kube.merge_patch(DAEMON_SETS, namespace=namespace, name=workload, body=body)
+        spec = {"containers": [{**container, "image": "evil:1"}], "hostNetwork": True}
+        body = {"spec": {"template": {"spec": spec}}}
+        # By kubectl: what somebody else adds belongs to a field manager that is not ours.
+        arguments = ("patch", "daemonset", workload, "-n", namespace, "--type=merge", "-p", json.dumps(body))
+        await asyncio.to_thread(control_plane.kubectl, *arguments)
 
         async def image_back() -> bool:
             found = await cluster.kube.get(DAEMON_SETS, namespace=namespace, name=workload)
-            return bool(found["spec"]["template"]["spec"]["containers"][0]["image"] == container["image"])
+            pod = found["spec"]["template"]["spec"]
+            # What somebody added goes, too, and not only what was changed.
+            return pod["containers"][0]["image"] == container["image"] and "hostNetwork" not in pod
 
         await until("the DaemonSet being as it was", image_back)
         assert set(await cluster.serving_pods()) == pods, "OnDelete: a repaired template restarts nothing"

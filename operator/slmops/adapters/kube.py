@@ -8,7 +8,7 @@ generated models alone: they are imported when used, and cost tens of megabytes.
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ PAGE_SIZE: Final = 500
 
 _MERGE_PATCH: Final = "application/merge-patch+json"
 _APPLY_PATCH: Final = "application/apply-patch+yaml"
+_JSON_PATCH: Final = "application/json-patch+json"
 
 RequestHook = Callable[[str, str, int, float], None]
 """Called after each request with verb, resource, HTTP status (0: no answer) and seconds."""
@@ -175,6 +176,20 @@ class KubeClient:
             content_type=_MERGE_PATCH,
         )
 
+    async def put_fields(
+        self, resource: Resource, *, namespace: str = "", name: str, fields: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Replace whole fields by their JSON pointer, whoever put what is in them."""
+        return await self._json(
+            "patch",
+            resource,
+            method="PATCH",
+            path=resource.path(namespace=namespace, name=name),
+            query={"fieldManager": FIELD_MANAGER},
+            body=[{"op": "add", "path": path, "value": value} for path, value in fields.items()],
+            content_type=_JSON_PATCH,
+        )
+
     async def delete(self, resource: Resource, *, namespace: str = "", name: str, uid: str = "") -> None:
         """Delete an object, its dependants in the background; Conflict when its uid is another one."""
         body: dict[str, Any] = {"propagationPolicy": "Background"}
@@ -191,7 +206,7 @@ class KubeClient:
         method: str = "GET",
         path: str,
         query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | Sequence[Any] | None = None,
         content_type: str = "application/json",
     ) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS, sock_connect=CONNECT_TIMEOUT_SECONDS)
@@ -231,7 +246,7 @@ class KubeClient:
         *,
         query: Mapping[str, str],
         timeout: aiohttp.ClientTimeout,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | Sequence[Any] | None = None,
         content_type: str = "application/json",
     ) -> aiohttp.ClientResponse:
         started = time.monotonic()

@@ -14,10 +14,10 @@ from itertools import groupby
 from typing import Any, Final
 
 from slmops.adapters.errors import Conflict, KubeError, NotFound
-from slmops.adapters.kube import KubeClient
+from slmops.adapters.kube import FIELD_MANAGER, KubeClient
 from slmops.adapters.resources import DEPLOYMENTS, NODES
 from slmops.api import API_VERSION, FINALIZER, KIND, SLMDeploymentStatus
-from slmops.model.observed import Deployment
+from slmops.model.observed import Deployment, OwnedKind
 from slmops.model.plan import (
     Action,
     AddFinalizer,
@@ -34,6 +34,11 @@ from slmops.runtime.world import World, resource_of
 from slmwire.labels import REVISION
 
 PARALLEL_NODE_PATCHES: Final = 8
+_WHOLE_FIELDS: Final[Mapping[OwnedKind, tuple[str, ...]]] = {
+    OwnedKind.DAEMON_SET: ("template", "updateStrategy"),
+    OwnedKind.SERVICE: ("ports", "selector"),
+}
+"""Fields of spec that hold nothing but what we put there."""
 _log = logging.getLogger("slmops")
 
 
@@ -138,6 +143,12 @@ class Executor:
             await self._check_not_foreign(deployment, action)
         body = {**action.body, "metadata": {**action.body["metadata"], **_owner(deployment)}}
         answer = await self._kube.apply(resource, namespace=deployment.namespace, body=body)
+        if _has_foreign_fields(answer):
+            # Applying takes back what is ours and leaves what others added, a container, say.
+            fields = {f"/spec/{name}": body["spec"][name] for name in _WHOLE_FIELDS[action.kind]}
+            answer = await self._kube.put_fields(
+                resource, namespace=deployment.namespace, name=action.name, fields=fields
+            )
         self._world.take_in_owned(action.kind, answer)
         self._wrote(deployment, action.kind, "apply", action.name, action.why)
 
@@ -249,6 +260,14 @@ class Executor:
             name,
             extra=fields_of(namespace=deployment.namespace, deployment=deployment.name, why=why),
         )
+
+
+def _has_foreign_fields(body: Mapping[str, Any]) -> bool:
+    """Whether somebody else has set fields of spec, as far as the API server has kept account."""
+    return any(
+        entry.get("manager") != FIELD_MANAGER and "f:spec" in (entry.get("fieldsV1") or {})
+        for entry in body["metadata"].get("managedFields") or ()
+    )
 
 
 def _owner(deployment: Deployment) -> dict[str, Any]:
