@@ -68,6 +68,12 @@ class Resolutions:
         for known in [h for h in self._running if h not in wanted]:
             self._running.pop(known).cancel()
 
+    def forget_failures(self) -> None:
+        """Let what failed be tried again at once: somebody says that the cause is gone."""
+        for known in [h for h, outcome in self._outcomes.items() if isinstance(outcome, ResolveFailure)]:
+            del self._outcomes[known]
+            self._backoffs.pop(known, None)
+
     def stop(self) -> None:
         """Give up everything under way."""
         for task in self._running.values():

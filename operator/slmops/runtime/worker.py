@@ -10,6 +10,7 @@ from typing import Final
 
 from slmops.adapters.errors import Conflict, Forbidden, Invalid, KubeError
 from slmops.adapters.kube import KubeClient
+from slmops.api import RETRY_ANNOTATION
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment, Observed
 from slmops.model.plan import Plan, Transition
@@ -77,6 +78,7 @@ class Worker:
         self._busy_looks = 0
         self._look_seconds = 0.0
         self._shown = False
+        self._retry_token: str | None = None
         self._meter = Meter(
             services.provider,
             clock=services.clock,
@@ -177,6 +179,7 @@ class Worker:
                 deployment, Transition(kind="Warning", reason="StatusUnreadable", message=message)
             )
             raise StatusUnreadable(message)
+        self._heed_retry(deployment)
         rollout = deployment.status.rollout
         readings = self._meter.fresh(rollout.revision if rollout else "")
         observed = observe(
@@ -203,6 +206,13 @@ class Worker:
             self.wake()
         self._busy_looks = self._busy_looks + 1 if plan.actions else 0
         return plan.requeue_after_seconds, failures
+
+    def _heed_retry(self, deployment: Deployment) -> None:
+        """A new value of the retry annotation asks for failed sources, too: a Secret was put right, say."""
+        token = deployment.annotations.get(RETRY_ANNOTATION, "")
+        if self._retry_token not in (None, token):
+            self._resolutions.forget_failures()
+        self._retry_token = token
 
     def _request(self, stored: StoredDeployment, plan: Plan) -> None:
         spec = stored.deployment.spec

@@ -362,6 +362,29 @@ async def test_source_is_resolved_in_the_background_and_tried_again() -> None:
         await bench.until(lambda: any(isinstance(v, Resolved) for v in bench.looks[-1].resolutions.values()))
 
 
+async def test_the_retry_annotation_tries_a_failed_source_at_once() -> None:
+    attempts = 0
+
+    def resolve() -> Resolved:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise SourceError(Reason.ACCESS_DENIED, "the token was refused", permanent=True)
+        return Resolved(manifest=Manifest(files=()), reference="ref")
+
+    bench = Bench(_resolving, resolve=resolve)
+    async with bench.run() as worker:
+        await bench.until(lambda: bool(bench.looks[-1].resolutions))
+        body = bench.kube.objects[("slmdeployments", NAMESPACE, NAME)]
+        for token, expected in (("", 1), ("now", 2)):
+            body["metadata"]["annotations"] = {"slmops.dev/retry": token} if token else {}
+            worker._services.world.take_in_deployment(bench.kube.add(DEPLOYMENTS, body))
+            worker.wake()
+            await asyncio.sleep(0.3)
+            assert attempts == expected
+        assert any(isinstance(v, Resolved) for v in bench.looks[-1].resolutions.values())
+
+
 async def test_secret_that_is_missing_is_named() -> None:
     bench = Bench(_resolving)
     async with bench.run() as worker:
