@@ -26,6 +26,8 @@ from e2e.lib.deployment import KIND
 from e2e.rig import Rig, RigError
 
 STORE = "/var/lib/slmops"
+FILES = f"{STORE}/files-of-e2e"
+"""Folder on the nodes below which file sources may lie."""
 NAMESPACE_PREFIX = "e2e-"
 Make = Callable[..., Deployment]
 
@@ -51,7 +53,7 @@ def operator(cluster: Cluster, images: OperatorImages) -> OperatorImages:
 
     On the rig all are, the demo's too; on somebody's cluster only those of this suite.
     """
-    install_operator(cluster, images=images)
+    install_operator(cluster, images=images, values={"allowedFilePaths": [FILES]})
     for left in cluster.find_all(KIND):
         metadata = left["metadata"]
         if cluster.is_rig or metadata["namespace"].startswith(NAMESPACE_PREFIX):
