@@ -28,8 +28,8 @@ class Peer:
         trials = []
         for settings in _SETTINGS:
             self._open(model_dir, settings)
-            self.one_at_a_time(prompts[:1], new)
-            seconds = min(_seconds(self.one_at_a_time(prompts[:2], new)) for _ in range(2))
+            self.one_at_a_time(prompts[:1], 8)
+            seconds = min(_seconds(self.one_at_a_time(prompts[:1], new)) for _ in range(2))
             trials.append((seconds, json.dumps(settings)))
         self.settings: dict[str, Any] = json.loads(min(trials)[1])
         self._open(model_dir, self.settings)
