@@ -32,6 +32,10 @@ class Forbidden(KubeError):
     """Credentials are missing, wrong, or do not allow this."""
 
 
+class NamespaceEnding(Forbidden):
+    """Nothing can be created any more: the namespace is being deleted."""
+
+
 class Invalid(KubeError):
     """The API server understood the request and refuses its content."""
 
@@ -54,7 +58,7 @@ _BY_STATUS: Final[dict[int, type[KubeError]]] = {
 
 def error_from_status(status: int, text: str, *, what: str) -> KubeError:
     """The error for an HTTP answer; `text` is its body, `what` says what was asked."""
-    reason, message = "", text.strip()[:500]
+    reason, message, ending = "", text.strip()[:500], False
     try:
         body = json.loads(text)
     except ValueError:
@@ -62,5 +66,10 @@ def error_from_status(status: int, text: str, *, what: str) -> KubeError:
     if isinstance(body, dict):
         reason = str(body.get("reason", ""))
         message = str(body.get("message", "")) or message
+        details = body.get("details")
+        causes = details.get("causes") if isinstance(details, dict) else None
+        ending = any(c.get("reason") == "NamespaceTerminating" for c in causes or () if isinstance(c, dict))
+    if ending:
+        return NamespaceEnding(f"{what}: {status} {message}", status=status, reason=reason)
     kind = _BY_STATUS.get(status, Unavailable if status >= 500 else KubeError)
     return kind(f"{what}: {status} {message}", status=status, reason=reason)

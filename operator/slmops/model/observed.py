@@ -171,3 +171,5 @@ class Observed:
     """By source hash (`planning.revision.source_hash`)."""
     readings: tuple[Reading, ...] = ()
     """Fresh readings, each handed in once."""
+    namespace_ending: bool = False
+    """The namespace is being deleted: no object can be created in it any more."""

@@ -27,7 +27,8 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
     """Take the labels off all nodes; where caches are to go, let each reachable node drop them first.
 
     An offline node cannot drop its cache: its labels go, its pods end when it returns, and its store
-    stays until another fetch on that node collects what nobody pins.
+    stays until another fetch on that node collects what nobody pins. When the whole namespace goes,
+    no pod can be made that would drop caches: they stay, and the namespace is not held up for them.
     """
     deployment = observed.deployment
     if not deployment.has_finalizer:
@@ -44,6 +45,7 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
     waited = now - (deployment.deleting_since or now)
     release = (
         spec.cache.deletion_policy == "Delete"
+        and not observed.namespace_ending
         and waited < observed.config.release_timeout_seconds
         # A spec that was refused for its folder must not get it mounted by being deleted.
         and is_host_path_allowed(spec, observed.config)

@@ -26,6 +26,7 @@ def observe(
     config: OperatorConfig,
     resolutions: Mapping[str, Resolved | ResolveFailure],
     readings: tuple[Reading, ...],
+    namespace_ending: bool = False,
 ) -> Observed:
     """Snapshot of everything about one deployment; refers to no live object."""
     deployment = stored.deployment
@@ -43,6 +44,7 @@ def observe(
         revisions=tuple(_revision(meta) for meta in owned if meta.kind is OwnedKind.CONTROLLER_REVISION),
         resolutions=dict(resolutions),
         readings=readings,
+        namespace_ending=namespace_ending,
     )
 
 

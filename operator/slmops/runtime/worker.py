@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from slmops.adapters.errors import Conflict, Forbidden, Invalid, KubeError
+from slmops.adapters.errors import Conflict, Forbidden, Invalid, KubeError, NamespaceEnding
 from slmops.adapters.kube import KubeClient
 from slmops.api import RETRY_ANNOTATION
 from slmops.model.config import OperatorConfig
@@ -79,6 +79,8 @@ class Worker:
         self._look_seconds = 0.0
         self._shown = False
         self._retry_token: str | None = None
+        self._ending_uid = ""
+        """Of the deployment whose namespace was found to be on its way out."""
         self._meter = Meter(
             services.provider,
             clock=services.clock,
@@ -188,6 +190,7 @@ class Worker:
             config=services.config,
             resolutions=self._resolutions.outcomes,
             readings=readings,
+            namespace_ending=self._ending_uid == stored.deployment.uid,
         )
         started = time.perf_counter()
         plan = services.planner(observed, services.clock.now())
@@ -200,12 +203,21 @@ class Worker:
         self._meter.consume(readings)
         self._tell(deployment, plan, changed=changed)
         failures = await services.executor.apply_actions(deployment, plan.actions)
+        failures = self._notice_namespace_ending(deployment, failures)
         self._request(stored, plan)
         if changed or plan.actions:
             # What was written is in the caches now and may allow the next step.
             self.wake()
         self._busy_looks = self._busy_looks + 1 if plan.actions else 0
         return plan.requeue_after_seconds, failures
+
+    def _notice_namespace_ending(self, deployment: Deployment, failures: list[Failure]) -> list[Failure]:
+        """The failures that another attempt may cure; what a namespace refuses as it ends is none."""
+        curable = [failure for failure in failures if not isinstance(failure.error, NamespaceEnding)]
+        if len(curable) < len(failures) and self._ending_uid != deployment.uid:
+            self._ending_uid = deployment.uid
+            _log.info("the namespace is being deleted: nothing new can be made", extra=self._fields())
+        return curable
 
     def _heed_retry(self, deployment: Deployment) -> None:
         """A new value of the retry annotation asks for failed sources, too: a Secret was put right, say."""
