@@ -16,10 +16,10 @@ from slmops.api.status import (
     SLMDeploymentStatus,
 )
 from slmops.planning import times
+from slmops.planning.decision import ACTIVE, Decision
 from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState, Problem, unfit_reason
 from slmops.planning.resolution import Resolution
-from slmops.planning.rollout import ACTIVE, Decision
 from slmwire.labels import Role
 
 Truth = Literal["True", "False", "Unknown"]
@@ -192,6 +192,8 @@ def say_progressing(fleet: Fleet, decision: Decision, resolution: Resolution, *,
         if resolution.failures:
             return Says(status="False", reason="ModelNotResolved", message=resolved.message)
         return Says(status="True", reason="Resolving", message=resolved.message)
+    if rollout is not None and rollout.step == "RollingBack" and hold is not None:
+        return Says(status="False", reason=hold.reason, message=f"{hold.message}; {rollout.message}")
     if rollout is not None and rollout.step in ("Installing", "RollingBack"):
         message = rollout.message or f"revision {rollout.revision} goes to {len(fleet.eligible)} node(s)"
         return Says(status="True", reason=rollout.step, message=message)

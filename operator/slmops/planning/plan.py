@@ -10,6 +10,7 @@ from slmops.model.observed import Observed, OwnedKind, ResolveFailure
 from slmops.model.plan import Action, AddFinalizer, ApplyObject, MeasureRequest, Plan, ResolveRequest
 from slmops.planning import build, conditions, times
 from slmops.planning.conditions import Says
+from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
 from slmops.planning.fleet import Fleet, build_fleet
 from slmops.planning.judge import due_measurements, fold_readings, next_measurement_seconds
@@ -24,7 +25,7 @@ from slmops.planning.objects import (
 )
 from slmops.planning.resolution import Resolution, resolve
 from slmops.planning.revision import Revision, build_revision_data, parse_revision
-from slmops.planning.rollout import ACTIVE, FINISHED, Decision, decide
+from slmops.planning.rollout import decide
 from slmops.planning.transitions import transitions_between
 from slmops.planning.validate import validate
 

@@ -57,6 +57,20 @@ def test_scenario_17_unhealthy_stable_is_not_rolled_back_to() -> None:
     assert not sim.status.failed_revisions
 
 
+def test_scenario_17_rollback_halts_when_stable_does_not_come_up() -> None:
+    sim = installed(4, memory_bytes=GIB + GIB // 4, waves=[{"name": "all", "percent": 100}])
+    sim.cluster.behaviours["v2"] = Behaviour(score=0.5)
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    sim.cluster.behaviours["v1"].crashes = True
+    sim.run(600)
+    assert list(sim.versions().values()).count("v2") == 3, "no more than maxUnavailable are lost"
+    assert sim.step == "RollingBack" and sim.condition("Progressing") == ("False", "StableUnhealthy")
+    sim.cluster.behaviours["v1"].crashes = False
+    sim.settle()
+    assert set(sim.versions().values()) == {"v1"} and sim.step == "Failed"
+
+
 def test_scenario_17_new_node_that_starts_does_not_forbid_a_rollback() -> None:
     sim = installed(waves=[{"name": "all", "percent": 100}], behaviours={"v2": Behaviour(score=0.5)})
     sim.set_version("v2")

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a look decides about a rollout, and how a rollout's status is begun and changed."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from slmops.api.status import FailedRevision, RolloutStatus, WaveStatus
+from slmops.planning import times
+
+ACTIVE: Final = frozenset({"Prefetching", "Flipping", "Soaking", "Analysing"})
+"""Steps in which the new revision may be on nodes of finished waves or of the current one."""
+FINISHED: Final = frozenset({"Completed", "Failed", "Cancelled"})
+REVERTED: Final = "Reverted"
+SUPERSEDED: Final = "Superseded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Why the rollout does not move although it is not finished."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Where the rollout stands after this look."""
+
+    stable_revision: str
+    rollout: RolloutStatus | None
+    failed: tuple[FailedRevision, ...]
+    hold: Hold | None = None
+    paused: bool = False
+    """Nothing is moved."""
+
+
+def begin_rollout(revision: str, waves: list[str], before: RolloutStatus | None, now: float) -> RolloutStatus:
+    """A rollout at its first wave; `before` is the one that it follows."""
+    at = times.to_text(now)
+    # Since a rollout that was not completed the stable revision is the same. What was measured of it is
+    # kept: there may be no node left that serves it.
+    baseline = before.baseline if before is not None and before.step != "Completed" else []
+    return RolloutStatus(
+        revision=revision,
+        step="Prefetching",
+        step_started_at=at,
+        wave_started_at=at,
+        started_at=at,
+        waves=[WaveStatus(name=name) for name in waves],
+        baseline=baseline,
+    )
+
+
+def begin_wave(rollout: RolloutStatus, index: int, now: float) -> RolloutStatus:
+    """The rollout at the begin of a wave."""
+    at = times.to_text(now)
+    following = {
+        "wave": index,
+        "step": "Prefetching",
+        "step_started_at": at,
+        "wave_started_at": at,
+        "metrics": [],
+    }
+    fresh = WaveStatus(name=rollout.waves[index].name)
+    return update_wave(rollout.model_copy(update=following), index, fresh)
+
+
+def roll_back(rollout: RolloutStatus, reason: str, message: str, now: float) -> RolloutStatus:
+    """The rollout on its way back, and why."""
+    return rollout.model_copy(
+        update={
+            "step": "RollingBack",
+            "step_started_at": times.to_text(now),
+            "reason": reason,
+            "message": message[:2048],
+        }
+    )
+
+
+def update_wave(rollout: RolloutStatus, index: int, wave: WaveStatus) -> RolloutStatus:
+    """The rollout with another summary of one wave."""
+    if rollout.waves[index] == wave:
+        return rollout
+    return rollout.model_copy(update={"waves": [*rollout.waves[:index], wave, *rollout.waves[index + 1 :]]})

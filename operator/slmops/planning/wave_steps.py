@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of the wave under way: fetch ahead, flip, soak, analyse, and what ends it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from slmops.api.base import duration_seconds
+from slmops.api.status import MAX_FAILED_REVISIONS, FailedRevision, RolloutStatus, WaveStatus
+from slmops.planning import times
+from slmops.planning.decision import Decision, Hold, begin_rollout, begin_wave, roll_back, update_wave
+from slmops.planning.fleet import Fleet, WaveView, canary_problem, failures_elsewhere, view_wave
+from slmops.planning.judge import Judgement, judge_metrics
+from slmops.planning.revision import Revision
+
+
+def step_wave(
+    decision: Decision, rollout: RolloutStatus, fleet: Fleet, target: Revision, now: float
+) -> Decision:
+    """Where the rollout stands after a look at its current wave, at `now`."""
+    index = rollout.wave
+    if not fleet.wave_of:
+        hold = Hold(reason="NoMatchingNodes", message="there is no node to try the new revision on")
+        return replace(decision, hold=hold)
+    started_at = rollout.waves[index].started_at
+    view = view_wave(fleet, index, target, since=times.to_seconds(started_at) if started_at else now)
+    rollout = update_wave(rollout, index, _summary(rollout.waves[index], view))
+    decision = replace(decision, rollout=rollout, hold=None)
+    if view.nodes == 0:
+        return _pass_wave(decision, rollout, now, "Skipped")
+    if started_at is None:
+        begun = rollout.waves[index].model_copy(
+            update={"started_at": times.to_text(now), "verdict": "Pending"}
+        )
+        rollout = update_wave(rollout, index, begun)
+        decision = replace(decision, rollout=rollout)
+
+    failures = view.failures + failures_elsewhere(fleet, index, target)
+    if len(failures) > fleet.spec.rollout.max_failures:
+        node, problem = failures[0]
+        return _fail(
+            decision,
+            rollout,
+            fleet,
+            "NodesFailed",
+            f"{len(failures)} node(s) failed with the new revision, {fleet.spec.rollout.max_failures} "
+            f"allowed; {node}: {problem.reason}: {problem.message}",
+            now,
+        )
+    judgement = judge_metrics(fleet.spec.rollout.analysis, rollout)
+    if judgement.failed and rollout.step != "Prefetching":
+        return _fail(decision, rollout, fleet, "AnalysisFailed", judgement.failed, now)
+    handlers: dict[str, Callable[[Decision, RolloutStatus, Fleet, WaveView, Judgement, float], Decision]] = {
+        "Prefetching": _prefetching,
+        "Flipping": _flipping,
+        "Soaking": _soaking,
+        "Analysing": _analysing,
+    }
+    return handlers[rollout.step](decision, rollout, fleet, view, judgement, now)
+
+
+def _prefetching(
+    decision: Decision, rollout: RolloutStatus, fleet: Fleet, view: WaveView, judgement: Judgement, now: float
+) -> Decision:
+    spec = fleet.spec.rollout
+    late = now - times.to_seconds(rollout.step_started_at) >= duration_seconds(spec.prefetch_deadline)
+    if view.pending_prefetch and not late:
+        names = ", ".join(state.name for state in view.pending_prefetch[:3])
+        message = f"{len(view.pending_prefetch)} node(s) still fetch the model: {names}"
+        return replace(decision, hold=Hold(reason="Prefetching", message=message))
+    if not view.has_quorum(view.prepared, spec.quorum_percent):
+        if late:
+            return _deadline(decision, rollout, fleet, _quorum_text(view, view.prepared, fleet), now)
+        return replace(
+            decision, hold=Hold(reason="QuorumMissing", message=_quorum_text(view, view.prepared, fleet))
+        )
+    if judgement.missing_baseline:
+        if late:
+            return _deadline(decision, rollout, fleet, judgement.missing_baseline, now)
+        return replace(decision, hold=Hold(reason="NoBaseline", message=judgement.missing_baseline))
+    at = times.to_text(now)
+    # The wave's clock starts with the first node that may be moved, and so does the window of metrics.
+    flipping = {"step": "Flipping", "step_started_at": at, "wave_started_at": at, "metrics": []}
+    return replace(decision, rollout=rollout.model_copy(update=flipping))
+
+
+def _flipping(
+    decision: Decision, rollout: RolloutStatus, fleet: Fleet, view: WaveView, judgement: Judgement, now: float
+) -> Decision:
+    if view.unsettled == 0 and view.has_quorum(view.settled, fleet.spec.rollout.quorum_percent):
+        # What was measured while nodes were still moving may fail a wave, but does not help it to pass.
+        soaking = {"step": "Soaking", "step_started_at": times.to_text(now), "metrics": []}
+        return replace(decision, rollout=rollout.model_copy(update=soaking))
+    if view.unsettled:
+        message = f"{view.settled} of {view.prepared} node(s) serve the new revision"
+        hold = Hold(reason="Flipping", message=message)
+    else:
+        hold = Hold(reason="QuorumMissing", message=_quorum_text(view, view.settled, fleet))
+    return _wait(decision, rollout, fleet, hold, now)
+
+
+def _soaking(
+    decision: Decision, rollout: RolloutStatus, fleet: Fleet, view: WaveView, judgement: Judgement, now: float
+) -> Decision:
+    at = times.to_text(now)
+    if now - times.to_seconds(rollout.step_started_at) >= duration_seconds(fleet.spec.rollout.soak):
+        return replace(
+            decision, rollout=rollout.model_copy(update={"step": "Analysing", "step_started_at": at})
+        )
+    return _wait(decision, rollout, fleet, Hold(reason="Soaking", message=judgement.summary), now)
+
+
+def _analysing(
+    decision: Decision, rollout: RolloutStatus, fleet: Fleet, view: WaveView, judgement: Judgement, now: float
+) -> Decision:
+    quorum = fleet.spec.rollout.quorum_percent
+    if not view.has_quorum(view.settled, quorum):
+        if view.joinable and view.has_quorum(view.settled + view.joinable, quorum):
+            # Nodes joined the wave after it had moved its nodes; judging it would need them, too.
+            again = {"step": "Prefetching", "step_started_at": times.to_text(now), "metrics": []}
+            return replace(decision, rollout=rollout.model_copy(update=again))
+        hold = Hold(reason="QuorumMissing", message=_quorum_text(view, view.settled, fleet))
+        return _wait(decision, rollout, fleet, hold, now)
+    if judgement.passed:
+        return _pass_wave(decision, rollout, now, "Pass")
+    return _wait(decision, rollout, fleet, Hold(reason=judgement.reason, message=judgement.summary), now)
+
+
+def _wait(decision: Decision, rollout: RolloutStatus, fleet: Fleet, hold: Hold, now: float) -> Decision:
+    deadline = duration_seconds(fleet.spec.rollout.progress_deadline)
+    if now - times.to_seconds(rollout.wave_started_at) >= deadline:
+        return _deadline(decision, rollout, fleet, hold.message, now)
+    return replace(decision, hold=hold)
+
+
+def _deadline(decision: Decision, rollout: RolloutStatus, fleet: Fleet, message: str, now: float) -> Decision:
+    text = f"the deadline passed: {message}"
+    if fleet.spec.rollout.on_deadline == "Rollback":
+        return _fail(decision, rollout, fleet, "DeadlineExceeded", text, now)
+    return replace(decision, hold=Hold(reason="DeadlineExceeded", message=text))
+
+
+def _pass_wave(decision: Decision, rollout: RolloutStatus, now: float, verdict: str) -> Decision:
+    at = times.to_text(now)
+    index = rollout.wave
+    judged = rollout.waves[index].model_copy(update={"verdict": verdict, "finished_at": at})
+    rollout = update_wave(rollout, index, judged)
+    if index + 1 < len(rollout.waves):
+        return replace(decision, rollout=begin_wave(rollout, index + 1, now))
+    if not any(wave.verdict == "Pass" for wave in rollout.waves):
+        # Every wave was empty at its turn because nodes came and went: that is no evidence.
+        names = [wave.name for wave in rollout.waves]
+        return replace(decision, rollout=begin_rollout(rollout.revision, names, rollout, now))
+    done = rollout.model_copy(update={"step": "Completed", "step_started_at": at, "finished_at": at})
+    return replace(decision, stable_revision=rollout.revision, rollout=done)
+
+
+def _fail(
+    decision: Decision, rollout: RolloutStatus, fleet: Fleet, reason: str, message: str, now: float
+) -> Decision:
+    if unhealthy := _unhealthy_stable(fleet):
+        text = f"{message}; not rolled back because {unhealthy}"
+        return replace(decision, hold=Hold(reason="StableUnhealthy", message=text))
+    index = rollout.wave
+    at = times.to_text(now)
+    judged = rollout.waves[index].model_copy(update={"verdict": "Fail", "finished_at": at})
+    rollout = update_wave(rollout, index, judged)
+    entry = FailedRevision(revision=rollout.revision, reason=reason, message=message[:512], at=at)
+    failed = (*(f for f in decision.failed if f.revision != rollout.revision), entry)
+    return replace(
+        decision,
+        rollout=roll_back(rollout, reason, message, now),
+        failed=failed[-MAX_FAILED_REVISIONS:],
+        hold=None,
+    )
+
+
+def _unhealthy_stable(fleet: Fleet) -> str:
+    """Why the stable revision is no place to go back to; empty when it is, or cannot be observed."""
+    if fleet.stable is None:
+        return "there is no stable revision"
+    stable = fleet.stable.revision
+    nodes = [state for state in fleet.matched if state.online and set(state.serve) == {stable}]
+    serving = sum(1 for state in nodes if state.serves(stable))
+    # A node that is starting or still fetching says nothing.
+    broken = sum(1 for s in nodes if not s.serves(stable) and canary_problem(s, stable) is not None)
+    if broken > serving:
+        return f"only {serving} of {serving + broken} stable node(s) serve"
+    return ""
+
+
+def _summary(wave: WaveStatus, view: WaveView) -> WaveStatus:
+    return wave.model_copy(
+        update={
+            "nodes": view.nodes,
+            "updated": view.taken,
+            "ready": view.settled,
+            "deferred": view.deferred,
+            "failed": len(view.failures),
+        }
+    )
+
+
+def _quorum_text(view: WaveView, have: int, fleet: Fleet) -> str:
+    return (
+        f"{have} of {view.nodes} node(s) of the wave can be observed, {fleet.spec.rollout.quorum_percent} % "
+        f"are needed; {view.deferred} offline"
+    )
