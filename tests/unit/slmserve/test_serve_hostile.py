@@ -95,7 +95,7 @@ def test_pipelined_requests_are_all_answered(orders_server: ServerProcess) -> No
     assert answer.count(b"data: [DONE]") == 3
 
 
-async def _nothing(*_: Any) -> None:
+async def _nothing(scope: Any, receive: Any, send: Any) -> None:
     raise AssertionError("no request was complete")
 
 
