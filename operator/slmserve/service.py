@@ -22,7 +22,7 @@ from slmserve.scheduler import Scheduler
 _log = logging.getLogger(__name__)
 _LINGER_SECONDS: Final = 1.0
 """A Service goes on sending for a moment after the pod is told to end; those requests are served."""
-_FAREWELL_SECONDS: Final = 1.0
+_FAREWELL_SECONDS: Final = 3.0
 
 
 class Phase(StrEnum):
