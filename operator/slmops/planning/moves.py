@@ -86,13 +86,18 @@ def _in_motion(state: NodeState, wish: Wish | None, cause: str) -> bool:
     """
     if wish is None or not state.online or not state.serve:
         return False
-    problem = state.serve_problem(wish.revision.revision)
-    # A pod does not fit for a moment while the one before it ends.
-    ending = any(pod.deleting for pod in state.pods)
-    broken = problem is not None and not (problem.reason == "Unschedulable" and ending)
     if len(state.serve) > 1:
-        return not (broken and state.serves_given)
-    return bool(state.moving) and not state.serves_given and (state.moving == cause or not broken)
+        return not (state.serves_given and _is_broken(state, wish.revision.revision))
+    if not state.moving or state.serves_given:
+        return False
+    return state.moving == cause or not any(_is_broken(state, revision) for revision in state.serve)
+
+
+def _is_broken(state: NodeState, revision: str) -> bool:
+    problem = state.serve_problem(revision)
+    # A pod does not fit for a moment while the one before it ends.
+    waits = problem is not None and problem.reason == "Unschedulable" and any(p.deleting for p in state.pods)
+    return problem is not None and not waits
 
 
 def _move(look: _Look, state: NodeState, wish: Wish | None, budget: int) -> _Move | None:
