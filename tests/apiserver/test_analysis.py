@@ -54,8 +54,12 @@ async def test_no_data_holds_and_never_decides(cluster: Cluster) -> None:
 @pytest.mark.parametrize("kind", ["error", "hang"])
 async def test_outage_holds_and_is_over_by_itself(cluster: Cluster, kind: str) -> None:
     async with cluster.operator() as running:
-        first, _ = await _start_second(cluster, analysis=analysis(passes=4))
-        await cluster.until_status("the pilot wave soaking", lambda s: step_of(s) == "Soaking")
+        # So many passes that a slow machine cannot sleep through: the outage begins in the first wave.
+        first, _ = await _start_second(cluster, analysis=analysis(passes=15))
+        await cluster.until_status(
+            "the pilot wave being judged",
+            lambda s: step_of(s) in ("Soaking", "Analysing") and s["rollout"]["wave"] == 0,
+        )
         if kind == "error":
             cluster.provider.outage = "Prometheus: HTTP 503"
             await cluster.until_status("the outage", lambda s: _verdict(s, "quality") == "ProviderError")
