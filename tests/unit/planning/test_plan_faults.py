@@ -91,6 +91,8 @@ def test_retry_during_the_rollback_begins_anew_when_it_is_done() -> None:
     sim.retry()
     sim.run(600)
     assert sim.version == "v2"
+    ended = [look.plan for look in sim.looks if look.plan.status.canary.endswith("Failed")]
+    assert [outcome.requeue_after_seconds for outcome in ended] == [0.1], "it waits for no event"
 
 
 def test_new_pod_that_does_not_fit_after_all_takes_the_old_ones_place() -> None:
