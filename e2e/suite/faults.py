@@ -32,11 +32,31 @@ def model_requests(rig: Rig, *, since: float, path: str = "") -> list[str]:
     ]
 
 
-def kill_sandbox(rig: Rig, node: str, *, namespace: str, pod: str) -> None:
-    """SIGKILL a pod's sandbox: the kubelet makes the whole pod anew, init containers included."""
+def sandboxes(rig: Rig, node: str, *, namespace: str, pod: str) -> set[str]:
+    """Container ids of a pod's sandboxes whose first process runs, asked of the node's containerd."""
+    ctr = (str(tool("ctr")), "-a", "/run/containerd/containerd.sock", "-n", "k8s.io")
     wanted = f'labels."io.kubernetes.pod.name"=={pod}', f'labels."io.kubernetes.pod.namespace"=={namespace}'
     kind = 'labels."io.cri-containerd.kind"==sandbox'
-    ctr = (str(tool("ctr")), "-a", "/run/containerd/containerd.sock", "-n", "k8s.io")
-    listed = rig.exec_on_node(node, *ctr, "containers", "ls", "-q", ",".join((*wanted, kind))).split()
-    assert len(listed) == 1, f"{len(listed)} sandboxes of {pod} on {node}"
-    rig.exec_on_node(node, *ctr, "tasks", "kill", "--signal", "SIGKILL", listed[0])
+    listed = set(rig.exec_on_node(node, *ctr, "containers", "ls", "-q", ",".join((*wanted, kind))).split())
+    tasks = (line.split() for line in rig.exec_on_node(node, *ctr, "tasks", "ls").splitlines())
+    return listed & {task[0] for task in tasks if task[-1] == "RUNNING"}
+
+
+def kill_sandbox(cluster: Cluster, node: str, *, namespace: str, pod: str) -> str:
+    """SIGKILL a pod's sandbox and wait until the kubelet has made another one; return the pod's new address.
+
+    The kubelet then runs the whole pod anew, init containers included.
+    """
+    rig = cluster.rig
+    before = sandboxes(rig, node, namespace=namespace, pod=pod)
+    assert len(before) == 1, f"{len(before)} sandboxes of {pod} on {node}"
+    rig.nodes[node].kill_container(*before)
+    new = cluster.wait_for(
+        f"a new sandbox of {pod}",
+        lambda: sandboxes(rig, node, namespace=namespace, pod=pod) - before,
+        timeout_seconds=60,
+    )
+    # host-local keeps a file for each address, with the id of the sandbox that has it; beside a lock.
+    leases = [f for f in rig.node_path(node, "/var/lib/cni/networks/pods").iterdir() if f.is_file()]
+    (address,) = (file.name for file in leases if new & set(file.read_text().split()))
+    return address
