@@ -103,6 +103,7 @@ class FleetMachine(RuleBasedStateMachine):
         if (node := self.some_node(index)) is not None:
             for key in [key for key in node.labels if key.startswith(self.sim.names.label_prefix)]:
                 del node.labels[key]
+            self.watch.taken_down.discard(node.name)  # whoever did this took it down
 
     @rule(index=indices)
     def delete_object(self, index: int) -> None:
