@@ -82,6 +82,6 @@ venv: .venv/.stamp ## Python environment in .venv, from the hashed lock
 lock: venv ## compile locks/*.txt from pyproject.toml
 	$(COMPILE) --extra operator pyproject.toml -o locks/operator.txt
 	$(COMPILE) --extra runtime pyproject.toml -o locks/runtime.txt
-	$(COMPILE) --extra operator --extra runtime --extra dev pyproject.toml -o locks/dev.txt
+	$(COMPILE) --extra operator --extra runtime --extra cli --extra dev pyproject.toml -o locks/dev.txt
 	$(COMPILE) locks/model.in -o locks/model.txt
 	echo "uv==$(UV_VERSION)" | $(COMPILE) - -o locks/uv.txt

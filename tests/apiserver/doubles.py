@@ -10,7 +10,7 @@ from slmops.adapters.errors import KubeError
 from slmops.adapters.kube import KubeClient
 from slmops.adapters.resources import Resource
 from slmops.api.source import Source
-from slmops.model.observed import MetricQuery, Preset, Resolved, Sample
+from slmops.model.observed import MetricQuery, Preset, ProviderSettings, Resolved, Sample, Samples
 from slmops.ports.metrics import ProviderError
 from slmops.ports.sources import SourceError
 from slmwire.manifest import Manifest, ManifestFile
@@ -30,7 +30,7 @@ class ScriptedProvider:
         """From now on `preset` has this value on the pods of `revision`."""
         self.samples[(preset, revision)] = Sample(value=value, samples=samples)
 
-    async def read(self, query: MetricQuery) -> Sample:
+    async def read(self, query: MetricQuery, settings: ProviderSettings) -> Samples:
         """Implements MetricsProvider."""
         self.asked += 1
         if self.hangs:
@@ -38,7 +38,8 @@ class ScriptedProvider:
         if self.outage:
             raise ProviderError(self.outage)
         healthy = 0.99 if query.preset is Preset.EVALUATION_SCORE else 0.0
-        return self.samples.get((query.preset, query.revision), Sample(value=healthy, samples=500))
+        assert query.preset is not None
+        return {"int4": self.samples.get((query.preset, query.revision), Sample(value=healthy, samples=500))}
 
 
 class ScriptedResolver:

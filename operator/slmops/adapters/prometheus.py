@@ -8,7 +8,7 @@ from typing import Any, Final
 import aiohttp
 
 from slmops.adapters.promql import build_questions
-from slmops.model.observed import MetricQuery, Sample
+from slmops.model.observed import MetricQuery, ProviderSettings, Sample, Samples
 from slmops.ports.metrics import ProviderError
 
 TIMEOUT_SECONDS: Final = 5.0
@@ -29,7 +29,11 @@ class PrometheusProvider:
             await self._session.close()
             self._session = None
 
-    async def read(self, query: MetricQuery) -> Sample:
+    async def read(self, query: MetricQuery, settings: ProviderSettings) -> Samples:
+        """By variant."""
+        return {"": await self._read(query)}
+
+    async def _read(self, query: MetricQuery) -> Sample:
         """Ask for the samples first: where there are none, there is no value to ask for."""
         questions = build_questions(query)
         evidence = await self._instant(questions.samples)
@@ -91,7 +95,7 @@ class PrometheusProvider:
 class NoProvider:
     """Stands in when no Prometheus is configured: rollouts hold and say why."""
 
-    async def read(self, query: MetricQuery) -> Sample:
+    async def read(self, query: MetricQuery, settings: ProviderSettings) -> Samples:
         """Always raises ProviderError."""
         raise ProviderError("no metrics provider configured: set prometheus.url")
 

@@ -50,6 +50,7 @@ def build_questions(query: MetricQuery) -> Questions:
             cases = _select(metrics.EVALUATION_SAMPLES, query)
             # Both gauges come from one process with equal labels, so they match one to one.
             return Questions(value=f"sum({score} * {cases}) / sum({cases})", samples=f"sum({cases})")
+    raise ValueError(f"no PromQL for {query.preset}")
 
 
 def _quantile(histogram: str, query: MetricQuery, window: str) -> Questions:

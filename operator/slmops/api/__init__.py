@@ -14,13 +14,29 @@ FINALIZER = f"{GROUP}/cleanup"
 RETRY_ANNOTATION = f"{GROUP}/retry"
 """Setting it to a new value lets a revision that failed be rolled out once more."""
 
+PROMOTE_ANNOTATION = f"{GROUP}/promote"
+"""`REVISION[/WAVE][@ANY]`: approve the wave that waits; `REVISION/all`: go through all waves now."""
+SKIP_ANNOTATION = f"{GROUP}/skip"
+"""`REVISION[/WAVE][@ANY]`: judge the current wave no further and go on with the next."""
+ABORT_ANNOTATION = f"{GROUP}/abort"
+"""`REVISION[@ANY]`: roll the revision back; it counts as failed."""
+UNDO_ANNOTATION = f"{GROUP}/undo"
+"""`REVISION[@ANY]`: roll out a revision of the history instead of spec's, until spec changes."""
+PAUSED_ANNOTATION = f"{GROUP}/paused"
+"""`true` stops the rollout as `spec.rollout.paused` does, for as long as it is set."""
+
 __all__ = [
+    "ABORT_ANNOTATION",
     "API_VERSION",
     "FINALIZER",
     "GROUP",
     "KIND",
+    "PAUSED_ANNOTATION",
     "PLURAL",
+    "PROMOTE_ANNOTATION",
     "RETRY_ANNOTATION",
+    "SKIP_ANNOTATION",
+    "UNDO_ANNOTATION",
     "VERSION",
     "SLMDeploymentSpec",
     "SLMDeploymentStatus",

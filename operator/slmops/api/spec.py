@@ -5,23 +5,31 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from slmops.api.analysis import Analysis, Metric
 from slmops.api.base import (
     ApiModel,
-    Decimal,
-    DecimalOrPercent,
-    Duration,
     LabelSelector,
     Name,
     Quantity,
     SecretName,
     cel,
-    exactly_one_of,
     keyed,
     validations,
 )
+from slmops.api.rollout import Rollout, Wave
 from slmops.api.source import NO_DOTS, FileSource, HttpSource, HuggingFaceSource, Source
 
-__all__ = ["FileSource", "HttpSource", "HuggingFaceSource", "SLMDeploymentSpec", "Source"]
+__all__ = [
+    "Analysis",
+    "FileSource",
+    "HttpSource",
+    "HuggingFaceSource",
+    "Metric",
+    "Rollout",
+    "SLMDeploymentSpec",
+    "Source",
+    "Wave",
+]
 
 
 def _within_limit(name: str) -> dict[str, str]:
@@ -92,6 +100,13 @@ class Placement(ApiModel):
 
     node_selector: LabelSelector = Field(
         description="Nodes that run the model. Nodes that no variant suits are left out and reported."
+    )
+    site_label: Annotated[
+        str, StringConstraints(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9._-]+$", min_length=1, max_length=317)
+    ] = Field(
+        default="topology.kubernetes.io/zone",
+        description="Node label whose value names the node's site; limits per site go by it. Nodes without "
+        "it are a site of their own each.",
     )
     tolerations: list[Toleration] = Field(
         default_factory=list, max_length=20, description="Taints that the pods tolerate, beside not-ready "
@@ -169,156 +184,6 @@ class Cache(ApiModel):
         default="Delete",
         description="Whether deleting the SLMDeployment removes its models from the reachable nodes.",
     )
-
-
-class Wave(ApiModel):
-    """A group of nodes that take a new revision together."""
-
-    model_config = ConfigDict(json_schema_extra=validations(exactly_one_of("nodeSelector", "percent")))
-
-    name: Name = Field(description="Name of the wave.")
-    node_selector: LabelSelector | None = Field(
-        default=None, description="Nodes of this wave, for example a lab or a pilot site."
-    )
-    percent: int | None = Field(
-        default=None,
-        ge=1,
-        le=100,
-        description="Share of all matching nodes that has the new revision after this wave.",
-    )
-
-
-class Metric(ApiModel):
-    """One measurement that judges the new revision."""
-
-    model_config = ConfigDict(
-        json_schema_extra=validations(
-            cel(
-                "has(self.max) || has(self.min) || has(self.maxDegradation)",
-                "set at least one of max, min, maxDegradation: a metric without a bound judges nothing",
-            ),
-            cel(
-                "!has(self.min) || !has(self.max) || double(self.min) <= double(self.max)",
-                "min is above max: no value could pass",
-            ),
-        )
-    )
-
-    name: Name = Field(description="Name of the metric, shown in status.")
-    preset: Literal["ErrorRate", "LatencyP95", "TimeToFirstTokenP95", "EvaluationScore"] = Field(
-        description="ErrorRate: share of requests answered with 5xx. LatencyP95 and TimeToFirstTokenP95: "
-        "seconds. EvaluationScore: share of the golden set answered as expected."
-    )
-    max: Decimal | None = Field(default=None, description="Fails above this value.")
-    min: Decimal | None = Field(default=None, description="Fails below this value.")
-    max_degradation: DecimalOrPercent | None = Field(
-        default=None,
-        description="How much worse than the stable nodes it may be: absolute (0.02) or relative (10%).",
-    )
-    min_samples: int | None = Field(
-        default=None,
-        ge=1,
-        description="Evidence needed on each side before the metric judges: requests, for EvaluationScore "
-        "golden cases. Default 50 for ErrorRate, 30 for latencies, 10 for EvaluationScore.",
-    )
-    failure_limit: int = Field(
-        default=2,
-        ge=1,
-        le=100,
-        description="Consecutive failed measurements that fail the wave.",
-    )
-    required: bool = Field(
-        default=True,
-        description="Whether the wave waits for this metric to pass; otherwise it can only fail it.",
-    )
-
-
-class Analysis(ApiModel):
-    """How a wave is judged."""
-
-    interval: Duration = Field(
-        default="10s",
-        description="Time between measurements, at least 1s.",
-        json_schema_extra=validations(cel("duration(self) >= duration('1s')", "must be at least 1s")),
-    )
-    passes: int = Field(
-        default=2, ge=1, le=100, description="Consecutive measurements in which every required metric passes."
-    )
-    metrics: list[Metric] = Field(
-        default_factory=lambda: [
-            Metric(name="quality", preset="EvaluationScore", max_degradation="0.03"),
-            Metric(name="errors", preset="ErrorRate", max_degradation="0.02", required=False),
-        ],
-        min_length=1,
-        max_length=20,
-        description="The metrics; all required ones must pass.",
-        json_schema_extra=keyed("name"),
-    )
-
-
-class Rollout(ApiModel):
-    """How a new revision reaches the fleet."""
-
-    model_config = ConfigDict(
-        json_schema_extra=validations(
-            # has(): the API server checks the rule against the default {} before it fills that in
-            cel(
-                "!has(self.soak) || !has(self.progressDeadline) || "
-                "duration(self.soak) < duration(self.progressDeadline)",
-                "progressDeadline must be longer than soak, or there is no time to judge a wave",
-            ),
-        )
-    )
-
-    waves: list[Wave] = Field(
-        default_factory=lambda: [Wave(name="canary", percent=10), Wave(name="rest", percent=100)],
-        min_length=1,
-        max_length=20,
-        description="Waves in order: selectors first, then growing percentages, the last one 100.",
-        json_schema_extra=keyed("name")
-        | validations(
-            cel(
-                "has(self[self.size() - 1].percent) && self[self.size() - 1].percent == 100",
-                "the last wave must be percent: 100, or some nodes would never get a new revision",
-            ),
-            cel(
-                "self.map(w, has(w.percent) ? w.percent : 0).isSorted() && "
-                "self.all(w, !has(w.percent) || "
-                "self.exists_one(v, has(v.percent) && v.percent == w.percent))",
-                "waves with a nodeSelector come first, then percentages, each above the one before",
-            ),
-        ),
-    )
-    max_unavailable: Annotated[str, StringConstraints(pattern=r"^([0-9]+%|[0-9]+)$", max_length=10)] | int = (
-        Field(
-            default="10%",
-            description="Nodes (a number, or a percentage of all nodes, at least one) that may be without a "
-            "ready pod because of the rollout.",
-            json_schema_extra={"x-kubernetes-int-or-string": True},
-        )
-    )
-    max_failures: int = Field(
-        default=0, ge=0, description="Nodes of the current wave that may fail before it is rolled back."
-    )
-    quorum_percent: int = Field(
-        default=70,
-        ge=1,
-        le=100,
-        description="Share of a wave's nodes that must have taken the revision; offline nodes are deferred. "
-        "Below it the wave holds.",
-    )
-    soak: Duration = Field(default="60s", description="Time a wave runs before it is judged.")
-    progress_deadline: Duration = Field(
-        default="30m", description="Longest time a wave may take, prefetch not counted."
-    )
-    prefetch_deadline: Duration = Field(
-        default="24h", description="Longest time a wave's nodes may take to fetch and verify the model."
-    )
-    on_deadline: Literal["Hold", "Rollback"] = Field(
-        default="Hold", description="What happens when a deadline passes without a verdict."
-    )
-    paused: bool = Field(default=False, description="Stops the rollout where it is; nothing is moved.")
-    analysis: Analysis = Field(default_factory=Analysis, description="How a wave is judged.")
 
 
 class Evaluation(ApiModel):

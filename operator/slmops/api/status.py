@@ -24,8 +24,10 @@ class ConditionType(StrEnum):
     """Conditions; for each, True is the good state."""
 
     ACCEPTED = "Accepted"
-    """The spec makes sense. Reasons: Accepted (True); InvalidSpec, InvalidName, InvalidWaves,
-    HostPathNotAllowed, FilePathNotAllowed (False: nothing that runs is touched)."""
+    """The spec makes sense. Reasons: Accepted (True); InvalidSpec, InvalidName, HostPathNotAllowed,
+    FilePathNotAllowed (False: nothing that runs is touched); InvalidWaves, InvalidWindow, InvalidQuery,
+    ProviderNotAllowed (False: no rollout begins or goes on; the stable revision is looked after and a
+    rollback is finished)."""
     MODEL_RESOLVED = "ModelResolved"
     """Every variant's files are known by digest. Reasons: Resolved (True); Resolving (Unknown);
     SourceUnavailable, AccessDenied, RateLimited, IntegrityMismatch, Unfit, InternalError (False)."""
@@ -37,10 +39,11 @@ class ConditionType(StrEnum):
     """Nodes are being moved or judged. Reasons: Resolving, Installing, Prefetching, Flipping, Soaking,
     Analysing, RollingBack, Converging (True); Complete, Paused, ModelNotResolved, and what a rollout is
     held by: QuorumMissing, NoBaseline, NoData, Inconclusive, ProviderError, DeadlineExceeded,
-    StableUnhealthy, NoMatchingNodes (False)."""
+    StableUnhealthy, NoMatchingNodes, AwaitingApproval, OutsideWindow, NotAccepted (False)."""
     ROLLOUT_SUCCEEDED = "RolloutSucceeded"
     """The revision that spec stands for is the stable one. Reasons: Promoted (True); InProgress
-    (Unknown); AnalysisFailed, NodesFailed, DeadlineExceeded (False: it was rolled back)."""
+    (Unknown); AnalysisFailed, NodesFailed, DeadlineExceeded, Aborted (False: it was rolled back);
+    Pinned (False: somebody went back to another revision by hand, until spec changes)."""
 
 
 class Condition(ApiModel):
@@ -101,9 +104,11 @@ class WaveStatus(ApiModel):
     ready: int = Field(default=0, description="Nodes that serve the new revision.")
     deferred: int = Field(default=0, description="Nodes that were offline; they converge on return.")
     failed: int = Field(default=0, description="Nodes that failed after they took the new revision.")
-    verdict: str = Field(default="", description="Pending, Pass or Fail.")
+    verdict: str = Field(default="", description="Pending, Pass, Fail or Skipped.")
     started_at: str | None = Field(default=None, description="When the wave began.")
+    flipped_at: str | None = Field(default=None, description="When its first node was let take it.")
     finished_at: str | None = Field(default=None, description="When it was judged.")
+    approved_at: str | None = Field(default=None, description="When somebody approved it.")
 
 
 class Measurement(ApiModel):
@@ -118,6 +123,11 @@ class Measurement(ApiModel):
     canary_samples: int = Field(default=0, description="Samples behind the value.")
     stable_samples: int = Field(default=0, description="Samples behind the stable value.")
     message: str = Field(default="", max_length=512, description="Why this verdict.")
+    variant: str = Field(default="", description="Variant (device class) that decided; empty for all.")
+    p_value: str | None = Field(
+        default=None, description="Of a Sequential test: bound on the chance of such counts if not worse."
+    )
+    dry_run: bool = Field(default=False, description="Counts for nothing.")
 
 
 class MetricState(ApiModel):
@@ -127,6 +137,9 @@ class MetricState(ApiModel):
     verdict: str = Field(default="", description="Latest verdict.")
     consecutive_passes: int = Field(default=0, description="Passes in a row.")
     consecutive_failures: int = Field(default=0, description="Failures in a row.")
+    consecutive_inconclusive: int = Field(default=0, description="Inconclusive results in a row.")
+    consecutive_no_data: int = Field(default=0, description="Results without data in a row.")
+    consecutive_errors: int = Field(default=0, description="Errors of the provider in a row.")
     measured_at: str | None = Field(default=None, description="When it was measured last.")
 
 
@@ -167,7 +180,9 @@ class RolloutStatus(ApiModel):
     metrics: list[MetricState] = Field(
         default_factory=list, description="Counts of the current wave.", json_schema_extra=keyed("name")
     )
-    paused_at: str | None = Field(default=None, description="When it was paused; timers stand still since.")
+    paused_at: str | None = Field(
+        default=None, description="When it was paused or its window closed; timers stand still since."
+    )
     baseline: list[Baseline] = Field(
         default_factory=list,
         description="Latest values of the stable revision.",
@@ -187,6 +202,24 @@ class FailedRevision(ApiModel):
     at: str = Field(description="When it failed.")
 
 
+class OperationStatus(ApiModel):
+    """The latest request of one kind made by hand through an annotation, and what came of it."""
+
+    operation: str = Field(description="promote, skip, abort, retry or undo.")
+    token: str = Field(max_length=256, description="Value of the annotation that was acted on.")
+    outcome: Literal["Done", "Refused"] = Field(description="What came of it.")
+    message: str = Field(default="", max_length=512, description="What was done, or why not and the cure.")
+    at: str = Field(description="When it was acted on.")
+
+
+class PinnedRevision(ApiModel):
+    """A revision taken up again by hand; it is wanted instead of spec's until spec changes."""
+
+    revision: str = Field(description="The revision that is wanted.")
+    instead_of: str = Field(description="Revision that spec stood for at that time.")
+    at: str = Field(description="When it was asked for.")
+
+
 class SLMDeploymentStatus(ApiModel):
     """What the operator found and decided."""
 
@@ -197,6 +230,14 @@ class SLMDeploymentStatus(ApiModel):
     ready_nodes: str = Field(default="", description="Ready of total nodes, for tables.")
     canary: str = Field(default="", description="State of the rollout, for tables.")
     retry_token: str = Field(default="", description="Value of the retry annotation that was acted on.")
+    operations: list[OperationStatus] = Field(
+        default_factory=list,
+        description="Requests made by hand that were acted on, the latest of each kind.",
+        json_schema_extra=keyed("operation"),
+    )
+    pinned: PinnedRevision | None = Field(
+        default=None, description="Set while a revision other than spec's is wanted."
+    )
     nodes: NodeCounts = Field(default_factory=NodeCounts, description="Counts of nodes.")
     reasons: list[ReasonCount] = Field(
         default_factory=list, description="Problems by reason.", json_schema_extra=keyed("reason")

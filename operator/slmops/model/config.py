@@ -14,5 +14,7 @@ class OperatorConfig:
     """Prefixes that `cache.hostPath` may lie under."""
     allowed_file_paths: tuple[str, ...] = ()
     """Prefixes that a `file` source may lie under; empty refuses file sources."""
+    allowed_prometheus_urls: tuple[str, ...] = ()
+    """Prefixes that `analysis.prometheus.url` may begin with; empty allows only the operator's own."""
     release_timeout_seconds: float = 300.0
     """How long a deletion waits for a node to drop its cached models."""

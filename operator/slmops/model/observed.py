@@ -7,7 +7,7 @@ Times are seconds since the epoch. Collections are tuples or read-only mappings.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, Literal
 
 from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.model.config import OperatorConfig
@@ -104,6 +104,15 @@ class Sample:
 
     value: float | None
     samples: int
+    events: float = 0.0
+    """ErrorRate: how many of the samples were errors."""
+    buckets: tuple[tuple[float, float], ...] = ()
+    """Latencies: (upper bound in seconds, requests up to it), cumulative, bounds ascending to infinity."""
+
+
+NO_SAMPLE: Final = Sample(value=None, samples=0)
+Samples = Mapping[str, Sample]
+"""By variant, which is the device class; a value over all pods has the empty name."""
 
 
 class Preset(StrEnum):
@@ -112,21 +121,44 @@ class Preset(StrEnum):
     ERROR_RATE = "ErrorRate"
     LATENCY_P95 = "LatencyP95"
     TTFT_P95 = "TimeToFirstTokenP95"
+    TOKENS_PER_SECOND = "TokensPerSecond"
     EVALUATION_SCORE = "EvaluationScore"
+    RESTARTS = "Restarts"
+    OOM_KILLS = "OOMKills"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricQuery:
     """One question to a metrics provider about the pods of one revision.
 
-    The window never starts before the wave's nodes took the revision.
+    The window never starts before the wave's nodes took the revision. Exactly one of `preset` and
+    `promql` is set; variables of the user's PromQL are replaced already.
     """
 
-    preset: Preset
     namespace: str
     deployment: str
     revision: str
     window_seconds: float
+    since: float = 0.0
+    """When the window begins, seconds since the epoch."""
+    preset: Preset | None = None
+    promql: str = ""
+    samples_promql: str = ""
+    """Gives the samples behind `promql`; empty: the value itself is one sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderSettings:
+    """Which metrics provider a deployment asks, and as whom; equal settings share connections."""
+
+    kind: Literal["Prometheus", "Direct"] = "Prometheus"
+    namespace: str = ""
+    """Of the Secret."""
+    url: str = ""
+    """Empty: the operator's own Prometheus."""
+    secret: str = ""
+    tenant: str = ""
+    timeout_seconds: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +166,8 @@ class Reading:
     """Answer to one measurement request; `error` is set when the provider could not answer."""
 
     metric: str
-    canary: Sample
-    stable: Sample
+    canary: Samples
+    stable: Samples
     at: float
     error: str = ""
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from slmops.api import SLMDeploymentStatus
 from slmops.api.spec import Source
-from slmops.model.observed import MetricQuery, OwnedKind
+from slmops.model.observed import MetricQuery, OwnedKind, ProviderSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,7 @@ class MeasureRequest:
     metric: str
     canary: MetricQuery
     stable: MetricQuery
+    provider: ProviderSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

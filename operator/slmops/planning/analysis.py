@@ -10,7 +10,7 @@ from typing import Final
 
 from slmops.api.spec import Metric
 from slmops.api.status import Measurement, MetricState
-from slmops.model.observed import Preset, Reading, Sample
+from slmops.model.observed import NO_SAMPLE, Preset, Reading, Sample, Samples
 from slmops.planning import times
 
 DEFAULT_MIN_SAMPLES: Final = {
@@ -35,7 +35,12 @@ class Verdict(StrEnum):
 
 def min_samples(metric: Metric) -> int:
     """Samples needed before the metric judges."""
-    return metric.min_samples or DEFAULT_MIN_SAMPLES[Preset(metric.preset)]
+    return metric.min_samples or DEFAULT_MIN_SAMPLES[Preset(metric.preset or "")]
+
+
+def single(samples: Samples) -> Sample:
+    """The first of the samples."""
+    return next(iter(samples.values()), NO_SAMPLE)
 
 
 def assess_reading(metric: Metric, reading: Reading) -> tuple[Verdict, str]:
@@ -47,7 +52,7 @@ def assess_reading(metric: Metric, reading: Reading) -> tuple[Verdict, str]:
     """
     if reading.error:
         return Verdict.PROVIDER_ERROR, reading.error
-    canary, stable, need = reading.canary, reading.stable, min_samples(metric)
+    canary, stable, need = single(reading.canary), single(reading.stable), min_samples(metric)
     if canary.value is None:
         return Verdict.NO_DATA, "no data from the new revision"
     if canary.samples < need:
@@ -82,7 +87,7 @@ def _compare(metric: Metric, value: float, stable: Sample, need: int) -> tuple[V
         return Verdict.INCONCLUSIVE, f"{stable.samples} of {need} samples from the stable revision"
     text = metric.max_degradation or "0"
     allowed = abs(stable.value) * float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
-    better_is_higher = Preset(metric.preset) in _HIGHER_IS_BETTER
+    better_is_higher = Preset(metric.preset or "") in _HIGHER_IS_BETTER
     worse_by = stable.value - value if better_is_higher else value - stable.value
     message = f"{_number(value)} against {_number(stable.value)} on stable, {text} worse is allowed"
     # The tolerance keeps equal decimals from failing through binary rounding.
@@ -127,10 +132,10 @@ def fold_reading(
             wave=wave,
             at=at,
             verdict=verdict,
-            canary=value_text(reading.canary.value),
-            stable=value_text(reading.stable.value),
-            canary_samples=reading.canary.samples,
-            stable_samples=reading.stable.samples,
+            canary=value_text(single(reading.canary).value),
+            stable=value_text(single(reading.stable).value),
+            canary_samples=single(reading.canary).samples,
+            stable_samples=single(reading.stable).samples,
             message=message[:512],
         ),
     )

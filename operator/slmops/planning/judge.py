@@ -8,10 +8,10 @@ from typing import Final
 from slmops.api.base import duration_seconds
 from slmops.api.spec import Analysis, Metric
 from slmops.api.status import MAX_MEASUREMENTS, Baseline, Measurement, MetricState, RolloutStatus
-from slmops.model.observed import MetricQuery, Preset, Reading, Sample
+from slmops.model.observed import MetricQuery, Preset, ProviderSettings, Reading, Sample
 from slmops.model.plan import MeasureRequest
 from slmops.planning import times
-from slmops.planning.analysis import Verdict, fold_reading, min_samples
+from slmops.planning.analysis import Verdict, fold_reading, min_samples, single
 
 MAX_WINDOW_SECONDS: Final = 3600.0
 BASELINE_WINDOW_SECONDS: Final = 600.0
@@ -98,7 +98,7 @@ def due_measurements(
 
     def query(metric: Metric, revision: str) -> MetricQuery:
         return MetricQuery(
-            preset=Preset(metric.preset),
+            preset=Preset(metric.preset or ""),
             namespace=namespace,
             deployment=deployment,
             revision=revision,
@@ -110,6 +110,7 @@ def due_measurements(
             metric=metric.name,
             canary=query(metric, rollout.revision),
             stable=query(metric, stable),
+            provider=ProviderSettings(),
         )
         for metric in analysis.metrics
         if _is_due(metric, states.get(metric.name), analysis, before_wave=before_wave, now=now)
@@ -171,13 +172,13 @@ def _fold(metric: Metric, rollout: RolloutStatus, reading: Reading) -> RolloutSt
     baseline = {entry.metric: entry for entry in rollout.baseline}
     if (
         not reading.error
-        and reading.stable.value is not None
-        and reading.stable.samples >= min_samples(metric)
+        and single(reading.stable).value is not None
+        and single(reading.stable).samples >= min_samples(metric)
     ):
         baseline[metric.name] = Baseline(
             metric=metric.name,
-            value=repr(reading.stable.value),
-            samples=reading.stable.samples,
+            value=repr(single(reading.stable).value),
+            samples=single(reading.stable).samples,
             at=times.to_text(reading.at),
         )
     elif not reading.error and metric.name in baseline:
@@ -185,7 +186,7 @@ def _fold(metric: Metric, rollout: RolloutStatus, reading: Reading) -> RolloutSt
         reading = Reading(
             metric=reading.metric,
             canary=reading.canary,
-            stable=Sample(value=float(known.value), samples=known.samples),
+            stable={"": Sample(value=float(known.value), samples=known.samples)},
             at=reading.at,
         )
     states = {state.name: state for state in rollout.metrics}

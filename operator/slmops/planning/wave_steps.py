@@ -35,7 +35,7 @@ def step_wave(
         decision = replace(decision, rollout=rollout)
 
     failures = view.failures + failures_elsewhere(fleet, index, target)
-    if len(failures) > fleet.spec.rollout.max_failures:
+    if len(failures) > int(fleet.spec.rollout.max_failures):
         node, problem = failures[0]
         return _fail(
             decision,

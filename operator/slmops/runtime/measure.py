@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from slmops.model.observed import Reading, Sample
+from slmops.model.observed import Reading
 from slmops.model.plan import MeasureRequest
 from slmops.ports.clock import Clock
 from slmops.ports.metrics import MetricsProvider, ProviderError
@@ -15,7 +15,6 @@ PARALLEL_MEASUREMENTS: Final = 8
 READ_LIMIT_SECONDS: Final = 15.0
 """The provider bounds itself; this is for one that does not."""
 _log = logging.getLogger(__name__)
-_NOTHING: Final = Sample(value=None, samples=0)
 
 
 class Meter:
@@ -76,8 +75,8 @@ class Meter:
         at = self._clock.now()
         try:
             async with asyncio.timeout(READ_LIMIT_SECONDS):
-                canary = await self._provider.read(request.canary)
-                stable = await self._provider.read(request.stable)
+                canary = await self._provider.read(request.canary, request.provider)
+                stable = await self._provider.read(request.stable, request.provider)
             return Reading(metric=request.metric, canary=canary, stable=stable, at=at)
         except ProviderError as error:
             message = str(error)
@@ -87,4 +86,4 @@ class Meter:
             # A bug in a provider must look like an outage, which holds, and never end the loop.
             _log.exception("metrics provider failed")
             message = "the metrics provider failed; the operator's log has the details"
-        return Reading(metric=request.metric, canary=_NOTHING, stable=_NOTHING, at=at, error=message[:512])
+        return Reading(metric=request.metric, canary={}, stable={}, at=at, error=message[:512])

@@ -24,6 +24,7 @@ from slmops.model.observed import (
     Resolved,
     ResolveFailure,
     Sample,
+    Samples,
 )
 from slmops.model.plan import (
     AddFinalizer,
@@ -411,7 +412,7 @@ class FleetSim:
 
         self.at(0.3, answer)
 
-    def sample(self, query: MetricQuery) -> Sample:
+    def sample(self, query: MetricQuery) -> Samples:
         """What Prometheus would say: no series of pods that do not run or cannot be scraped."""
         nodes = [
             node.name
@@ -421,5 +422,5 @@ class FleetSim:
         behaviour = self.cluster.behaviour(self.cluster.version_of(query.revision))
         value = behaviour.error_rate if query.preset is Preset.ERROR_RATE else behaviour.score
         if not nodes or value is None or value != value:
-            return Sample(value=None, samples=0)
-        return Sample(value=value, samples=behaviour.samples)
+            return {}
+        return {"int4": Sample(value=value, samples=behaviour.samples)}
