@@ -166,8 +166,9 @@ class Rollout(ApiModel):
     windows: list[Window] = Field(
         default_factory=list,
         max_length=20,
-        description="Times in which nodes may take the new revision; empty means always. Outside them the "
-        "rollout waits and its clocks stand. A rollback waits for no window.",
+        description="Times in which nodes may take the new revision; empty means always. Outside them no "
+        "node begins to take it and a wave's deadline stands still; what has begun is finished and judged. "
+        "A rollback waits for no window.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
     max_unavailable: CountOrPercent = Field(

@@ -106,9 +106,8 @@ class WaveStatus(ApiModel):
     failed: int = Field(default=0, description="Nodes that failed after they took the new revision.")
     verdict: str = Field(default="", description="Pending, Pass, Fail or Skipped.")
     started_at: str | None = Field(default=None, description="When the wave began.")
-    flipped_at: str | None = Field(default=None, description="When its first node was let take it.")
     finished_at: str | None = Field(default=None, description="When it was judged.")
-    approved_at: str | None = Field(default=None, description="When somebody approved it.")
+    approved_at: str | None = Field(default=None, description="When somebody approved or skipped it.")
 
 
 class Measurement(ApiModel):
@@ -181,7 +180,12 @@ class RolloutStatus(ApiModel):
         default_factory=list, description="Counts of the current wave.", json_schema_extra=keyed("name")
     )
     paused_at: str | None = Field(
-        default=None, description="When it was paused or its window closed; timers stand still since."
+        default=None,
+        description="When it was paused, or its window closed on nodes still to move; timers stand since.",
+    )
+    promoted_at: str | None = Field(
+        default=None,
+        description="When somebody asked to go through all waves without approval, soak and analysis.",
     )
     baseline: list[Baseline] = Field(
         default_factory=list,

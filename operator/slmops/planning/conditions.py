@@ -16,7 +16,8 @@ from slmops.api.status import (
     SLMDeploymentStatus,
 )
 from slmops.planning import times
-from slmops.planning.decision import ACTIVE, Decision
+from slmops.planning.decision import ACTIVE, NOT_ACCEPTED, Decision
+from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState, Problem, unfit_reason
 from slmops.planning.resolution import Resolution
@@ -110,6 +111,17 @@ def count_reasons(problems: dict[str, Problem]) -> list[ReasonCount]:
     return [ReasonCount(reason=reason, nodes=counts[reason]) for reason in sorted(counts)]
 
 
+def say_accepted(finding: Finding | None) -> Says:
+    """Accepted; a finding here is one that only keeps rollouts from beginning or going on."""
+    if finding is None:
+        return Says(status="True", reason="Accepted", message="the spec makes sense")
+    return Says(
+        status="False",
+        reason=finding.reason,
+        message=f"{finding.message}; until then no rollout begins or goes on, and the stable revision is looked after",
+    )
+
+
 def say_resolved(resolution: Resolution) -> Says:
     """ModelResolved."""
     if resolution.failures:
@@ -177,6 +189,8 @@ def say_progressing(fleet: Fleet, decision: Decision, resolution: Resolution, *,
     rollout, hold = decision.rollout, decision.hold
     if hold is not None and hold.reason == "Paused":
         return Says(status="False", reason=hold.reason, message=hold.message)
+    if hold is not None and hold.reason == NOT_ACCEPTED:
+        return Says(status="False", reason=hold.reason, message=hold.message)
     if rollout is not None and rollout.step in ACTIVE:
         wave = rollout.waves[rollout.wave]
         where = f"revision {rollout.revision}, wave {wave.name} ({rollout.wave + 1} of {len(rollout.waves)})"
@@ -204,8 +218,16 @@ def say_progressing(fleet: Fleet, decision: Decision, resolution: Resolution, *,
     return Says(status="False", reason="Complete", message="nothing to do")
 
 
-def say_succeeded(decision: Decision, target: str) -> Says:
-    """RolloutSucceeded: the revision that spec stands for is the stable one."""
+def say_succeeded(decision: Decision, target: str, wanted: str) -> Says:
+    """RolloutSucceeded: the revision that spec stands for, `wanted`, is the stable one. `target` differs
+    from it while another one is pinned."""
+    if target and target == decision.stable_revision and target != wanted:
+        return Says(
+            status="False",
+            reason="Pinned",
+            message=f"revision {target} was taken up by hand instead of {wanted or 'the present spec'}; it "
+            "stays until spec changes or slmops.dev/undo names another revision",
+        )
     if not target:
         return Says(status="Unknown", reason="InProgress", message="the model's files are not known yet")
     if target == decision.stable_revision:
@@ -218,7 +240,12 @@ def say_succeeded(decision: Decision, target: str) -> Says:
             message=f"revision {target} failed: {failure.message}; it is not tried again by itself: change "
             "spec, or set the annotation slmops.dev/retry to a new value",
         )
-    return Says(status="Unknown", reason="InProgress", message=f"revision {target} is being rolled out")
+    what = "waits until spec is accepted" if _is_blocked(decision) else "is being rolled out"
+    return Says(status="Unknown", reason="InProgress", message=f"revision {target} {what}")
+
+
+def _is_blocked(decision: Decision) -> bool:
+    return decision.hold is not None and decision.hold.reason == NOT_ACCEPTED
 
 
 def canary_text(decision: Decision, target: str) -> str:

@@ -12,6 +12,9 @@ ACTIVE: Final = frozenset({"Prefetching", "Flipping", "Soaking", "Analysing"})
 FINISHED: Final = frozenset({"Completed", "Failed", "Cancelled"})
 REVERTED: Final = "Reverted"
 SUPERSEDED: Final = "Superseded"
+ABORTED: Final = "Aborted"
+NOT_ACCEPTED: Final = "NotAccepted"
+"""Reason of a hold: spec keeps the rollout from beginning or going on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,8 @@ class Decision:
     hold: Hold | None = None
     paused: bool = False
     """Nothing is moved."""
+    closed: bool = False
+    """No node may begin to take the new revision now."""
 
 
 def begin_rollout(revision: str, waves: list[str], before: RolloutStatus | None, now: float) -> RolloutStatus:
@@ -75,6 +80,17 @@ def roll_back(rollout: RolloutStatus, reason: str, message: str, now: float) -> 
             "message": message[:2048],
         }
     )
+
+
+def finish(rollout: RolloutStatus, step: str, now: float) -> RolloutStatus:
+    """The rollout at its end: Completed, Failed or Cancelled."""
+    at = times.to_text(now)
+    return rollout.model_copy(update={"step": step, "step_started_at": at, "finished_at": at})
+
+
+def running(rollout: RolloutStatus) -> RolloutStatus:
+    """The rollout without the mark of timers that stand; what begins now begins with whole timers."""
+    return rollout if rollout.paused_at is None else rollout.model_copy(update={"paused_at": None})
 
 
 def update_wave(rollout: RolloutStatus, index: int, wave: WaveStatus) -> RolloutStatus:

@@ -75,7 +75,7 @@ def build_fleet(
         revisions=revisions,
         stable=stable_revision,
         target=target_revision,
-        wave_of=assign_waves(spec.rollout.waves, eligible, key=key),
+        wave_of=assign_waves(spec.rollout.waves, eligible, key=key, site_label=spec.placement.site_label),
     )
 
 

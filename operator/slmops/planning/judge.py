@@ -30,6 +30,8 @@ class Judgement:
     summary: str
     missing_baseline: str
     """Why the wave may not begin: a comparison was never possible; empty when it may."""
+    limit_reached: str = ""
+    """Why onDeadline is to decide at once; empty when it is not."""
 
 
 def judge_metrics(analysis: Analysis, rollout: RolloutStatus) -> Judgement:

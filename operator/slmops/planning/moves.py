@@ -5,6 +5,7 @@ A node is moved by labels alone. Where its memory holds both, the new pod comes 
 (make before break); otherwise the old one goes first. A node that is offline is left as it is.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from slmops.planning.fleet import Fleet
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeState
 from slmops.planning.revision import Revision, RevisionVariant
-from slmops.planning.waves import stable_order
+from slmops.planning.waves import site_of, stable_order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,27 +39,66 @@ def limit_of(max_unavailable: str | int, nodes: int) -> int:
     return max(1, int(text))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How many nodes may be in motion at once."""
+
+    nodes: int
+    per_site: int | None
+
+
+def limits_of(fleet: Fleet, *, back: bool) -> Limits:
+    """The spec's limits; `back` says that a revision is being taken back."""
+    rollout = fleet.spec.rollout
+    bound = rollout.rollback.max_unavailable if back else None
+    return Limits(
+        nodes=limit_of(rollout.max_unavailable if bound is None else bound, len(fleet.matched)),
+        per_site=rollout.max_unavailable_per_site,
+    )
+
+
 def plan_moves(
-    names: Names, fleet: Fleet, wishes: Mapping[str, Wish], *, key: str, cause: str
+    names: Names, fleet: Fleet, wishes: Mapping[str, Wish], *, key: str, cause: str, limits: Limits
 ) -> tuple[PatchNodeLabels, ...]:
-    """Patches for this look, in a stable order, within the spec's limit of nodes in motion.
+    """Patches for this look, in a stable order, within the limits of nodes in motion.
 
     `cause` names the rollout that nodes are moved for (a label value). It is left on a node whose
     serving pod is taken away before another is there, until one is. So the limit counts what moves
     have taken away, and neither nodes that never served nor those that broke by themselves.
     """
     states = sorted(fleet.states, key=lambda state: stable_order(key, state.name))
-    limit = limit_of(fleet.spec.rollout.max_unavailable, len(fleet.matched))
     moving = frozenset(s.name for s in states if _in_motion(s, wishes.get(s.name), cause))
     look = _Look(names=names, fleet=fleet, cause=cause, moving=moving)
-    budget = limit - len(moving)
+    budget = _Budget(limits, fleet.spec.placement.site_label, [s for s in states if s.name in moving])
     patches = []
     for state in states:
-        move = _move(look, state, wishes.get(state.name), budget)
+        move = _move(look, state, wishes.get(state.name), budget.left(state))
         if move is not None:
             patches.append(move.patch)
-            budget -= move.cost
+            budget.spend(state, move.cost)
     return tuple(patches)
+
+
+class _Budget:
+    """Nodes that may still be set in motion, in all and in each site."""
+
+    def __init__(self, limits: Limits, site_label: str, moving: Iterable[NodeState]) -> None:
+        self._limits, self._site_label = limits, site_label
+        self._left = limits.nodes
+        self._per_site: Counter[str] = Counter()
+        for state in moving:
+            self.spend(state, 1)
+
+    def left(self, state: NodeState) -> int:
+        if self._limits.per_site is None:
+            return self._left
+        used = self._per_site[site_of(state.node, self._site_label)]
+        return min(self._left, self._limits.per_site - used)
+
+    def spend(self, state: NodeState, cost: int) -> None:
+        self._left -= cost
+        if cost and self._limits.per_site is not None:
+            self._per_site[site_of(state.node, self._site_label)] += cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +127,14 @@ def _in_motion(state: NodeState, wish: Wish | None, cause: str) -> bool:
     if wish is None or not state.online or not state.serve:
         return False
     if len(state.serve) > 1:
-        return not (state.serves_given and _is_broken(state, wish.revision.revision))
+        return not (state.serves_given and is_broken(state, wish.revision.revision))
     if not state.moving or state.serves_given:
         return False
-    return state.moving == cause or not any(_is_broken(state, revision) for revision in state.serve)
+    return state.moving == cause or not any(is_broken(state, revision) for revision in state.serve)
 
 
-def _is_broken(state: NodeState, revision: str) -> bool:
+def is_broken(state: NodeState, revision: str) -> bool:
+    """The serving pod of the revision does not come up by itself."""
     problem = state.serve_problem(revision)
     # A pod does not fit for a moment while the one before it ends.
     waits = problem is not None and problem.reason == "Unschedulable" and any(p.deleting for p in state.pods)
@@ -153,7 +194,8 @@ def _prefetch(names: Names, state: NodeState, revision: str, variant: str) -> _M
 def _flip(look: _Look, state: NodeState, wish: Wish, budget: int) -> _Move | None:
     names, revision, variant = look.names, wish.revision.revision, wish.variant
     labels = _drop_prefetch(names, state) | {names.serve_label(revision): variant.name}
-    if state.serving and revision not in state.serve and _fits_both(look.fleet, state, variant):
+    beside = look.fleet.spec.rollout.strategy == "Waves" and _fits_both(look.fleet, state, variant)
+    if state.serving and revision not in state.serve and beside:
         cost = 0 if state.name in look.moving else 1
         if cost > budget:
             return None

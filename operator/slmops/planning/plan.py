@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """`plan(observed, now)`: one look at the world, and what follows from it."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from slmops.api import RETRY_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
-from slmops.api.base import duration_seconds
-from slmops.api.status import ConditionType, RolloutStatus
+from slmops.api import PAUSED_ANNOTATION, RETRY_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.api.status import ConditionType, OperationStatus, RolloutStatus
 from slmops.model.observed import Observed, OwnedKind, ResolveFailure
 from slmops.model.plan import Action, AddFinalizer, ApplyObject, MeasureRequest, Plan, ResolveRequest
 from slmops.planning import build, conditions, times
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
+from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet
-from slmops.planning.judge import due_measurements, fold_readings, next_measurement_seconds
-from slmops.planning.moves import Wish, build_wishes, count_moving, plan_moves
+from slmops.planning.judge import due_measurements, fold_readings
+from slmops.planning.moves import Wish, build_wishes, count_moving, limits_of, plan_moves
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeState, read_nodes
 from slmops.planning.objects import (
@@ -23,11 +24,15 @@ from slmops.planning.objects import (
     needs_of,
     revisions_to_keep,
 )
+from slmops.planning.operations import Standing, heed, retry
 from slmops.planning.resolution import Resolution, resolve
 from slmops.planning.revision import Revision, build_revision_data, parse_revision
 from slmops.planning.rollout import decide
+from slmops.planning.timers import requeue_seconds
 from slmops.planning.transitions import transitions_between
 from slmops.planning.validate import validate
+from slmops.planning.validate_rollout import find_fleet_problem, find_rollout_problem
+from slmops.planning.waves import effective_rollout
 
 
 def plan(observed: Observed, now: float) -> Plan:
@@ -47,7 +52,16 @@ def plan(observed: Observed, now: float) -> Plan:
         reason = finding.reason if finding else "InvalidSpec"
         message = finding.message if finding else deployment.spec_error
         return _refuse(observed, reason, f"{message}; nothing that runs is touched", now)
-    return _plan_accepted(observed, deployment.spec, now)
+    finding = find_rollout_problem(deployment.spec)
+    return _plan_accepted(observed, _in_force(deployment.spec, deployment.annotations), finding, now)
+
+
+def _in_force(spec: SLMDeploymentSpec, annotations: Mapping[str, str]) -> SLMDeploymentSpec:
+    """The spec with its waves spelled out, and paused if an annotation says so."""
+    rollout = effective_rollout(spec.rollout)
+    if annotations.get(PAUSED_ANNOTATION, "").lower() == "true":
+        rollout = rollout.model_copy(update={"paused": True})
+    return spec if rollout is spec.rollout else spec.model_copy(update={"rollout": rollout})
 
 
 def _refuse(observed: Observed, reason: str, message: str, now: float) -> Plan:
@@ -61,46 +75,51 @@ def _refuse(observed: Observed, reason: str, message: str, now: float) -> Plan:
     return Plan(status=status, transitions=transitions_between(deployment.status, status))
 
 
-def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, now: float) -> Plan:
+def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, finding: Finding | None, now: float) -> Plan:
     deployment = observed.deployment
     old = deployment.status
     names = Names(deployment.namespace, deployment.name)
     stored = _parse_stored(observed)
     resolution = resolve(spec, outcomes=observed.resolutions, stored=stored.values())
-    revisions, new_revision = _with_target(names, spec, observed, resolution, stored, old.stable_revision)
+    standing, operations = _heed(observed, spec, resolution.revision, stored, now)
+    target = standing.target
+    revisions, new_revision = _with_target(names, spec, observed, resolution, stored, target, standing.stable)
 
     states = read_nodes(names, spec, observed.nodes, observed.pods)
     fleet = build_fleet(
         spec,
         states=states,
         revisions=revisions,
-        stable=old.stable_revision,
-        target=resolution.revision,
+        stable=standing.stable,
+        target=target,
         key=deployment.uid,
     )
-    token = deployment.annotations.get(RETRY_ANNOTATION, "")
-    # The token is used up only by a look that knows which revision it is about.
-    retry = bool(token) and token != old.retry_token and bool(resolution.revision)
-    failed = tuple(
-        entry for entry in old.failed_revisions if not (retry and entry.revision == resolution.revision)
-    )
-    rollout = old.rollout
+    rollout = standing.rollout
+    if finding is None and _begins(standing):
+        finding = find_fleet_problem(spec.rollout.waves, [state.node for state in fleet.eligible])
     if rollout is not None and not spec.rollout.paused:
         rollout = fold_readings(spec.rollout.analysis, rollout, observed.readings)
     decision = decide(
         fleet,
-        stable_revision=old.stable_revision,
-        target_revision=resolution.revision,
+        stable_revision=standing.stable,
+        target_revision=target,
         rollout=rollout,
-        failed=failed,
+        failed=standing.failed,
         now=now,
+        blocked=finding.message if finding else "",
     )
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
 
     wishes = _wishes(fleet, decision)
     cause = _cause(decision.rollout)
-    patches = () if decision.paused else plan_moves(names, fleet, wishes, key=deployment.uid, cause=cause)
+    back = decision.rollout is not None and decision.rollout.step in ("RollingBack", "Failed", "Cancelled")
+    limits = limits_of(fleet, back=back)
+    patches = (
+        ()
+        if decision.paused
+        else plan_moves(names, fleet, wishes, key=deployment.uid, cause=cause, limits=limits)
+    )
     active = decision.rollout is not None and decision.rollout.step in ACTIVE
     needs = needs_of(
         names,
@@ -111,7 +130,7 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, now: float) -> P
     )
     keep = revisions_to_keep(
         revisions.values(),
-        needed=needs.revisions | {r for r in (decision.stable_revision, resolution.revision) if r},
+        needed=needs.revisions | {r for r in (decision.stable_revision, target, resolution.revision) if r},
         history_limit=spec.revision_history_limit,
     )
     actions: list[Action] = [
@@ -122,9 +141,22 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, now: float) -> P
         # That there is no node at all is no reason to take every workload down.
         *(delete_unneeded(names, needs, observed.owned, keep_revisions=keep) if observed.nodes else ()),
     ]
-    token = token if retry else old.retry_token
-    moving = count_moving(fleet, wishes)
-    status = _status(observed, spec, fleet, decision, resolution, token=token, moving=moving, now=now)
+    status = _status(
+        observed,
+        fleet,
+        decision,
+        resolution,
+        finding,
+        target=target,
+        moving=count_moving(fleet, wishes),
+        now=now,
+    ).model_copy(
+        update={
+            "retry_token": operations.retry_token,
+            "operations": operations.answers,
+            "pinned": standing.pinned,
+        }
+    )
     measure: tuple[MeasureRequest, ...] = ()
     if decision.rollout is not None and not decision.paused:
         measure = due_measurements(
@@ -141,8 +173,51 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, now: float) -> P
         resolve=_due_resolutions(observed, resolution, now),
         measure=measure,
         transitions=transitions_between(old, status),
-        requeue_after_seconds=_requeue(spec, decision, resolution, now),
+        requeue_after_seconds=requeue_seconds(spec, decision, resolution, target, now),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answers:
+    """What was asked for by hand and is answered."""
+
+    retry_token: str
+    answers: list[OperationStatus]
+
+
+def _heed(
+    observed: Observed, spec: SLMDeploymentSpec, wanted: str, stored: Mapping[str, Revision], now: float
+) -> tuple[Standing, _Answers]:
+    """What stands after the requests made by annotation."""
+    old, annotations = observed.deployment.status, observed.deployment.annotations
+    standing = Standing(
+        rollout=old.rollout,
+        failed=tuple(old.failed_revisions),
+        pinned=old.pinned,
+        stable=old.stable_revision,
+        wanted=wanted,
+        known=frozenset(stored),
+        gated=frozenset(wave.name for wave in spec.rollout.waves if wave.approval == "Manual"),
+    )
+    standing, answers = heed(standing, annotations, old.operations, now=now)
+    token = annotations.get(RETRY_ANNOTATION, "")
+    # The token is used up only by a look that knows which revision it is about.
+    if not token or token == old.retry_token or not wanted:
+        return standing, _Answers(retry_token=old.retry_token, answers=answers)
+    standing, answer = retry(standing, token, now=now)
+    others = [entry for entry in answers if entry.operation != answer.operation]
+    answers = sorted([*others, answer], key=lambda entry: entry.operation)
+    return standing, _Answers(retry_token=token, answers=answers)
+
+
+def _begins(standing: Standing) -> bool:
+    """A rollout in waves is wanted and has not begun."""
+    rollout, target = standing.rollout, standing.target
+    if not standing.stable or target in ("", standing.stable):
+        return False
+    if any(entry.revision == target for entry in standing.failed):
+        return False
+    return rollout is None or rollout.revision != target or rollout.step in FINISHED
 
 
 def _parse_stored(observed: Observed) -> dict[str, Revision]:
@@ -161,14 +236,14 @@ def _with_target(
     observed: Observed,
     resolution: Resolution,
     stored: dict[str, Revision],
+    target: str,
     stable: str,
 ) -> tuple[dict[str, Revision], tuple[ApplyObject, ...]]:
     """All revisions with the target among them, and the write that stores it if need be.
 
     The target gets the highest number, also when it is an earlier revision taken up again.
     """
-    target = resolution.revision
-    if not target:
+    if not target or (target != resolution.revision and target not in stored):
         return stored, ()
     newest = max((r.number for r in stored.values()), default=0)
     known = stored.get(target)
@@ -202,7 +277,7 @@ def _wishes(fleet: Fleet, decision: Decision) -> dict[str, Wish]:
     may_flip = True
     left = ""
     if rollout is not None and rollout.step in ACTIVE and rollout.revision == target:
-        may_flip = rollout.step == "Flipping"
+        may_flip = rollout.step == "Flipping" and not decision.closed
         failed = frozenset(entry.revision for entry in decision.failed)
         canary = [s.name for s in fleet.eligible if target in s.serve or _may_join(fleet, s, rollout, failed)]
     elif rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled"):
@@ -253,17 +328,16 @@ def _due_resolutions(observed: Observed, resolution: Resolution, now: float) -> 
 
 def _status(
     observed: Observed,
-    spec: SLMDeploymentSpec,
     fleet: Fleet,
     decision: Decision,
     resolution: Resolution,
+    finding: Finding | None,
     *,
-    token: str,
+    target: str,
     moving: int,
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
-    target = resolution.revision
     problems = conditions.find_problems(fleet)
     counts = conditions.count_nodes(fleet, problems, decision, target)
     resolved = conditions.say_resolved(resolution)
@@ -271,11 +345,11 @@ def _status(
     if ready.status != "True" and not decision.stable_revision and resolved.status != "True":
         ready = Says(status="False", reason="ModelNotResolved", message=resolved.message)
     says = {
-        ConditionType.ACCEPTED: Says(status="True", reason="Accepted", message="the spec makes sense"),
+        ConditionType.ACCEPTED: conditions.say_accepted(finding),
         ConditionType.MODEL_RESOLVED: resolved,
         ConditionType.READY: ready,
         ConditionType.PROGRESSING: conditions.say_progressing(fleet, decision, resolution, moving=moving),
-        ConditionType.ROLLOUT_SUCCEEDED: conditions.say_succeeded(decision, target),
+        ConditionType.ROLLOUT_SUCCEEDED: conditions.say_succeeded(decision, target, resolution.revision),
     }
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]
     stable = fleet.stable
@@ -286,7 +360,6 @@ def _status(
         model_version=stable.model_version if stable else "",
         ready_nodes=f"{counts.ready}/{counts.total}",
         canary=conditions.canary_text(decision, target),
-        retry_token=token,
         nodes=counts,
         reasons=conditions.count_reasons(problems),
         worst_nodes=conditions.worst_nodes(problems),
@@ -300,41 +373,3 @@ def _status(
             old.conditions, says, generation=deployment.generation, now=now
         ),
     )
-
-
-def _requeue(spec: SLMDeploymentSpec, decision: Decision, resolution: Resolution, now: float) -> float | None:
-    """Seconds until a timer may change the plan; events wake it earlier."""
-    # What is due already is under way, and its answer wakes the planner.
-    waits = [failure.retry_at - now for _, failure in resolution.failures if failure.retry_at > now]
-    rollout = decision.rollout
-    if rollout is not None and _starts_again(decision, rollout, resolution.revision):
-        waits.append(0.0)
-    if rollout is not None and rollout.step not in FINISHED and not decision.paused:
-        waits += _timers(spec, rollout, now)
-    return max(0.1, min(waits)) if waits else None
-
-
-def _starts_again(decision: Decision, rollout: RolloutStatus, target: str) -> bool:
-    """The rollout has just ended, and its revision is wanted (again)."""
-    return (
-        rollout.step in ("Failed", "Cancelled")
-        and rollout.revision == target != decision.stable_revision
-        and not decision.paused
-        and all(entry.revision != target for entry in decision.failed)
-    )
-
-
-def _timers(spec: SLMDeploymentSpec, rollout: RolloutStatus, now: float) -> list[float]:
-    step_age = now - times.to_seconds(rollout.step_started_at)
-    wave_age = now - times.to_seconds(rollout.wave_started_at)
-    waits = []
-    if rollout.step == "Prefetching":
-        waits.append(duration_seconds(spec.rollout.prefetch_deadline) - step_age)
-    else:
-        waits.append(duration_seconds(spec.rollout.progress_deadline) - wave_age)
-    if rollout.step == "Soaking":
-        waits.append(duration_seconds(spec.rollout.soak) - step_age)
-    measurement = next_measurement_seconds(spec.rollout.analysis, rollout, now=now)
-    if measurement is not None:
-        waits.append(measurement)
-    return [wait for wait in waits if wait > 0]

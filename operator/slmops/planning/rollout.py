@@ -13,17 +13,22 @@ from slmops.planning import times
 from slmops.planning.decision import (
     ACTIVE,
     FINISHED,
+    NOT_ACCEPTED,
     REVERTED,
     SUPERSEDED,
     Decision,
     Hold,
     begin_rollout,
     begin_wave,
+    finish,
     roll_back,
 )
 from slmops.planning.fleet import Fleet
+from slmops.planning.moves import is_broken
+from slmops.planning.nodes import NodeState
 from slmops.planning.revision import Revision
 from slmops.planning.wave_steps import step_wave
+from slmops.planning.windows import is_open
 
 
 def decide(
@@ -34,13 +39,18 @@ def decide(
     rollout: RolloutStatus | None,
     failed: tuple[FailedRevision, ...],
     now: float,
+    blocked: str = "",
 ) -> Decision:
-    """Next state. `target_revision` is empty while the sources are not resolved."""
+    """Next state. `target_revision` is empty while the sources are not resolved; `blocked` says why no
+    rollout may begin or go on."""
     decision = Decision(stable_revision=stable_revision, rollout=rollout, failed=failed)
     if fleet.spec.rollout.paused:
         return _pause(decision, now)
-    decision = _resume(decision, now)
-    decision = _start_or_stop(decision, fleet, target_revision, now)
+    decision = _start_or_stop(decision, fleet, target_revision, now, blocked=bool(blocked))
+    if blocked and _would_move(decision, target_revision):
+        hold = Hold(reason=NOT_ACCEPTED, message=blocked)
+        return replace(decision, rollout=_stand(decision.rollout, now), hold=hold, closed=True)
+    decision = _mind_windows(decision, fleet, now)
     # A look may pass several steps at once, for example waves without nodes; each step is passed at
     # most once per wave, so this ends.
     for _ in range(4 * len(fleet.spec.rollout.waves) + 4):
@@ -52,11 +62,38 @@ def decide(
 
 
 def _pause(decision: Decision, now: float) -> Decision:
+    hold = Hold(
+        reason="Paused",
+        message="spec.rollout.paused or the annotation slmops.dev/paused is true; set it to false to go on",
+    )
+    return replace(decision, rollout=_stand(decision.rollout, now), hold=hold, paused=True)
+
+
+def _stand(rollout: RolloutStatus | None, now: float) -> RolloutStatus | None:
+    """The rollout with its timers standing still from now on."""
+    if rollout is None or rollout.step in FINISHED or rollout.paused_at is not None:
+        return rollout
+    return rollout.model_copy(update={"paused_at": times.to_text(now)})
+
+
+def _would_move(decision: Decision, target: str) -> bool:
+    """A rollout in waves is under way or wanted, as opposed to a first installation or a way back."""
+    rollout, stable = decision.rollout, decision.stable_revision
+    if rollout is not None and rollout.step in ("Installing", "RollingBack"):
+        return False
+    if any(entry.revision == target for entry in decision.failed):
+        return False
+    return bool(stable) and target not in ("", stable)
+
+
+def _mind_windows(decision: Decision, fleet: Fleet, now: float) -> Decision:
+    """Resume what was paused, or let timers stand while a closed window keeps nodes from moving."""
+    closed = not is_open(fleet.spec.rollout.windows, now)
     rollout = decision.rollout
-    if rollout is not None and rollout.step not in FINISHED and rollout.paused_at is None:
-        rollout = rollout.model_copy(update={"paused_at": times.to_text(now)})
-    hold = Hold(reason="Paused", message="spec.rollout.paused is true; set it to false to go on")
-    return replace(decision, rollout=rollout, hold=hold, paused=True)
+    stands = closed and rollout is not None and rollout.step == "Flipping"
+    if not stands:
+        return replace(_resume(decision, now), closed=closed)
+    return replace(decision, rollout=_stand(rollout, now), closed=closed)
 
 
 def _resume(decision: Decision, now: float) -> Decision:
@@ -72,7 +109,7 @@ def _resume(decision: Decision, now: float) -> Decision:
     return replace(decision, rollout=rollout.model_copy(update={"paused_at": None, **moved}))
 
 
-def _start_or_stop(decision: Decision, fleet: Fleet, target: str, now: float) -> Decision:
+def _start_or_stop(decision: Decision, fleet: Fleet, target: str, now: float, *, blocked: bool) -> Decision:
     rollout, stable = decision.rollout, decision.stable_revision
     at = times.to_text(now)
     if not target:
@@ -93,7 +130,7 @@ def _start_or_stop(decision: Decision, fleet: Fleet, target: str, now: float) ->
                 decision, rollout=roll_back(rollout, REVERTED, "spec went back to the stable revision", now)
             )
         return decision
-    if any(entry.revision == target for entry in decision.failed):
+    if blocked or any(entry.revision == target for entry in decision.failed):
         return decision
     if rollout is None or rollout.revision != target or rollout.step in FINISHED:
         rollout = begin_rollout(target, [wave.name for wave in fleet.spec.rollout.waves], rollout, now)
@@ -132,19 +169,25 @@ def _installing(
     serving = sum(1 for state in online if state.serves(target.revision))
     if not serving or serving * 100 < len(online) * fleet.spec.rollout.quorum_percent:
         return decision
-    at = times.to_text(now)
-    done = rollout.model_copy(update={"step": "Completed", "step_started_at": at, "finished_at": at})
-    return replace(decision, stable_revision=target.revision, rollout=done)
+    return replace(decision, stable_revision=target.revision, rollout=finish(rollout, "Completed", now))
 
 
 def _rolling_back(decision: Decision, rollout: RolloutStatus, fleet: Fleet, now: float) -> Decision:
     # Offline nodes still carry it; they leave it when they return, and the rollback does not wait.
     if any(rollout.revision in state.serve for state in fleet.states if state.online):
         return replace(decision, hold=_stuck_rollback(fleet))
-    at = times.to_text(now)
+    # It is over when the nodes that were taken back serve again, not when their labels say so.
+    if any(_comes_up(state) for state in fleet.matched):
+        return replace(decision, hold=None)
     step = "Cancelled" if rollout.reason in (REVERTED, SUPERSEDED) else "Failed"
-    done = rollout.model_copy(update={"step": step, "step_started_at": at, "finished_at": at})
-    return replace(decision, rollout=done)
+    return replace(decision, rollout=finish(rollout, step, now), hold=None)
+
+
+def _comes_up(state: NodeState) -> bool:
+    """The node was moved and its pod may still get ready by itself."""
+    if not (state.online and state.moving and state.serve) or state.serves_given:
+        return False
+    return not any(is_broken(state, revision) for revision in state.serve)
 
 
 def _stuck_rollback(fleet: Fleet) -> Hold | None:

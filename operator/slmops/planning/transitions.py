@@ -1,13 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
 """What changed between two statuses that a person wants to hear of: one Event each."""
 
-from slmops.api.status import ConditionType, SLMDeploymentStatus
+from typing import Final
+
+from slmops.api.status import Condition, ConditionType, SLMDeploymentStatus
 from slmops.model.plan import Transition
 
 
 def transitions_between(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> tuple[Transition, ...]:
     """Transitions in the order in which a reader expects them; empty when nothing turned."""
-    return (*_conditions(old, new), *_rollout(old, new))
+    return (*_conditions(old, new), *_operations(old, new), *_rollout(old, new), *_holds(old, new))
+
+
+HOLDS: Final = frozenset(
+    {
+        "Paused",
+        "AwaitingApproval",
+        "OutsideWindow",
+        "QuorumMissing",
+        "NoBaseline",
+        "NoData",
+        "Inconclusive",
+        "ProviderError",
+        "DeadlineExceeded",
+        "StableUnhealthy",
+        "NoMatchingNodes",
+    }
+)
+"""Reasons of Progressing=False that a rollout under way waits with."""
+
+
+def _operations(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transition]:
+    before = {answer.operation: answer.token for answer in old.operations}
+    return [
+        Transition(
+            kind="Normal" if answer.outcome == "Done" else "Warning",
+            reason=answer.operation.capitalize() + answer.outcome,
+            message=answer.message,
+        )
+        for answer in new.operations
+        if before.get(answer.operation) != answer.token
+    ]
+
+
+def _holds(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transition]:
+    def held(status: SLMDeploymentStatus) -> Condition | None:
+        for condition in status.conditions:
+            if condition.type == ConditionType.PROGRESSING and condition.reason in HOLDS:
+                return condition
+        return None
+
+    before, after = held(old), held(new)
+    if after is None or (before is not None and before.reason == after.reason):
+        return []
+    waits = after.reason in ("Paused", "AwaitingApproval", "OutsideWindow")
+    return [
+        Transition(kind="Normal" if waits else "Warning", reason=after.reason, message=after.message[:1000])
+    ]
 
 
 def _conditions(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transition]:

@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a spec that the API server cannot make: each a pure function, the first finding counts."""
+"""Checks that keep a spec from being acted on at all: pure functions, the first finding counts.
+
+The API server makes most of them, too; an object can be older than the schema that it is checked by.
+"""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import duration_seconds, quantity_value
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment
+from slmops.planning.finding import Finding
 
 MAX_NAME_LENGTH: Final = 40
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What is wrong, where, and the cure."""
-
-    reason: str
-    message: str
 
 
 def validate(deployment: Deployment, config: OperatorConfig) -> Finding | None:
@@ -42,34 +37,6 @@ def _name(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding
         return Finding(
             reason="InvalidName",
             message=f"metadata.name: {name!r} becomes the name of a Service; begin it with a letter",
-        )
-    return None
-
-
-def _wave_order(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
-    waves = spec.rollout.waves
-    last = 0
-    for index, wave in enumerate(waves):
-        if wave.percent is None:
-            if last:
-                return Finding(
-                    reason="InvalidWaves",
-                    message=f"spec.rollout.waves[{index}]: waves with a nodeSelector come before "
-                    "those with percent",
-                )
-            continue
-        if wave.percent <= last:
-            return Finding(
-                reason="InvalidWaves",
-                message=f"spec.rollout.waves[{index}].percent: {wave.percent} is not above {last} of the "
-                "wave before; percentages are of all nodes and must grow",
-            )
-        last = wave.percent
-    if last != 100:
-        return Finding(
-            reason="InvalidWaves",
-            message="spec.rollout.waves: the last wave must be percent: 100, or some nodes would never get "
-            "a new revision",
         )
     return None
 
@@ -151,12 +118,16 @@ def _durations(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Fi
             reason="InvalidSpec",
             message="spec.rollout.analysis.interval: must be at least 1s",
         )
-    if duration_seconds(spec.rollout.soak) >= duration_seconds(spec.rollout.progress_deadline):
-        return Finding(
-            reason="InvalidSpec",
-            message=f"spec.rollout.progressDeadline: {spec.rollout.progress_deadline} leaves no time after "
-            f"the soak of {spec.rollout.soak}; make it longer",
-        )
+    deadline = spec.rollout.progress_deadline
+    soaks = [("spec.rollout", spec.rollout.soak)]
+    soaks += [(f"spec.rollout.waves[{i}]", w.soak) for i, w in enumerate(spec.rollout.waves) if w.soak]
+    for where, soak in soaks:
+        if duration_seconds(soak) >= duration_seconds(deadline):
+            return Finding(
+                reason="InvalidSpec",
+                message=f"spec.rollout.progressDeadline: {deadline} leaves no time after the soak of {soak} "
+                f"({where}.soak); make it longer",
+            )
     return None
 
 
@@ -178,7 +149,6 @@ def _join(prefixes: Iterable[str]) -> str:
 
 _CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding | None], ...]] = (
     _name,
-    _wave_order,
     _source_kind,
     _host_path,
     _file_paths,

@@ -5,9 +5,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from slmops.api.base import duration_seconds
+from slmops.api.spec import Rollout
 from slmops.api.status import MAX_FAILED_REVISIONS, FailedRevision, RolloutStatus, WaveStatus
 from slmops.planning import times
-from slmops.planning.decision import Decision, Hold, begin_rollout, begin_wave, roll_back, update_wave
+from slmops.planning.decision import (
+    Decision,
+    Hold,
+    begin_rollout,
+    begin_wave,
+    finish,
+    roll_back,
+    running,
+    update_wave,
+)
 from slmops.planning.fleet import Fleet, WaveView, canary_problem, failures_elsewhere, view_wave
 from slmops.planning.judge import Judgement, judge_metrics
 from slmops.planning.revision import Revision
@@ -35,20 +45,24 @@ def step_wave(
         decision = replace(decision, rollout=rollout)
 
     failures = view.failures + failures_elsewhere(fleet, index, target)
-    if len(failures) > int(fleet.spec.rollout.max_failures):
+    allowed = failures_allowed(fleet.spec.rollout.max_failures, view.nodes)
+    if len(failures) > allowed:
         node, problem = failures[0]
         return _fail(
             decision,
             rollout,
             fleet,
             "NodesFailed",
-            f"{len(failures)} node(s) failed with the new revision, {fleet.spec.rollout.max_failures} "
-            f"allowed; {node}: {problem.reason}: {problem.message}",
+            f"{len(failures)} node(s) failed with the new revision, {allowed} allowed; "
+            f"{node}: {problem.reason}: {problem.message}",
             now,
         )
     judgement = judge_metrics(fleet.spec.rollout.analysis, rollout)
-    if judgement.failed and rollout.step != "Prefetching":
-        return _fail(decision, rollout, fleet, "AnalysisFailed", judgement.failed, now)
+    if rollout.step != "Prefetching" and rollout.promoted_at is None:
+        if judgement.failed:
+            return _fail(decision, rollout, fleet, "AnalysisFailed", judgement.failed, now)
+        if judgement.limit_reached:
+            return _deadline(decision, rollout, fleet, judgement.limit_reached, now)
     handlers: dict[str, Callable[[Decision, RolloutStatus, Fleet, WaveView, Judgement, float], Decision]] = {
         "Prefetching": _prefetching,
         "Flipping": _flipping,
@@ -56,6 +70,12 @@ def step_wave(
         "Analysing": _analysing,
     }
     return handlers[rollout.step](decision, rollout, fleet, view, judgement, now)
+
+
+def failures_allowed(max_failures: str | int, nodes: int) -> int:
+    """Nodes of a wave that may fail: the number, or the percentage of `nodes` rounded down."""
+    text = str(max_failures)
+    return nodes * int(text[:-1]) // 100 if text.endswith("%") else int(text)
 
 
 def _prefetching(
@@ -73,26 +93,50 @@ def _prefetching(
         return replace(
             decision, hold=Hold(reason="QuorumMissing", message=_quorum_text(view, view.prepared, fleet))
         )
-    if judgement.missing_baseline:
+    if judgement.missing_baseline and rollout.promoted_at is None:
         if late:
             return _deadline(decision, rollout, fleet, judgement.missing_baseline, now)
         return replace(decision, hold=Hold(reason="NoBaseline", message=judgement.missing_baseline))
+    gate = _gate(decision, rollout, fleet)
+    if gate is not None:
+        return replace(decision, hold=gate)
     at = times.to_text(now)
     # The wave's clock starts with the first node that may be moved, and so does the window of metrics.
     flipping = {"step": "Flipping", "step_started_at": at, "wave_started_at": at, "metrics": []}
     return replace(decision, rollout=rollout.model_copy(update=flipping))
 
 
+def _gate(decision: Decision, rollout: RolloutStatus, fleet: Fleet) -> Hold | None:
+    """What keeps a wave that could begin from beginning."""
+    wave = rollout.waves[rollout.wave]
+    manual = fleet.spec.rollout.waves[rollout.wave].approval == "Manual"
+    if manual and wave.approved_at is None and rollout.promoted_at is None:
+        return Hold(
+            reason="AwaitingApproval",
+            message=f"{wave.nodes} node(s) are prepared; approve with the annotation slmops.dev/promote: "
+            f"{rollout.revision}/{wave.name}",
+        )
+    if decision.closed:
+        return Hold(reason="OutsideWindow", message="no window of spec.rollout.windows is open")
+    return None
+
+
 def _flipping(
     decision: Decision, rollout: RolloutStatus, fleet: Fleet, view: WaveView, judgement: Judgement, now: float
 ) -> Decision:
     if view.unsettled == 0 and view.has_quorum(view.settled, fleet.spec.rollout.quorum_percent):
+        if rollout.promoted_at is not None:
+            return _pass_wave(decision, running(rollout), now, "Skipped")
+        rollout = running(rollout)
         # What was measured while nodes were still moving may fail a wave, but does not help it to pass.
         soaking = {"step": "Soaking", "step_started_at": times.to_text(now), "metrics": []}
         return replace(decision, rollout=rollout.model_copy(update=soaking))
     if view.unsettled:
         message = f"{view.settled} of {view.prepared} node(s) serve the new revision"
         hold = Hold(reason="Flipping", message=message)
+        if decision.closed:
+            message = f"{message}; no window of spec.rollout.windows is open for the others"
+            return replace(decision, hold=Hold(reason="OutsideWindow", message=message))
     else:
         hold = Hold(reason="QuorumMissing", message=_quorum_text(view, view.settled, fleet))
     return _wait(decision, rollout, fleet, hold, now)
@@ -101,8 +145,10 @@ def _flipping(
 def _soaking(
     decision: Decision, rollout: RolloutStatus, fleet: Fleet, view: WaveView, judgement: Judgement, now: float
 ) -> Decision:
+    if rollout.promoted_at is not None:
+        return _pass_wave(decision, rollout, now, "Skipped")
     at = times.to_text(now)
-    if now - times.to_seconds(rollout.step_started_at) >= duration_seconds(fleet.spec.rollout.soak):
+    if now - times.to_seconds(rollout.step_started_at) >= soak_seconds(fleet.spec.rollout, rollout.wave):
         return replace(
             decision, rollout=rollout.model_copy(update={"step": "Analysing", "step_started_at": at})
         )
@@ -120,9 +166,16 @@ def _analysing(
             return replace(decision, rollout=rollout.model_copy(update=again))
         hold = Hold(reason="QuorumMissing", message=_quorum_text(view, view.settled, fleet))
         return _wait(decision, rollout, fleet, hold, now)
+    if rollout.promoted_at is not None:
+        return _pass_wave(decision, rollout, now, "Skipped")
     if judgement.passed:
         return _pass_wave(decision, rollout, now, "Pass")
     return _wait(decision, rollout, fleet, Hold(reason=judgement.reason, message=judgement.summary), now)
+
+
+def soak_seconds(spec: Rollout, wave: int) -> float:
+    """How long the wave runs before it is judged."""
+    return duration_seconds(spec.waves[wave].soak or spec.soak)
 
 
 def _wait(decision: Decision, rollout: RolloutStatus, fleet: Fleet, hold: Hold, now: float) -> Decision:
@@ -146,11 +199,12 @@ def _pass_wave(decision: Decision, rollout: RolloutStatus, now: float, verdict: 
     rollout = update_wave(rollout, index, judged)
     if index + 1 < len(rollout.waves):
         return replace(decision, rollout=begin_wave(rollout, index + 1, now))
-    if not any(wave.verdict == "Pass" for wave in rollout.waves):
+    by_hand = rollout.promoted_at is not None or any(w.approved_at and w.updated for w in rollout.waves)
+    if not by_hand and not any(wave.verdict == "Pass" for wave in rollout.waves):
         # Every wave was empty at its turn because nodes came and went: that is no evidence.
         names = [wave.name for wave in rollout.waves]
         return replace(decision, rollout=begin_rollout(rollout.revision, names, rollout, now))
-    done = rollout.model_copy(update={"step": "Completed", "step_started_at": at, "finished_at": at})
+    done = finish(rollout, "Completed", now)
     return replace(decision, stable_revision=rollout.revision, rollout=done)
 
 

@@ -2,6 +2,7 @@
 """What must hold at every look, whatever happens; `watch` makes a simulation check it all the time."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from slmops.api import SLMDeploymentStatus
@@ -12,6 +13,7 @@ from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning import times
 from slmops.planning.moves import limit_of
 from slmops.planning.plan import plan
+from slmops.planning.waves import site_of
 from tests.unit.planning.fleet_sim import FleetSim, Look
 
 STATUS_LIMIT_BYTES = 64 * 1024
@@ -71,10 +73,16 @@ class Watch:
         }
         matched = [n for n in sim.cluster.nodes.values() if n.labels.get("slm") == "yes"]
         online = {n.name for n in matched if n.online}
-        if taken:
-            limit = limit_of(sim.spec.rollout.max_unavailable, len(matched))
+        rollout = sim.spec.rollout
+        if taken and rollout.strategy == "Waves":
+            bounds = [rollout.max_unavailable, rollout.rollback.max_unavailable or 0]
+            # Just after a rollback nodes may still be on their way that were moved under its limit.
+            limit = max(limit_of(bound, len(matched)) for bound in bounds)
             down = sorted(self.taken_down & online - _left_broken(sim, look))
             assert len(down) <= limit, f"{down} are down through moves, {limit} allowed\n{sim.explain()}"
+            sites = Counter(site_of(sim.cluster.nodes[name].view(), "site") for name in down)
+            per_site = rollout.max_unavailable_per_site or len(matched)
+            assert max(sites.values(), default=0) <= per_site, f"{sites}\n{sim.explain()}"
 
 
 def watch(sim: FleetSim, *, replan_every: int = 4) -> FleetSim:
@@ -160,7 +168,8 @@ def check_no_failed_revision(sim: FleetSim, look: Look) -> None:
 
 def check_make_before_break(sim: FleetSim, look: Look) -> None:
     """Where memory holds both, a node never loses a serving pod before another one is ready."""
-    if look.observed.deployment.deleting_since is not None:
+    recreate = sim.spec.rollout.strategy == "Recreate"
+    if look.observed.deployment.deleting_since is not None or recreate:
         return
     for action in look.plan.actions:
         if not isinstance(action, PatchNodeLabels) or not _takes_away(sim, action):

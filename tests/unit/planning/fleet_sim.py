@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slmops.api import RETRY_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.api.status import OperationStatus
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import (
     Deployment,
@@ -129,6 +130,16 @@ class FleetSim:
 
     def retry(self) -> None:
         self.annotations[RETRY_ANNOTATION] = f"{self.now}"
+
+    def ask(self, operation: str, value: str) -> OperationStatus:
+        """Annotate and let the operator answer."""
+        self.annotations[f"slmops.dev/{operation}"] = value
+        self.run(2)
+        return next(entry for entry in self.status.operations if entry.operation == operation)
+
+    def revision_of(self, version: str) -> str:
+        """Revision of a model version that is in the history."""
+        return next(r.revision for r in self.cluster.revision_views() if r.data["modelVersion"] == version)
 
     def delete(self) -> None:
         self.deleting_since = self.now

@@ -47,7 +47,7 @@ def spec_body(
                 "resources": {"requests": {"memory": memory, "cpu": "1"}},
             }
         ],
-        "placement": {"nodeSelector": {"matchLabels": {"slm": "yes"}}},
+        "placement": {"nodeSelector": {"matchLabels": {"slm": "yes"}}, "siteLabel": "site"},
         "rollout": {
             "waves": waves or [{"name": "canary", "percent": 10}, {"name": "rest", "percent": 100}],
             "soak": "30s",

@@ -136,7 +136,7 @@ def test_edited_waves_begin_with_a_fetch() -> None:
     sim.edit(
         rollout={
             "waves": [
-                {"name": "lab", "nodeSelector": {"matchLabels": {"site": "lab"}}},
+                {"name": "lab", "nodeSelector": {"matchLabels": {"site": "lab"}}, "emptyPolicy": "Skip"},
                 {"name": "canary", "percent": 40},
                 {"name": "rest", "percent": 100},
             ]
@@ -166,7 +166,7 @@ def test_empty_waves_are_no_evidence() -> None:
     sim = installed(
         2,
         waves=[
-            {"name": "lab", "nodeSelector": {"matchLabels": {"site": "lab"}}},
+            {"name": "lab", "nodeSelector": {"matchLabels": {"site": "lab"}}, "emptyPolicy": "Skip"},
             {"name": "rest", "percent": 100},
         ],
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from slmops.model.observed import OwnedKind
 from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning.plan import plan
-from tests.unit.planning.fleet_situations import installed
+from tests.unit.planning.fleet_situations import installed, reach
 from tests.unit.planning.fleet_spec import GIB
 
 ONE_FITS = GIB + GIB // 4
@@ -66,10 +66,25 @@ def test_source_that_cannot_be_found_at_first_is_not_ready() -> None:
 def test_invalid_spec_touches_nothing() -> None:
     sim = installed(3)
     writes = sim.writes
-    sim.edit(rollout={"waves": [{"name": "half", "percent": 50}]})
+    sim.edit(cache={"hostPath": "/etc"})
     sim.run(60)
-    assert sim.writes == writes + 1 and sim.condition("Accepted") == ("False", "InvalidWaves")
+    assert sim.writes == writes + 1 and sim.condition("Accepted") == ("False", "HostPathNotAllowed")
     assert sim.condition("Ready") == ("True", "AllNodesReady")
+
+
+def test_waves_that_make_no_sense_stop_the_rollout_and_nothing_else() -> None:
+    sim = installed(3)
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    sim.edit(rollout={"waves": [{"name": "half", "percent": 50}]})
+    sim.add_node("late")
+    sim.run(7200)
+    assert sim.condition("Accepted") == ("False", "InvalidWaves")
+    assert sim.condition("Progressing") == ("False", "NotAccepted")
+    assert sorted(sim.versions().values()) == ["v1", "v1", "v1", "v2"], "a new node gets what is stable"
+    sim.edit(rollout={"waves": [{"name": "canary", "percent": 10}, {"name": "rest", "percent": 100}]})
+    sim.settle()
+    assert set(sim.versions().values()) == {"v2"} and sim.condition("Accepted") == ("True", "Accepted")
 
 
 def test_deleted_workload_and_label_come_back() -> None:

@@ -29,11 +29,18 @@ WAVES = [
     [{"name": "all", "percent": 100}],
     [{"name": "canary", "percent": 10}, {"name": "rest", "percent": 100}],
     [
-        {"name": "lab", "nodeSelector": {"matchLabels": {"site": "lab"}}},
+        {"name": "lab", "nodeSelector": {"matchLabels": {"site": "lab"}}, "emptyPolicy": "Skip"},
         {"name": "half", "percent": 50},
         {"name": "rest", "percent": 100},
     ],
+    [
+        {"name": "one", "count": 1, "approval": "Manual"},
+        {"name": "half", "percent": 50, "maxPerSite": 2, "soak": "1m"},
+        {"name": "grow", "exponential": {"startPercent": 20, "factor": 2}, "approval": "Manual"},
+    ],
 ]
+PLAIN = WAVES[1]
+NEVER = [{"startTime": "03:00", "endTime": "03:01", "days": ["Sat"]}]  # the simulation begins on a Sunday
 indices = st.integers(0, 1000)
 
 
@@ -46,13 +53,22 @@ class FleetMachine(RuleBasedStateMachine):
         nodes=st.lists(st.sampled_from(sorted(MEMORY)), min_size=1, max_size=12),
         waves=st.sampled_from(WAVES),
         max_unavailable=st.sampled_from([1, 2, "30%", "100%"]),
-        max_failures=st.sampled_from([0, 0, 1]),
+        max_failures=st.sampled_from([0, 0, 1, "30%"]),
         policy=st.sampled_from(["Hold", "Rollback"]),
+        per_site=st.sampled_from([None, None, 1, 2]),
+        back=st.sampled_from([None, 1, "50%"]),
+        strategy=st.sampled_from(["Waves", "Waves", "Waves", "Recreate"]),
         first=st.sampled_from(["good", "good", "good", "crash", "slow"]),
         second=st.sampled_from(["", *sorted(KINDS)]),
     )
-    def start(self, nodes, waves, max_unavailable, max_failures, policy, first, second) -> None:  # type: ignore[no-untyped-def]
+    def start(  # type: ignore[no-untyped-def]
+        self, nodes, waves, max_unavailable, max_failures, policy, per_site, back, strategy, first, second
+    ) -> None:
+        limits: dict[str, Any] = {"maxUnavailablePerSite": per_site} if per_site else {}
         spec = spec_body(
+            **limits,
+            strategy=strategy,
+            rollback={"maxUnavailable": back} if back else {},
             waves=waves,
             maxUnavailable=max_unavailable,
             maxFailures=max_failures,
@@ -135,6 +151,28 @@ class FleetMachine(RuleBasedStateMachine):
     def edit_waves(self, waves: list[dict[str, Any]]) -> None:
         self.sim.edit(rollout={"waves": waves})
 
+    @rule(windows=st.sampled_from([[], [], NEVER]))
+    def edit_windows(self, windows: list[dict[str, Any]]) -> None:
+        self.sim.edit(rollout={"windows": windows})
+
+    @rule(
+        operation=st.sampled_from(["promote", "promote", "skip", "abort", "undo"]),
+        tail=st.sampled_from(["", "", "/all", "/half"]),
+        index=indices,
+    )
+    def ask(self, operation: str, tail: str, index: int) -> None:
+        views = sorted(self.sim.cluster.revision_views(), key=lambda view: view.number)
+        rollout = self.sim.status.rollout
+        if operation == "undo" and views:
+            value = views[index % len(views)].revision
+        else:
+            value = (rollout.revision if rollout else "0123456789") + tail
+        self.sim.annotations[f"slmops.dev/{operation}"] = f"{value}@{index}"
+
+    @rule(text=st.sampled_from(["true", "false"]))
+    def pause_by_annotation(self, text: str) -> None:
+        self.sim.annotations["slmops.dev/paused"] = text
+
     @rule(error=st.sampled_from(["", "503"]))
     def provider(self, error: str) -> None:
         self.sim.provider_error = error
@@ -169,8 +207,13 @@ def converge(sim: FleetSim) -> None:
         node.online = True
     # Where no node serves stable any more, a comparison alone would wait for evidence for ever.
     metrics = [{"name": "quality", "preset": "EvaluationScore", "min": "0.9"}]
-    sim.edit(rollout={"paused": False, "analysis": {"metrics": metrics}})
+    plain = {"paused": False, "windows": [], "strategy": "Waves", "waves": PLAIN}
+    sim.edit(rollout={**plain, "analysis": {"metrics": metrics}})
+    sim.annotations = {}
     sim.run(5 * 3600)
+    if sim.status.pinned is not None:
+        sim.ask("undo", sim.status.pinned.instead_of)
+        sim.run(5 * 3600)
     target = sim.status.update_revision
     if any(entry.revision == target for entry in sim.status.failed_revisions):
         assert all(target not in sim.given(name) for name in sim.cluster.nodes), sim.explain()

@@ -8,7 +8,9 @@ import pytest
 from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment
-from slmops.planning.validate import Finding, validate
+from slmops.planning.finding import Finding
+from slmops.planning.validate import validate
+from slmops.planning.validate_rollout import find_rollout_problem
 from tests.unit.planning.fleet_spec import merged, spec_body
 
 CONFIG = OperatorConfig(
@@ -26,7 +28,8 @@ def findings(changes: dict[str, Any], *, name: str = "orders") -> Finding | None
         spec=SLMDeploymentSpec.model_validate(merged(spec_body(), changes)),
         status=SLMDeploymentStatus(),
     )
-    return validate(deployment, CONFIG)
+    assert deployment.spec is not None
+    return validate(deployment, CONFIG) or find_rollout_problem(deployment.spec)
 
 
 def variant(**changes: Any) -> dict[str, Any]:
@@ -37,12 +40,20 @@ def waves(*waves: dict[str, Any]) -> dict[str, Any]:
     return {"rollout": {"waves": list(waves)}}
 
 
+def windows(**fields: str) -> dict[str, Any]:
+    return {"rollout": {"windows": [{"startTime": "22:00", "endTime": "05:00", **fields}]}}
+
+
+REST = {"name": "all", "percent": 100}
 LAB = {"name": "lab", "nodeSelector": {"matchLabels": {"site": "lab"}}}
 
 
 def test_a_sensible_spec_has_no_finding() -> None:
     assert findings({}) is None
     assert findings(waves(LAB, {"name": "half", "percent": 50}, {"name": "rest", "percent": 100})) is None
+    grow = {"name": "grow", "exponential": {"startPercent": 5}}
+    assert findings(waves({"name": "one", "count": 1}, LAB, grow)) is None
+    assert findings(windows(timeZone="Europe/Berlin")) is None
     assert findings({"placement": {"tolerations": [{"key": "gpu", "value": "yes"}]}}) is None
     assert findings(variant(source={"http": None, "file": {"path": "/models/a", "files": [FILE]}})) is None
     assert findings({"cache": {"hostPath": "/var/lib/slmops/a"}}) is None
@@ -138,6 +149,23 @@ def test_a_sensible_spec_has_no_finding() -> None:
             "spec.rollout.progressDeadline",
             "make it longer",
         ),
+        (
+            waves({"name": "a", "percent": 5, "soak": "2h"}, REST),
+            "InvalidSpec",
+            "spec.rollout.progressDeadline",
+            "waves[0]",
+        ),
+        (waves({**LAB, "percent": 2}, REST), "InvalidWaves", "spec.rollout.waves[0]", "exactly"),
+        (
+            waves({"name": "a", "exponential": {}}, REST),
+            "InvalidWaves",
+            "spec.rollout.waves[0].exponential",
+            "last wave",
+        ),
+        (waves({"name": "all", "count": 1}, REST), "InvalidWaves", "spec.rollout.waves", "name of its own"),
+        (waves({**REST, "maxPerSite": 1}), "InvalidWaves", "spec.rollout.waves", "leave its maxPerSite out"),
+        (windows(timeZone="Europe/Atlantis"), "InvalidWindow", "spec.rollout.windows[0].timeZone", "Berlin"),
+        (windows(endTime="22:00"), "InvalidWindow", "spec.rollout.windows[0]", "never opens"),
     ],
 )
 def test_findings_name_field_and_cure(changes: dict[str, Any], reason: str, field: str, cure: str) -> None:

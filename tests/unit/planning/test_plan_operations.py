@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people do by annotation: approve, promote, skip, abort, undo, pause."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.planning.fleet_cluster import Behaviour
+from tests.unit.planning.fleet_sim import FleetSim
+from tests.unit.planning.fleet_situations import installed, reach
+
+GATED: list[dict[str, Any]] = [
+    {"name": "canary", "percent": 10},
+    {"name": "rest", "percent": 100, "approval": "Manual"},
+]
+
+
+def waiting_for_approval() -> FleetSim:
+    sim = installed(waves=GATED)
+    sim.set_version("v2")
+    assert sim.run_until(lambda: sim.condition("Progressing") == ("False", "AwaitingApproval")), sim.explain()
+    return sim
+
+
+def progressing(sim: FleetSim) -> str:
+    return next(c.message for c in sim.status.conditions if c.type == "Progressing")
+
+
+def test_a_gate_holds_until_somebody_approves_and_fetches_ahead_meanwhile() -> None:
+    sim = waiting_for_approval()
+    sim.run(48 * 3600)
+    assert list(sim.versions().values()).count("v2") == 1
+    revision = sim.revision_of("v2")
+    assert f"slmops.dev/promote: {revision}/rest" in progressing(sim)
+    assert all(f"{revision}/int4" in node.cache for node in sim.cluster.nodes.values())
+    answer = sim.ask("promote", f"{revision}/rest@1")
+    assert (answer.outcome, answer.token) == ("Done", f"{revision}/rest@1")
+    sim.settle()
+    assert set(sim.versions().values()) == {"v2"}
+    assert sim.events().count("PromoteDone") == 1 and "AwaitingApproval" in sim.events()
+
+
+def test_approval_is_for_one_wave_of_one_revision() -> None:
+    sim = waiting_for_approval()
+    revision = sim.revision_of("v2")
+    for value, cure in [
+        (f"{revision}/canary", "at wave rest"),
+        ("0123456789", "is being rolled out, not 0123456789"),
+        ("yes please", "write REVISION"),
+        (f"{revision}/", "write REVISION"),
+    ]:
+        answer = sim.ask("promote", value)
+        assert answer.outcome == "Refused" and cure in answer.message
+    assert list(sim.versions().values()).count("v2") == 1
+    assert sim.condition("Progressing") == ("False", "AwaitingApproval")
+
+
+def test_an_approval_is_used_once() -> None:
+    sim = waiting_for_approval()
+    sim.ask("promote", sim.revision_of("v2"))
+    sim.settle()
+    sim.cluster.behaviours["v3"] = Behaviour()
+    sim.set_version("v3")
+    assert sim.run_until(lambda: sim.condition("Progressing") == ("False", "AwaitingApproval"))
+    sim.restart_operator()
+    sim.run(3600)
+    assert sim.version == "v2" and sim.condition("Progressing") == ("False", "AwaitingApproval")
+
+
+def test_promote_needs_a_wave_that_waits() -> None:
+    sim = installed()
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    answer = sim.ask("promote", sim.revision_of("v2"))
+    assert answer.outcome == "Refused" and "slmops.dev/skip" in answer.message
+    sim.settle()
+    answer = sim.ask("promote", f"{sim.revision_of('v2')}@late")
+    assert answer.outcome == "Refused" and answer.message == "no rollout is under way"
+
+
+def test_promote_all_goes_through_gates_and_without_evidence() -> None:
+    sim = installed(waves=GATED, behaviours={"v2": Behaviour(score=None)})
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    began = sim.now
+    sim.ask("promote", f"{sim.revision_of('v2')}/all")
+    sim.settle(limit_seconds=300)
+    assert set(sim.versions().values()) == {"v2"} and sim.now - began < 120
+    waves = sim.status.rollout.waves if sim.status.rollout else []
+    assert [wave.verdict for wave in waves] == ["Skipped", "Skipped"], "nobody judged them"
+
+
+def test_promote_all_still_stops_at_nodes_that_crash() -> None:
+    sim = installed(waves=GATED, behaviours={"v2": Behaviour(crashes=True)})
+    sim.set_version("v2")
+    reach(sim, "Flipping")
+    sim.ask("promote", f"{sim.revision_of('v2')}/all")
+    sim.settle()
+    assert sim.step == "Failed" and set(sim.versions().values()) == {"v1"}
+
+
+def test_skip_ends_the_analysis_of_one_wave() -> None:
+    sim = installed(behaviours={"v2": Behaviour(score=None)})
+    sim.set_version("v2")
+    reach(sim, "Analysing")
+    sim.run(60)
+    revision = sim.revision_of("v2")
+    assert sim.ask("skip", f"{revision}/canary").outcome == "Done"
+    reach(sim, "Analysing", wave=1)
+    sim.run(600)
+    assert sim.condition("Progressing") == ("False", "NoData"), "the next wave is judged again"
+    assert sim.ask("skip", f"{revision}/rest").outcome == "Done"
+    sim.settle()
+    assert sim.version == "v2" and sim.step == "Completed"
+
+
+def test_skip_before_anything_moved_is_refused() -> None:
+    sim = installed(waves=[{"name": "canary", "percent": 10, "approval": "Manual"}, GATED[1]])
+    sim.set_version("v2")
+    assert sim.run_until(lambda: sim.condition("Progressing") == ("False", "AwaitingApproval"))
+    answer = sim.ask("skip", sim.revision_of("v2"))
+    assert answer.outcome == "Refused" and "nothing to skip" in answer.message
+
+
+def test_abort_rolls_back_and_is_remembered() -> None:
+    sim = installed(20, maxUnavailable=3)
+    sim.set_version("v2")
+    reach(sim, "Soaking", wave=1)
+    revision = sim.revision_of("v2")
+    assert sim.ask("abort", revision).outcome == "Done"
+    sim.settle()
+    assert sim.step == "Failed" and set(sim.versions().values()) == {"v1"}
+    assert sim.condition("RolloutSucceeded") == ("False", "Aborted")
+    sim.restart_operator()
+    sim.run(3600)
+    assert set(sim.versions().values()) == {"v1"}
+    sim.retry()
+    sim.settle()
+    assert set(sim.versions().values()) == {"v2"}
+
+
+def test_abort_names_its_revision() -> None:
+    sim = installed()
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    answer = sim.ask("abort", sim.revision_of("v1"))
+    assert answer.outcome == "Refused" and "not " + sim.revision_of("v1") in answer.message
+    sim.settle()
+    assert sim.version == "v2"
+
+
+def test_undo_goes_back_in_waves_and_stays_until_spec_changes() -> None:
+    sim = installed()
+    sim.set_version("v2")
+    sim.settle()
+    first, second = sim.revision_of("v1"), sim.revision_of("v2")
+    assert sim.ask("undo", first).outcome == "Done"
+    assert sim.wave == 0 and sim.step != "Completed", "with waves and analysis like any other"
+    sim.settle()
+    assert set(sim.versions().values()) == {"v1"} and sim.version == "v1"
+    assert sim.condition("RolloutSucceeded") == ("False", "Pinned")
+    sim.restart_operator()
+    sim.edit(rollout={"soak": "31s"})  # no other revision
+    sim.run(3600)
+    assert set(sim.versions().values()) == {"v1"}
+    assert sim.ask("undo", first + "@again").outcome == "Refused"
+    sim.set_version("v3")
+    sim.settle()
+    assert set(sim.versions().values()) == {"v3"} and sim.status.pinned is None
+    assert sim.ask("undo", second + "@2").outcome == "Done"
+    sim.settle()
+    assert sim.version == "v2"
+    assert sim.ask("undo", sim.revision_of("v3")).outcome == "Done"
+    sim.settle()
+    assert sim.version == "v3" and sim.condition("RolloutSucceeded") == ("True", "Promoted")
+
+
+def test_undo_knows_only_the_history_and_nothing_that_failed() -> None:
+    sim = installed(behaviours={"v2": Behaviour(score=0.1)})
+    sim.set_version("v2")
+    sim.settle()
+    answer = sim.ask("undo", "0123456789")
+    assert answer.outcome == "Refused" and "not in the history" in answer.message
+    answer = sim.ask("undo", sim.revision_of("v2"))
+    assert answer.outcome == "Refused"
+
+
+def test_pause_by_annotation_stops_and_goes_on() -> None:
+    sim = installed(20, maxUnavailable=2)
+    sim.set_version("v2")
+    reach(sim, "Flipping", wave=1)
+    sim.annotations["slmops.dev/paused"] = "true"
+    sim.run(2)
+    before = sim.versions()
+    sim.run(7200)
+    assert sim.versions() == before and sim.condition("Progressing") == ("False", "Paused")
+    del sim.annotations["slmops.dev/paused"]
+    sim.settle()
+    assert set(sim.versions().values()) == {"v2"}
+
+
+@pytest.mark.parametrize("operation", ["promote", "skip", "abort", "undo"])
+def test_a_request_is_carried_out_once_whenever_the_operator_dies(operation: str) -> None:
+    def run(kill_after: int | None) -> tuple[FleetSim, list[str]]:
+        score = None if operation in ("skip", "abort") else 0.99
+        behaviours = {"v2": Behaviour(score=score)}
+        sim = waiting_for_approval() if operation == "promote" else installed(behaviours=behaviours)
+        if operation != "promote":
+            sim.set_version("v2")
+            sim.settle() if operation == "undo" else reach(sim, "Analysing")
+        if kill_after is not None:
+            sim.kill_at = sim.writes + kill_after
+        sim.ask(operation, sim.revision_of("v1" if operation == "undo" else "v2"))
+        sim.cluster.behaviours["v2"].score = 0.99
+        sim.settle()
+        return sim, [e for e in sim.events() if e == f"{operation.capitalize()}Done"]
+
+    whole, _ = run(None)
+    for kill_after in range(6):
+        sim, events = run(kill_after)
+        assert sim.kills == 1 and sim.versions() == whole.versions() and sim.step == whole.step
+        assert len(events) <= 1
