@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One real control plane for all tests of this folder, with the CRD installed."""
 
+import asyncio
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -65,27 +67,43 @@ def operator_kubeconfig(control_plane: ControlPlane) -> Path:
     return install_account(control_plane)
 
 
+MakeCluster = Callable[..., AbstractAsyncContextManager[Cluster]]
+
+
 @pytest.fixture
-async def cluster(
+def make_cluster(
     kwok: ControlPlane, operator_kubeconfig: Path, request: pytest.FixtureRequest
-) -> AsyncIterator[Cluster]:
+) -> MakeCluster:
+    """Makes namespaces named after the test and a tail, each with nodes of its own; see `cluster`."""
+
+    @asynccontextmanager
+    async def make(tail: str, *, nodes: str = "abcd") -> AsyncIterator[Cluster]:
+        operator = await load_configuration(str(operator_kubeconfig))
+        configuration = await load_configuration(str(kwok.kubeconfig))
+        kube = KubeClient(configuration)
+        name = request.node.name + tail
+        words = re.sub(r"[^a-z0-9]+", "-", name.removeprefix("test_").lower())[:24].strip("-")
+        short = f"{words}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": short}}
+        await kube.create(NAMESPACES, body=body)
+        await asyncio.to_thread(kwok.kubectl.apply, *lease_permission(short))
+        cluster = Cluster(kube=kube, connect=lambda: CountingClient(operator), namespace=short)
+        for node in nodes:
+            await cluster.add_node(node, **({"pilot": "true"} if node == "a" else {}))
+        try:
+            yield cluster
+        finally:
+            await cluster.remove()
+            await kube.close()
+
+    return make
+
+
+@pytest.fixture
+async def cluster(make_cluster: MakeCluster) -> AsyncIterator[Cluster]:
     """A namespace named after the test, and four Ready nodes: `a` is the pilot.
 
     The operator acts by its own account: what the chart does not permit fails here.
     """
-    operator = await load_configuration(str(operator_kubeconfig))
-    configuration = await load_configuration(str(kwok.kubeconfig))
-    kube = KubeClient(configuration)
-    name = request.node.name
-    words = re.sub(r"[^a-z0-9]+", "-", name.removeprefix("test_").lower())[:24].strip("-")
-    short = f"{words}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"
-    await kube.create(NAMESPACES, body={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": short}})
-    kwok.kubectl.apply(*lease_permission(short))
-    cluster = Cluster(kube=kube, connect=lambda: CountingClient(operator), namespace=short)
-    for name in "abcd":
-        await cluster.add_node(name, **({"pilot": "true"} if name == "a" else {}))
-    try:
+    async with make_cluster("") as cluster:
         yield cluster
-    finally:
-        await cluster.remove()
-        await kube.close()

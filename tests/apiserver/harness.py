@@ -183,6 +183,13 @@ class Cluster:
         )
         return str(status["stableRevision"])
 
+    async def until_promoted_again(self, revision: str) -> Body:
+        """Wait until an earlier revision is the stable one and the rollout completed; the status."""
+        return await self.until_status(
+            f"{revision} being promoted",
+            lambda s: s["stableRevision"] == s["updateRevision"] == revision and step_of(s) == "Completed",
+        )
+
     async def until_settled(self, revision: str, nodes: int) -> None:
         """Wait until exactly `nodes` nodes serve `revision` and nothing else is left on any."""
         expected = {revision}
