@@ -62,6 +62,9 @@ class Reflector(Generic[T]):
         """All trimmed values."""
         return [value for _, value in self._items.values()]
 
+    def __len__(self) -> int:
+        return len(self._items)
+
     def get(self, key: Key) -> T | None:
         """The trimmed value of an object."""
         item = self._items.get(key)

@@ -196,6 +196,8 @@ class Observed:
     config: OperatorConfig
     nodes: tuple[NodeView, ...] = ()
     """All nodes of the cluster, or at least those that match placement or carry our labels."""
+    other_nodes: bool = False
+    """There are nodes beside these in the cluster."""
     pods: tuple[PodView, ...] = ()
     owned: tuple[OwnedView, ...] = ()
     revisions: tuple[RevisionView, ...] = ()

@@ -118,7 +118,8 @@ def say_accepted(finding: Finding | None) -> Says:
     return Says(
         status="False",
         reason=finding.reason,
-        message=f"{finding.message}; until then no rollout begins or goes on, and the stable revision is looked after",
+        message=f"{finding.message}; until then no rollout begins or "
+        "goes on, and the stable revision is looked after",
     )
 
 

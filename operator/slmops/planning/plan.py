@@ -133,13 +133,14 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, finding: Finding
         needed=needs.revisions | {r for r in (decision.stable_revision, target, resolution.revision) if r},
         history_limit=spec.revision_history_limit,
     )
+    any_node = bool(observed.nodes) or observed.other_nodes
     actions: list[Action] = [
         *new_revision,
         *apply_workloads(names, fleet, needs, observed.owned),
         *_service(names, spec, observed),
         *patches,
         # That there is no node at all is no reason to take every workload down.
-        *(delete_unneeded(names, needs, observed.owned, keep_revisions=keep) if observed.nodes else ()),
+        *(delete_unneeded(names, needs, observed.owned, keep_revisions=keep) if any_node else ()),
     ]
     status = _status(
         observed,

@@ -30,6 +30,19 @@ HOLDS: Final = frozenset(
 """Reasons of Progressing=False that a rollout under way waits with."""
 
 
+def hold_of(status: SLMDeploymentStatus) -> str:
+    """Reason that a rollout under way waits with; empty when it does not wait."""
+    condition = _held(status)
+    return condition.reason if condition else ""
+
+
+def _held(status: SLMDeploymentStatus) -> Condition | None:
+    for condition in status.conditions:
+        if condition.type == ConditionType.PROGRESSING and condition.reason in HOLDS:
+            return condition
+    return None
+
+
 def _operations(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transition]:
     before = {answer.operation: answer.token for answer in old.operations}
     return [
@@ -44,13 +57,7 @@ def _operations(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Tran
 
 
 def _holds(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transition]:
-    def held(status: SLMDeploymentStatus) -> Condition | None:
-        for condition in status.conditions:
-            if condition.type == ConditionType.PROGRESSING and condition.reason in HOLDS:
-                return condition
-        return None
-
-    before, after = held(old), held(new)
+    before, after = _held(old), _held(new)
     if after is None or (before is not None and before.reason == after.reason):
         return []
     waits = after.reason in ("Paused", "AwaitingApproval", "OutsideWindow")

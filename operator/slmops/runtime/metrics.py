@@ -7,6 +7,8 @@ from slmops.api import SLMDeploymentStatus
 from slmops.api.status import Measurement
 from slmops.model.observed import Deployment
 from slmops.model.plan import Transition
+from slmops.planning import times
+from slmops.planning.transitions import HOLDS, hold_of
 
 _STEPS = (
     "Installing",
@@ -37,6 +39,12 @@ class OperatorMetrics:
             "slmops_plan_duration_seconds",
             "Planning alone, without any I/O.",
             buckets=(0.0005, 0.002, 0.01, 0.05, 0.2, 1, 5),
+            registry=self.registry,
+        )
+        self.event_to_write = Histogram(
+            "slmops_event_to_write_seconds",
+            "From the first event that woke a look to its first write, of looks that write.",
+            buckets=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 20),
             registry=self.registry,
         )
         self.errors = Counter(
@@ -86,6 +94,19 @@ class OperatorMetrics:
             (*_OBJECT, "step"),
             registry=self.registry,
         )
+        self.held = Gauge(
+            "slmops_rollout_held",
+            "1 for the reason that a rollout under way waits with.",
+            (*_OBJECT, "reason"),
+            registry=self.registry,
+        )
+        self.wave_seconds = Histogram(
+            "slmops_wave_duration_seconds",
+            "From the begin of a wave to its verdict.",
+            (*_OBJECT, "verdict"),
+            buckets=(10, 60, 300, 900, 3600, 14400, 86400),
+            registry=self.registry,
+        )
         self.nodes = Gauge(
             "slmops_nodes", "Matching nodes by state.", (*_OBJECT, "state"), registry=self.registry
         )
@@ -108,6 +129,16 @@ class OperatorMetrics:
             self.step.labels(*where, name).set(1 if name == step else 0)
         for state, count in new.nodes.model_dump().items():
             self.nodes.labels(*where, state).set(count)
+        hold = hold_of(new)
+        for reason in HOLDS:
+            if reason == hold:
+                self.held.labels(*where, reason).set(1)
+            else:
+                self.held.remove_by_labels(
+                    {"namespace": deployment.namespace, "deployment": deployment.name, "reason": reason}
+                )
+        for verdict, seconds in _judged_waves(deployment.status, new):
+            self.wave_seconds.labels(*where, verdict).observe(seconds)
         seen = {(m.metric, m.at) for m in _measurements(deployment.status)}
         for measurement in _measurements(new):
             if (measurement.metric, measurement.at) not in seen:
@@ -120,8 +151,20 @@ class OperatorMetrics:
     def forget(self, namespace: str, name: str) -> None:
         """Drop the series of a deployment that is gone."""
         labels = {"namespace": namespace, "deployment": name}
-        for metric in (self.step, self.nodes, self.transitions, self.verdicts):
+        for metric in (self.step, self.held, self.wave_seconds, self.nodes, self.transitions, self.verdicts):
             metric.remove_by_labels(labels)
+
+
+def _judged_waves(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[tuple[str, float]]:
+    """(verdict, seconds) of each wave that was judged between the two."""
+    if new.rollout is None:
+        return []
+    before = {wave.name: wave.finished_at for wave in old.rollout.waves} if old.rollout else {}
+    return [
+        (wave.verdict, times.to_seconds(wave.finished_at) - times.to_seconds(wave.started_at))
+        for wave in new.rollout.waves
+        if wave.finished_at and wave.started_at and before.get(wave.name) != wave.finished_at
+    ]
 
 
 def _measurements(status: SLMDeploymentStatus) -> list[Measurement]:

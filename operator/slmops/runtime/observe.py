@@ -31,11 +31,13 @@ def observe(
     """Snapshot of everything about one deployment; refers to no live object."""
     deployment = stored.deployment
     key = DeploymentKey(deployment.namespace, deployment.name)
+    nodes = world.nodes_of(key)
     owned = sorted(world.owned_by(key, deployment.uid), key=lambda meta: (meta.kind, meta.name))
     return Observed(
         deployment=deployment,
         config=config,
-        nodes=world.nodes,
+        nodes=nodes,
+        other_nodes=len(nodes) < world.node_count,
         pods=tuple(sorted((pod.view for pod in world.pods_of(key)), key=lambda pod: pod.name)),
         owned=tuple(
             OwnedView(kind=meta.kind, name=meta.name, drifted=world.has_drifted(meta), deleting=meta.deleting)

@@ -19,6 +19,8 @@ from slmops.ports.clock import Clock
 from slmops.ports.metrics import MetricsProvider
 from slmops.ports.sources import SourceResolver
 from slmops.runtime.backoff import Backoff
+from slmops.runtime.decisions import describe_decision
+from slmops.runtime.economy import StatusPace
 from slmops.runtime.events import EventPoster
 from slmops.runtime.execute import Executor, Failure, ForeignObject, WritesForbidden, describe
 from slmops.runtime.logs import fields_of
@@ -77,6 +79,8 @@ class Worker:
         self._backoff = Backoff()
         self._busy_looks = 0
         self._look_seconds = 0.0
+        self._woken_at: float | None = None
+        self._pace = StatusPace()
         self._shown = False
         self._retry_token: str | None = None
         self._ending_uid = ""
@@ -98,6 +102,8 @@ class Worker:
 
     def wake(self) -> None:
         """Something may have changed: look soon."""
+        if self._woken_at is None:
+            self._woken_at = time.perf_counter()
         self._woken.set()
 
     async def run(self) -> None:
@@ -168,6 +174,7 @@ class Worker:
 
     async def _look(self) -> tuple[float | None, list[Failure]]:
         services = self._services
+        woken_at, self._woken_at = self._woken_at, None
         stored = services.world.stored(self.key)
         if stored is None:
             return None, []
@@ -193,15 +200,24 @@ class Worker:
             namespace_ending=self._ending_uid == stored.deployment.uid,
         )
         started = time.perf_counter()
-        plan = services.planner(observed, services.clock.now())
+        now = services.clock.now()
+        plan = services.planner(observed, now)
         self._look_seconds = time.perf_counter() - started
         services.metrics.plan_seconds.observe(self._look_seconds)
 
         changed = plan.status != deployment.status
+        wait = self._pace.wait_seconds(deployment.status, plan.status) if changed else 0.0
+        if wait:
+            # Counters alone: they are written with what comes next. Readings are kept until then.
+            changed = False
+        else:
+            self._meter.consume(readings)
         if changed:
             await services.executor.apply_status(stored, plan.status)
-        self._meter.consume(readings)
-        self._tell(deployment, plan, changed=changed)
+            self._pace.written()
+        if changed or plan.actions:
+            self._count_latency(woken_at)
+        self._tell(observed, plan, now, changed=changed)
         failures = await services.executor.apply_actions(deployment, plan.actions)
         failures = self._notice_namespace_ending(deployment, failures)
         self._request(stored, plan)
@@ -209,7 +225,12 @@ class Worker:
             # What was written is in the caches now and may allow the next step.
             self.wake()
         self._busy_looks = self._busy_looks + 1 if plan.actions else 0
-        return plan.requeue_after_seconds, failures
+        requeue = plan.requeue_after_seconds
+        return (min(wait, requeue or wait) if wait else requeue), failures
+
+    def _count_latency(self, woken_at: float | None) -> None:
+        if woken_at is not None:
+            self._services.metrics.event_to_write.observe(time.perf_counter() - woken_at)
 
     def _notice_namespace_ending(self, deployment: Deployment, failures: list[Failure]) -> list[Failure]:
         """The failures that another attempt may cure; what a namespace refuses as it ends is none."""
@@ -233,8 +254,11 @@ class Worker:
         self._resolutions.request(plan.resolve)
         self._meter.request(plan.measure)
 
-    def _tell(self, deployment: Deployment, plan: Plan, *, changed: bool) -> None:
-        services = self._services
+    def _tell(self, observed: Observed, plan: Plan, now: float, *, changed: bool) -> None:
+        services, deployment = self._services, observed.deployment
+        decision = describe_decision(observed, plan, now)
+        if decision is not None:
+            _log.info("decided", extra=self._fields(decision=decision))
         if changed or not self._shown:
             services.metrics.show_status(deployment, plan.status)
             self._shown = True

@@ -9,11 +9,12 @@ from slmops.adapters.kube import KubeClient
 from slmops.adapters.reflector import Key, Reflector
 from slmops.adapters.resources import NODES, OWNED, PODS, Resource
 from slmops.adapters.trim import OwnedMeta, OwnedPod, trim_node, trim_owned, trim_pod
+from slmops.api.base import LabelSelector
 from slmops.model.observed import NodeView, OwnedKind
 from slmops.planning.names import Names
 from slmops.planning.selectors import matches
 from slmops.runtime.resource import DeploymentKey, StoredDeployment, is_newer, key_of_body, parse_deployment
-from slmwire.labels import DOMAIN, MANAGED_BY, MANAGED_BY_VALUE
+from slmwire.labels import MANAGED_BY, MANAGED_BY_VALUE
 
 _OURS = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
 
@@ -26,6 +27,20 @@ class Mark:
     generation: int
     resource_version: str
     labels: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Members:
+    """The nodes that concern one SLMDeployment: they match its placement or carry its labels."""
+
+    selector: LabelSelector | None
+    prefix: str
+    nodes: dict[str, NodeView] = field(default_factory=dict)
+
+    def concerns(self, view: NodeView) -> bool:
+        if self.selector is not None and matches(self.selector, view.labels):
+            return True
+        return any(key.startswith(self.prefix) for key in view.labels)
 
 
 @dataclass(slots=True)
@@ -49,6 +64,7 @@ class World:
         self._on_wake = on_wake
         self._deployments: dict[DeploymentKey, StoredDeployment] = {}
         self._belongings: dict[DeploymentKey, _Belongings] = {}
+        self._members: dict[DeploymentKey, _Members] = {}
         self._marks: dict[tuple[OwnedKind, str, str], Mark] = {}
         self._nodes = Reflector(kube, NODES, trim=trim_node, on_change=self._node_changed)
         self._pods = [
@@ -93,6 +109,26 @@ class World:
     def nodes(self) -> tuple[NodeView, ...]:
         """All nodes."""
         return tuple(self._nodes.values())
+
+    @property
+    def node_count(self) -> int:
+        """Number of all nodes."""
+        return len(self._nodes)
+
+    def nodes_of(self, key: DeploymentKey) -> tuple[NodeView, ...]:
+        """Nodes that match the deployment's placement or carry its labels."""
+        return tuple(self._members_of(key).nodes.values())
+
+    def _members_of(self, key: DeploymentKey) -> _Members:
+        stored = self._deployments.get(key)
+        spec = stored.deployment.spec if stored else None
+        selector = spec.placement.node_selector if spec else None
+        members = self._members.get(key)
+        if members is None or members.selector != selector:
+            members = _Members(selector, Names(*key).label_prefix)
+            members.nodes = {view.name: view for view in self._nodes.values() if members.concerns(view)}
+            self._members[key] = members
+        return members
 
     def pods_of(self, key: DeploymentKey) -> Iterable[OwnedPod]:
         """Pods that carry the deployment's label."""
@@ -174,23 +210,19 @@ class World:
     def forget_deployment(self, key: DeploymentKey) -> None:
         """The deployment is gone."""
         self._deployments.pop(key, None)
+        self._members.pop(key, None)
 
     # Wakes
 
     def _node_changed(self, _: Key, old: NodeView | None, new: NodeView | None) -> None:
-        views = [view for view in (old, new) if view is not None]
-        prefixes = {
-            key.split("/", 1)[0] + "/"
-            for view in views
-            for key in view.labels
-            if key.partition("/")[0].endswith(f".{DOMAIN}")
-        }
-        for key, stored in self._deployments.items():
-            spec = stored.deployment.spec
-            selector = spec.placement.node_selector if spec else None
-            if Names(*key).label_prefix in prefixes or (
-                selector is not None and any(matches(selector, view.labels) for view in views)
-            ):
+        for key in self._deployments:
+            members = self._members_of(key)
+            name = new.name if new is not None else old.name if old is not None else ""
+            was = members.nodes.pop(name, None) is not None
+            if new is not None and members.concerns(new):
+                members.nodes[name] = new
+                was = True
+            if was:
                 self._on_wake(key)
 
     def _pod_changed(self, key: Key, old: OwnedPod | None, new: OwnedPod | None) -> None:

@@ -124,6 +124,29 @@ async def test_looks_again_when_the_timer_of_the_plan_is_over() -> None:
     assert 3 <= len(bench.looks) <= 6
 
 
+async def test_counters_are_written_together_a_little_later_and_never_forgotten() -> None:
+    ready = 0
+
+    def plan(observed: Observed, _: float) -> Plan:
+        counts = observed.deployment.status.nodes.model_copy(update={"ready": ready})
+        return Plan(status=observed.deployment.status.model_copy(update={"nodes": counts}))
+
+    def written() -> list[str]:
+        return [line for line in bench.kube.log if "status" in line]
+
+    def stored() -> int:
+        body = bench.kube.objects[(DEPLOYMENTS.plural, NAMESPACE, NAME)]
+        return int(((body.get("status") or {}).get("nodes") or {}).get("ready", 0))
+
+    bench = Bench(plan)
+    async with bench.run() as worker:
+        for ready in range(1, 9):  # noqa: B007 - the planner reads it
+            worker.wake()
+            await asyncio.sleep(0.1)
+        assert 1 <= len(written()) <= 2, "eight looks within a second"
+        await bench.until(lambda: stored() == 8)
+
+
 async def test_status_is_written_before_actions_and_seen_by_the_next_look() -> None:
     def plan(observed: Observed, _: float) -> Plan:
         status = observed.deployment.status

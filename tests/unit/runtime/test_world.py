@@ -154,3 +154,22 @@ async def test_node_is_read_back_at_once_after_our_own_patch() -> None:
     node = rig.world.node("edge")
     assert node is not None and node.labels["new"] == "1"
     assert body["metadata"]["labels"] == {"edge": "true"}
+
+
+async def test_a_deployment_sees_the_nodes_that_concern_it_and_no_others() -> None:
+    rig = Rig()
+    await rig.sync()
+    ours = f"{NAME}.{NAMESPACE}.slmops.dev/abc"
+    rig.world.take_in_node(_node("edge", 1000, edge="true"))
+    rig.world.take_in_node(_node("left", 1001, **{ours: "int4"}))
+    rig.world.take_in_node(_node("other", 1002, zone="a"))
+    assert {view.name for view in rig.world.nodes_of(KEY)} == {"edge", "left"}
+    rig.world.take_in_node(_node("edge", 1003))
+    rig.world.take_in_node(_node("other", 1004, edge="true"))
+    assert {view.name for view in rig.world.nodes_of(KEY)} == {"left", "other"}
+    assert rig.world.node_count == 3
+    body = store_deployment(rig.kube)
+    body["spec"]["placement"]["nodeSelector"] = {}
+    body["metadata"] |= {"resourceVersion": "2000", "generation": 2}
+    rig.world.take_in_deployment(body)
+    assert {view.name for view in rig.world.nodes_of(KEY)} == {"edge", "left", "other"}, "another placement"

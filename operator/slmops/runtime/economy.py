@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which changes of status may wait a moment, so that a fleet on the move costs few writes.
+
+While nodes change over one by one, counters and texts differ at every look. They may be written
+together a little later: what the rollout has decided never waits, because it must be stored before
+anything is done about it.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from slmops.api import SLMDeploymentStatus
+from slmops.api.status import NodeCounts
+
+COUNTERS_SECONDS: Final = 2.0
+"""Least time between two writes of which the later one changes counters and texts alone."""
+
+
+def differ_in_counters_only(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> bool:
+    """Whether the new status decides nothing that the old one did not."""
+    return _decisions(old) == _decisions(new)
+
+
+def _decisions(status: SLMDeploymentStatus) -> SLMDeploymentStatus:
+    rollout = status.rollout
+    if rollout is not None:
+        counters = {"nodes": 0, "updated": 0, "ready": 0, "deferred": 0, "failed": 0}
+        rollout = rollout.model_copy(
+            update={"waves": [wave.model_copy(update=counters) for wave in rollout.waves]}
+        )
+    return status.model_copy(
+        update={
+            "nodes": NodeCounts(),
+            "ready_nodes": "",
+            "reasons": [],
+            "worst_nodes": [],
+            "variants": [variant.model_copy(update={"nodes": 0}) for variant in status.variants],
+            "rollout": rollout,
+            "conditions": [c.model_copy(update={"message": ""}) for c in status.conditions],
+        }
+    )
+
+
+class StatusPace:
+    """Says how long a status may wait to be written. Starts with nothing written."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._written_at = float("-inf")
+
+    def wait_seconds(self, old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> float:
+        """Seconds until the status should be written; 0 means now."""
+        left = self._written_at + COUNTERS_SECONDS - self._clock()
+        if left <= 0 or not differ_in_counters_only(old, new):
+            return 0.0
+        return left
+
+    def written(self) -> None:
+        """A status has been written."""
+        self._written_at = self._clock()
