@@ -69,8 +69,8 @@ def read_settings(
     if url and not _URL.fullmatch(url):
         shown = "(with credentials)" if "@" in url else url
         raise SettingsError(
-            f"SLMOPS_PROMETHEUS_URL={shown}: must be a URL such as http://prometheus.monitoring:9090, without "
-            "a query; credentials belong into a Secret (chart value prometheus.existingSecret)"
+            f"SLMOPS_PROMETHEUS_URL={shown}: must be a URL such as http://prometheus.monitoring:9090, "
+            "without a query; credentials belong into a Secret (chart value prometheus.existingSecret)"
         )
     credentials_dir = text("SLMOPS_PROMETHEUS_CREDENTIALS_DIR")
     if credentials_dir and not Path(credentials_dir).is_dir():
