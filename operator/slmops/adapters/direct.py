@@ -8,7 +8,6 @@ the same time.
 
 import asyncio
 import hashlib
-import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -19,9 +18,11 @@ import aiohttp
 from slmops.adapters.exposition import Exposition, ExpositionError, parse_exposition
 from slmops.adapters.increases import Growth, Increases, latest_start
 from slmops.adapters.samples import build_latency, build_score, build_share, build_speed
+from slmops.adapters.sources.addresses import AddressPolicy
 from slmops.model.observed import MetricQuery, Preset, ProviderSettings, Sample, Samples
 from slmops.ports.clock import Clock
 from slmops.ports.metrics import ProviderError
+from slmops.ports.sources import SourceError
 from slmwire.paths import HTTP_PORT, PATH_METRICS
 
 PODS_PER_CLASS: Final = 30
@@ -292,14 +293,10 @@ def _rank(target: PodTarget) -> tuple[bool, bytes, str]:
 def is_pod_address(text: str) -> bool:
     """Whether an address can be a pod's: a node reports it, and a stolen one must not choose our target."""
     try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
+        AddressPolicy().check_address(text, host=text)
+    except (SourceError, ValueError):
         return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    address = mapped or address
-    return not (
-        address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified
-    )
+    return True
 
 
 def _build_sample(preset: Preset, growth: Growth, scores: Sequence[tuple[float, float]]) -> Sample | None:

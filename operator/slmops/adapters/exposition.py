@@ -15,8 +15,9 @@ from typing import Final
 
 from slmwire import metrics
 
-MAX_LINES: Final = 5000
-"""Of series that are looked at."""
+MAX_LINES: Final = 2000
+"""Of series that are looked at; the server has about 120."""
+MAX_LINE_LETTERS: Final = 8192
 MAX_BUCKETS: Final = 100
 PROCESS_START: Final = "process_start_time_seconds"
 
@@ -35,10 +36,9 @@ _NAMES: Final = frozenset(
         _SECONDS,
     }
 )
-_LINE: Final = re.compile(
-    r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?=[{ \t])[ \t]*(?:\{(.*)\})?[ \t]*([^\s{]\S*)(?:[ \t]+-?[0-9]+)?[ \t\r]*"
-)
-_LABEL: Final = re.compile(r'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(?:,|$)')
+_NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_LABEL: Final = re.compile(r'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"[ \t]*(,?)')
+_LABELS_END: Final = re.compile(r"[ \t]*\}")
 _ESCAPE: Final = re.compile(r"\\(.)")
 
 
@@ -83,13 +83,16 @@ def parse_exposition(text: str) -> Exposition:
     seen: set[str] = set()
     lines = 0
     for number, line in enumerate(text.split("\n"), start=1):
-        name = re.split(r"[{ \t]", line, maxsplit=1)[0]
+        match = _NAME.match(line)
+        name = match[0] if match else ""
         if name not in _NAMES:
             continue
         lines += 1
         if lines > MAX_LINES:
             raise ExpositionError(f"more than {MAX_LINES} series")
-        labels, value = _parse_line(line, number)
+        if len(line) > MAX_LINE_LETTERS:
+            raise ExpositionError(f"line {number} is longer than {MAX_LINE_LETTERS} letters")
+        labels, value = _parse_rest(line[len(name) :], number)
         seen.add(name)
         if name == metrics.REQUESTS:
             code = _need(labels, "code", number)
@@ -118,21 +121,25 @@ def parse_exposition(text: str) -> Exposition:
     )
 
 
-def _parse_line(line: str, number: int) -> tuple[Mapping[str, str], float]:
-    match = _LINE.fullmatch(line)
-    if match is None:
-        raise ExpositionError(f"line {number} is no sample")
+def _parse_rest(rest: str, number: int) -> tuple[Mapping[str, str], float]:
+    """Labels and value after the name, from left to right: one pattern for all could be made to backtrack."""
     labels: dict[str, str] = {}
-    text, at = (match[2] or "").strip(), 0
-    while at < len(text):
-        label = _LABEL.match(text, at)
-        if label is None:
+    rest = rest.strip()
+    if rest.startswith("{"):
+        at, more = 1, True
+        while more and (label := _LABEL.match(rest, at)):
+            labels[label[1]] = _ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], label[2])
+            at, more = label.end(), bool(label[3])
+        end = _LABELS_END.match(rest, at)
+        if end is None:
             raise ExpositionError(f"line {number} has malformed labels")
-        labels[label[1]] = _ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], label[2])
-        at = label.end()
-    value = _number(match[3], number)
+        rest = rest[end.end() :]
+    words = rest.split()
+    if len(words) not in (1, 2):
+        raise ExpositionError(f"line {number} is no sample")
+    value = _number(words[0], number)
     if not math.isfinite(value) or value < 0:
-        raise ExpositionError(f"line {number} has the value {match[3][:40]}, which is no count")
+        raise ExpositionError(f"line {number} has the value {words[0][:40]}, which is no count")
     return labels, value
 
 

@@ -263,6 +263,7 @@ async def test_addresses_that_no_pod_has_are_not_called() -> None:
         ("fe80::1", False),
         ("0.0.0.0", False),
         ("224.0.0.1", False),
+        ("100.100.100.200", False),
         ("evil.example", False),
         ("", False),
     ],

@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmops.adapters.exposition import Exposition, Layout
@@ -48,6 +48,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS, st.integers(0, 100), st.booleans())
 def test_resets_lose_only_what_no_look_saw(steps: list[Step], first: int, tells_start: bool) -> None:
     """Against a model that knows every request; `first` were served before the first look."""
@@ -74,6 +75,7 @@ def test_resets_lose_only_what_no_look_saw(steps: list[Step], first: int, tells_
         previous = grown
 
 
+@settings(deadline=None)
 @given(STEPS, st.integers(1, 5))
 def test_a_moving_window_never_counts_more_than_a_longer_one(steps: list[Step], width: int) -> None:
     counts = PodCounts(look(0), at=0.0, began_at=-50.0)

@@ -3,14 +3,18 @@
 
 import asyncio
 import gzip
+import json
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slmops.adapters.prometheus import OwnPrometheus, PrometheusProvider
 from slmops.model.observed import MetricQuery, Preset, ProviderSettings, Sample, Samples
@@ -216,6 +220,40 @@ async def test_anything_else_is_an_error_of_the_provider(
         assert len(server.requests) == 1
     assert len(str(caught.value)) < 512
     assert "u:p" not in str(caught.value)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["1", "NaN", "x", "a", "200"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["metric", "value", "slm_variant", "code", "le"]), inner, max_size=3
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(_JSON, st.sampled_from(["vector", "scalar", "matrix", "string"]))
+def test_no_answer_breaks_the_reader(result: object, kind: str) -> None:
+    answer = json.dumps({"status": "success", "data": {"resultType": kind, "result": result}}).encode()
+
+    async def post(*_: object) -> tuple[int, bytes]:
+        return 200, answer
+
+    async def ask() -> None:
+        provider = build("http://prometheus")
+        with patch.object(provider, "_post", post):
+            for query in (preset(Preset.ERROR_RATE), preset(Preset.LATENCY_P95), promql("up", "up")):
+                try:
+                    found = await provider.read(query, DEFAULTS)
+                except ProviderError:
+                    continue
+                for sample in found.values():
+                    assert sample.value is not None and math.isfinite(sample.value)
+
+    asyncio.run(ask())
 
 
 async def test_infos_and_an_empty_list_of_warnings_do_not_matter() -> None:

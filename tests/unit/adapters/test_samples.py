@@ -4,7 +4,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmops.adapters.samples import (
@@ -25,6 +25,7 @@ def test_counts_are_rounded_down_but_for_binary_dust() -> None:
     assert count_whole(1e300) == 2**53
 
 
+@settings(deadline=None)
 @given(NUMBERS, NUMBERS)
 def test_a_share_is_one(requests: float, errors: float) -> None:
     sample = build_share(requests=requests, errors=errors)
@@ -34,6 +35,7 @@ def test_a_share_is_one(requests: float, errors: float) -> None:
         assert sample.value * sample.samples == pytest.approx(sample.events)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(BOUNDS | st.just(math.inf), NUMBERS))
 def test_buckets_never_fall_and_end_at_the_samples(buckets: dict[float, float]) -> None:
     sample = build_latency(buckets)
@@ -45,6 +47,7 @@ def test_buckets_never_fall_and_end_at_the_samples(buckets: dict[float, float]) 
         assert sample.value is not None and 0 <= sample.value <= max(bounds[:-1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(min_value=0.01, max_value=9.9), min_size=1, max_size=200))
 def test_the_quantile_lies_in_the_bucket_of_the_true_one(values: list[float]) -> None:
     bounds = (0.1, 0.5, 1.0, 5.0, 10.0, math.inf)
