@@ -62,6 +62,19 @@ async def test_a_secret_is_kept_for_a_short_while() -> None:
     assert secrets.reads == 3
 
 
+async def test_few_secrets_are_kept_and_old_ones_make_room() -> None:
+    time = [0.0]
+    secrets = Secrets(**{f"s{i}": {"token": "x"} for i in range(300)})
+    reader = secrets.reader(lambda: time[0])
+    for i in range(300):
+        await reader.read("shop", f"s{i}")
+    assert len(reader._known) == 256
+    time[0] = CACHE_SECONDS
+    for _ in range(2):
+        await reader.read("shop", "s299")
+    assert (secrets.reads, len(reader._known)) == (301, 1)
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

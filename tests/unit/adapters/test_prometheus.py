@@ -379,6 +379,10 @@ async def test_own_credentials_stay_with_the_own_server(tmp_path: Path) -> None:
         assert await asked(secret="s") == ("Bearer mine", None)
         # Another URL never gets the operator's credentials, even if it is the same server.
         assert await asked(secret="ca", url=server.url) == (None, None)
+        sent = len(server.requests)
+        with pytest.raises(ProviderError, match="not trusted"):
+            await asked(url=server.url)
+        assert len(server.requests) == sent
         with pytest.raises(ProviderError, match="team-b cannot be read with the operator's credentials"):
             await asked(tenant="team-b")
         await provider.close()
