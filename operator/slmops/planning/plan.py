@@ -23,6 +23,7 @@ from slmops.planning.objects import (
     needs_of,
     revisions_to_keep,
 )
+from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.resolution import Resolution, resolve
 from slmops.planning.revision import Revision, build_revision_data, parse_revision
 from slmops.planning.rollout import decide
@@ -86,7 +87,9 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, now: float) -> P
     )
     rollout = old.rollout
     if rollout is not None and not spec.rollout.paused:
-        rollout = fold_readings(spec.rollout.analysis, rollout, observed.readings)
+        analysis = spec.rollout.analysis
+        readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
+        rollout = fold_readings(analysis, rollout, readings, classes=len(spec.variants))
     decision = decide(
         fleet,
         stable_revision=old.stable_revision,

@@ -9,7 +9,7 @@ from slmops.api.status import MAX_FAILED_REVISIONS, FailedRevision, RolloutStatu
 from slmops.planning import times
 from slmops.planning.decision import Decision, Hold, begin_rollout, begin_wave, roll_back, update_wave
 from slmops.planning.fleet import Fleet, WaveView, canary_problem, failures_elsewhere, view_wave
-from slmops.planning.judge import Judgement, judge_metrics
+from slmops.planning.judge import Judgement, judge_metrics, terminate_measurements
 from slmops.planning.revision import Revision
 
 
@@ -48,6 +48,7 @@ def step_wave(
         )
     judgement = judge_metrics(fleet.spec.rollout.analysis, rollout)
     if judgement.failed and rollout.step != "Prefetching":
+        rollout = terminate_measurements(fleet.spec.rollout.analysis, rollout, now=now)
         return _fail(decision, rollout, fleet, "AnalysisFailed", judgement.failed, now)
     handlers: dict[str, Callable[[Decision, RolloutStatus, Fleet, WaveView, Judgement, float], Decision]] = {
         "Prefetching": _prefetching,

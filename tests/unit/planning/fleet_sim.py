@@ -8,6 +8,7 @@ would in real life, and one that asks again and again without need is told off.
 
 import heapq
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,8 @@ class FleetSim:
         self.deleting_since: float | None = None
         self.gone = False
         self.provider_error = ""
+        self.answer_seconds: dict[str, float] = {}
+        """How long the provider takes for a metric, where it is not 0.3 s."""
         self.unresolvable: set[str] = set()
         self.writes = 0
         self.kill_at: int | None = None
@@ -410,17 +413,36 @@ class FleetSim:
                 )
             )
 
-        self.at(0.3, answer)
+        self.at(self.answer_seconds.get(request.metric, 0.3), answer)
 
     def sample(self, query: MetricQuery) -> Samples:
         """What Prometheus would say: no series of pods that do not run or cannot be scraped."""
-        nodes = [
-            node.name
-            for node in self.cluster.nodes.values()
-            if node.online and query.revision in self.cluster.serving_revisions(node.name)
-        ]
+        variants = {
+            pod.variant
+            for pod in self.cluster.pods
+            if self.cluster.nodes[pod.node].online
+            and pod.revision == query.revision in self.cluster.serving_revisions(pod.node)
+        }
         behaviour = self.cluster.behaviour(self.cluster.version_of(query.revision))
-        value = behaviour.error_rate if query.preset is Preset.ERROR_RATE else behaviour.score
-        if not nodes or value is None or value != value:
-            return {}
-        return {"int4": Sample(value=value, samples=behaviour.samples)}
+        found = {variant: sample_of(behaviour, query.preset, variant) for variant in sorted(variants)}
+        return {variant: sample for variant, sample in found.items() if sample is not None}
+
+
+LATENCY_BOUNDS = tuple(0.05 * 1.4**step for step in range(16))
+
+
+def sample_of(behaviour: Behaviour, preset: Preset | None, variant: str) -> Sample | None:
+    """A value as a provider gives it, with the counts behind it; None for no series."""
+    samples = behaviour.samples
+    if preset in (Preset.LATENCY_P95, Preset.TTFT_P95):
+        # Exponential, with this 95 % quantile.
+        shares = [-math.expm1(-bound * math.log(20) / behaviour.p95_seconds) for bound in LATENCY_BOUNDS]
+        buckets = tuple((b, share * samples) for b, share in zip(LATENCY_BOUNDS, shares, strict=True))
+        return Sample(
+            value=behaviour.p95_seconds, samples=samples, buckets=(*buckets, (math.inf, float(samples)))
+        )
+    if preset is Preset.ERROR_RATE:
+        rate = behaviour.error_rates.get(variant, behaviour.error_rate)
+        return None if rate is None else Sample(value=rate, samples=samples, events=rate * samples)
+    score = behaviour.score
+    return None if score is None or math.isnan(score) else Sample(value=score, samples=samples)
