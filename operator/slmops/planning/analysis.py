@@ -173,8 +173,8 @@ def _assess_class(metric: Metric, sides: _Class, required_log_e: float) -> Asses
     if (proven[0] if proofs else bool(bound) and enough) and not also:
         text = bound or f"requests above max {metric.max} are more than {_number(canary.value)} tells"
         return replace(result, verdict=Verdict.FAIL, message=text + _proof_text(result))
-    compared = ""
-    if compares(metric) and stable.value is not None:
+    compared, worse, shared = "", False, False
+    if compares(metric) and stable.value is not None and _is_known(stable):
         compared = _worse_text(metric, canary.value, stable.value)
         worse = _is_worse(metric, canary.value, stable.value)
         shared = stable is not sides.live and _is_worse(metric, sides.live.value, stable.value)
@@ -192,7 +192,7 @@ def _assess_class(metric: Metric, sides: _Class, required_log_e: float) -> Asses
     if not sides.has_stable:
         message = f"no stable node of variant {sides.variant} to compare with; give the metric max or min"
         return replace(result, message=message)
-    if stable.value is None:
+    if not _is_known(stable):
         message = "no data from the stable revision to compare with"
         return replace(result, verdict=Verdict.NO_DATA, message=message)
     if not stable_enough:

@@ -17,7 +17,7 @@ import promql_parser
 from slmwire import metrics
 
 VARIABLES: Final = ("selector", "canary", "stable", "window")
-_VARIABLE: Final = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
+_VARIABLE: Final = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 _MESSAGE_LENGTH: Final = 160
 
 
