@@ -171,6 +171,26 @@ def test_looking_often_fails_no_revision_that_is_not_worse() -> None:
     assert threshold >= 5
 
 
+def test_a_regression_well_beyond_what_is_allowed_rarely_passes() -> None:
+    analysis = Analysis(metrics=[WORSE])
+    ended = {"passed": 0, "failed": 0}
+    for seed in range(60):
+        draw = random.Random(seed)
+        status, bad, samples = rollout(), [0, 0], [0, 0]
+        for look in range(180):
+            for side, (rate, requests) in enumerate(((0.06, 15), (0.01, 60))):
+                bad[side] += sum(draw.random() < rate for _ in range(requests))
+                samples[side] += requests
+            canary, stable = (errors(b / n, n) for b, n in zip(bad, samples, strict=True))
+            seen = reading({"": canary}, {"": stable}, at=NOW + 10 * look)
+            status = fold_readings(analysis, status, [seen])
+            found = judge_metrics(analysis, status)
+            if found.passed or found.failed:
+                ended["passed" if found.passed else "failed"] += 1
+                break
+    assert ended["passed"] <= 3 and ended["failed"] >= 55, ended
+
+
 # Device classes
 
 

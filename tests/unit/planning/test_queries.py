@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user's PromQL and the settings of the provider: what is asked, and what is refused."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import promql_parser
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,6 +142,14 @@ def test_what_makes_no_sense_is_refused_by_field(analysis: dict[str, Any], field
 )
 def test_what_makes_sense_is_taken(analysis: dict[str, Any]) -> None:
     assert problem(**analysis) == ("", "")
+
+
+def test_examples_of_the_documentation_are_taken() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "analysis.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        assert problem(**yaml.safe_load(example)["rollout"]["analysis"]) == ("", "")
 
 
 def test_a_url_needs_the_administrator() -> None:
