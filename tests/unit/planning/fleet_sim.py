@@ -8,7 +8,6 @@ would in real life, and one that asks again and again without need is told off.
 
 import heapq
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +19,9 @@ from slmops.model.observed import (
     MetricQuery,
     Observed,
     OwnedKind,
-    Preset,
     Reading,
     Resolved,
     ResolveFailure,
-    Sample,
     Samples,
 )
 from slmops.model.plan import (
@@ -42,6 +39,7 @@ from slmops.planning.names import Names
 from slmops.planning.plan import plan
 from slmwire.reasons import Reason
 from tests.unit.planning.fleet_cluster import Behaviour, Cluster, SimNode
+from tests.unit.planning.fleet_samples import sample_of
 from tests.unit.planning.fleet_spec import manifest_of, merged
 
 EPOCH = 1_750_000_000.25
@@ -426,23 +424,3 @@ class FleetSim:
         behaviour = self.cluster.behaviour(self.cluster.version_of(query.revision))
         found = {variant: sample_of(behaviour, query.preset, variant) for variant in sorted(variants)}
         return {variant: sample for variant, sample in found.items() if sample is not None}
-
-
-LATENCY_BOUNDS = tuple(0.05 * 1.4**step for step in range(16))
-
-
-def sample_of(behaviour: Behaviour, preset: Preset | None, variant: str) -> Sample | None:
-    """A value as a provider gives it, with the counts behind it; None for no series."""
-    samples = behaviour.samples
-    if preset in (Preset.LATENCY_P95, Preset.TTFT_P95):
-        # Exponential, with this 95 % quantile.
-        shares = [-math.expm1(-bound * math.log(20) / behaviour.p95_seconds) for bound in LATENCY_BOUNDS]
-        buckets = tuple((b, share * samples) for b, share in zip(LATENCY_BOUNDS, shares, strict=True))
-        return Sample(
-            value=behaviour.p95_seconds, samples=samples, buckets=(*buckets, (math.inf, float(samples)))
-        )
-    if preset is Preset.ERROR_RATE:
-        rate = behaviour.error_rates.get(variant, behaviour.error_rate)
-        return None if rate is None else Sample(value=rate, samples=samples, events=rate * samples)
-    score = behaviour.score
-    return None if score is None or math.isnan(score) else Sample(value=score, samples=samples)
