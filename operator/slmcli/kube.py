@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import urllib3
+import yaml
 from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.exceptions import ApiException
@@ -39,6 +40,8 @@ WATCH_TIMEOUT_SECONDS: Final = 240
 WATCH_SILENCE_SECONDS: Final = 100.0
 """A healthy watch carries a bookmark about every minute; a silent one is dead."""
 PAGE_SIZE: Final = 500
+_UNUSABLE: Final = (ConfigException, OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError)
+"""What the client raises over a kubeconfig that is missing, no YAML or of another shape."""
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -65,10 +68,10 @@ def connect(*, kubeconfig: str | None, context: str | None) -> Connection:
             load_file(
                 config_file=path, context=context, client_configuration=configuration, persist_config=False
             )
-    except (ConfigException, OSError, ValueError) as error:
+    except _UNUSABLE as error:
         raise CliError(
-            f"no usable kubeconfig: {clean(str(error)).rstrip(chr(46))}; name one with --kubeconfig or KUBECONFIG, and a "
-            "context of it with --context (kubectl config get-contexts lists them)"
+            f"no usable kubeconfig: {clean(str(error)).rstrip('.')}; name one with --kubeconfig or "
+            "KUBECONFIG, and a context of it with --context (kubectl config get-contexts lists them)"
         ) from error
     client = ApiClient(configuration)
     client.user_agent = "kubectl-slm"

@@ -11,7 +11,8 @@ from typing import Final
 from rich.text import Text
 
 GAP: Final = 2
-_NARROWEST: Final = 4
+_NARROW: Final = 8
+"""The flexible column is cut to this before others are."""
 Cell = str | Text
 Lines = list[Text]
 
@@ -41,10 +42,10 @@ def _widths(rows: Sequence[Sequence[Text]], available: int, flexible: int) -> li
     widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
     excess = sum(widths) - available
     if excess > 0:
-        given = min(excess, max(0, widths[flexible] - 2 * _NARROWEST))
+        given = min(excess, max(0, widths[flexible] - _NARROW))
         widths[flexible] -= given
         excess -= given
-    while excess > 0 and max(widths) > _NARROWEST:
+    while excess > 0 and max(widths) > 1:
         widest = widths.index(max(widths))
         widths[widest] -= 1
         excess -= 1

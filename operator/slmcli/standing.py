@@ -148,7 +148,11 @@ def _at_rest(view: DeploymentView) -> Story:
     resolved = view.condition(ConditionType.MODEL_RESOLVED)
     succeeded = view.condition(ConditionType.ROLLOUT_SUCCEEDED)
     if not view.up_to_date:
-        return "Spec has changed; the operator has not acted on it yet.", ("the operator",), ()
+        return (
+            "Spec has changed; the operator has not acted on it yet.",
+            ("the operator to look, which takes seconds when it runs",),
+            ("the spec is checked and, when it makes sense, rolled out",),
+        )
     if resolved is not None and resolved.status != "True":
         waits = (
             f"the model's source: {resolved.message}"
@@ -182,7 +186,11 @@ def _at_rest(view: DeploymentView) -> Story:
         and rollout.step == "Cancelled"
         and status.update_revision != status.stable_revision
     ):
-        return "The last rollout was cancelled.", ("the operator to begin the next",), ()
+        return (
+            "The last rollout was cancelled.",
+            ("the operator to begin the next",),
+            (f"{status.update_revision} is rolled out",),
+        )
     if view.paused:
         return (
             f"{status.stable_revision or 'nothing'} is the stable revision; rollouts are paused.",
@@ -223,7 +231,7 @@ def _in_wave(view: DeploymentView, rollout: RolloutStatus, now: float) -> Story:
     elif rollout.step == "Flipping":
         wave = rollout.waves[rollout.wave]
         waits.append(
-            f"the wave's nodes to serve it: {wave.ready} of {wave.nodes} do, {wave.updated} were given it"
+            f"the wave's nodes to serve it: {wave.ready} of {wave.nodes} do, it was given to {wave.updated}"
         )
         waits.append(_deadline(rollout, settings, now))
         following = (f"then the wave soaks for {_soak(spec, name)} and is judged",)

@@ -53,7 +53,7 @@ def to_text(
     )
     with console.capture() as capture:
         for part in parts:
-            console.print(part)
+            console.print(part, crop=False)
     return "".join(line.rstrip() + "\n" for line in capture.get().splitlines())
 
 

@@ -32,7 +32,8 @@ def render_standing(standing: Standing, *, now: float, width: int) -> Lines:
         lines += [Text(), Text("You can", style="bold")]
         for action in standing.actions:
             lines += wrapped(f"{action.effect}:", width=width, indent=2)
-            lines.append(Text(f"    {action.command}", style="cyan"))  # whole, to be copied
+            # Never broken into lines of ours: it is there to be copied.
+            lines.append(Text(f"    {action.command}", style="cyan", no_wrap=True, overflow="ignore"))
     return lines
 
 

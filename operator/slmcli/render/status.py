@@ -8,6 +8,7 @@ from rich.text import Text
 
 from slmcli.lines import Lines, cut, table, wrapped
 from slmcli.render.parts import (
+    STYLES,
     latest_metrics,
     render_conditions,
     render_headline,
@@ -16,7 +17,6 @@ from slmcli.render.parts import (
     render_rollout_line,
     render_waves,
     render_worst,
-    styled,
 )
 from slmcli.times import age_text
 from slmcli.view import DeploymentView, EventView
@@ -164,16 +164,19 @@ def _fit(lines: Lines, footer: Lines, height: int) -> Lines:
     return [*lines[: max(0, height - len(footer))], *footer]
 
 
+_SHORT: Final = {"True": "yes", "False": "no"}
+
+
 def _short_conditions(conditions: Sequence[Condition], *, width: int) -> Lines:
     summary = Text()
     for condition in conditions:
-        summary.append(f"{condition.type} ")
-        summary.append_text(styled(condition.status))
-        summary.append("  ")
+        summary.append(f"{'  ' if summary else ''}{condition.type} ")
+        word = _SHORT.get(condition.status, "?")
+        summary.append(word, style=STYLES.get(condition.status, ""))
     lines = [cut(summary, width)]
     for condition in conditions:
         telling = condition.type == ConditionType.PROGRESSING or condition.status != "True"
-        if telling and condition.reason != "Complete":
+        if telling and condition.reason not in ("Complete", "InProgress"):
             text = Text(condition.reason, style="cyan")
             text.append(f": {condition.message}", style="dim")
             lines.append(cut(text, width))

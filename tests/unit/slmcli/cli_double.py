@@ -116,8 +116,9 @@ def run_cli(
     *argv: str,
     capsys: pytest.CaptureFixture[str],
     width: int = 4000,
+    live: bool = False,
 ) -> Ran:
-    """Run the program; time passes only in its sleeps."""
+    """Run the program; time passes only in its sleeps. `live` makes output a terminal."""
     out, err = io.StringIO(), io.StringIO()
     slept = 0.0
 
@@ -128,7 +129,7 @@ def run_cli(
     def open_session(arguments: Any) -> Session:
         return Session(
             connect=lambda: Here(cluster),
-            terminal=Terminal(out=out, width=width),
+            terminal=Terminal(out=out, width=width, live=live),
             err=err,
             chosen_namespace=arguments.namespace,
             now=lambda: NOW + slept,

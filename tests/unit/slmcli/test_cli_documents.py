@@ -22,12 +22,12 @@ from tests.unit.slmcli.cli_objects import (
 )
 
 SUMMARY = (
-    "namespace name createdAt generation observedGeneration deleting pausedBy model specVersion stableVersion "
-    "stableRevision updateRevision nodes conditions"
+    "namespace name createdAt generation observedGeneration deleting pausedBy model specVersion "
+    "stableVersion stableRevision updateRevision nodes conditions"
 )
 KEYS = {
-    "DeploymentStatus": f"{SUMMARY} pinned rollout variants worstNodes reasons failedRevisions operations events "
-    "notes",
+    "DeploymentStatus": f"{SUMMARY} pinned rollout variants worstNodes reasons failedRevisions operations "
+    "events notes",
     "DeploymentList": "items",
     "NodeList": "namespace name items",
     "RevisionList": "namespace name items",

@@ -2,6 +2,7 @@
 """`--watch`: a watch that survives broken links, and output for pipes."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -133,3 +134,27 @@ def test_documents_can_be_streamed(
         else list(yaml.safe_load_all(ran.out))
     )
     assert [document["rollout"]["step"] for document in documents] == ["Soaking", "Analysing"]
+
+
+def test_the_redrawn_view_shows_changes_and_leaves_the_last_picture(
+    cluster: ScriptedCluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    cluster.watches = [[_event("MODIFIED", "Analysing", 2), _event("DELETED", "Analysing", 3)]]
+    ran = run_cli(cluster, "status", "orders", "--watch", capsys=capsys, live=True)
+    drawn, _, left = ran.out.rpartition("\x1b[?1049l")  # back from the alternate screen
+    left = re.sub(r"\x1b\[[0-9;]*m", "", left)
+    assert ran.code == 0
+    assert "Soaking" in drawn and "Analysing" in drawn
+    assert "Analysing in wave pilot" in left and "Soaking in wave" not in left
+    assert "it was deleted" in ran.err
+
+
+def test_the_redrawn_view_ends_with_what_went_wrong(
+    cluster: ScriptedCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.watches = [[ForbiddenError("you may not watch")]]
+    ran = run_cli(cluster, "status", "orders", "--watch", capsys=capsys, live=True)
+    assert ran.code == 3
+    assert ran.err == "error: you may not watch\n"

@@ -128,7 +128,7 @@ def test_the_live_view_shows_every_section_at_80x24() -> None:
     text = to_text(tuple(lines), width=80)
     for word in (
         "shop/orders",
-        "Accepted True",
+        "Accepted yes",
         "pilot",
         "half",
         "quality",
