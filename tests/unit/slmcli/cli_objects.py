@@ -201,10 +201,15 @@ def build_revision(number: int, revision: str, version: str, *, uid: str = "uid-
 
 
 def build_node(
-    name: str, *, site: str = "berlin", ready: bool = True, edge: str = "true", **given: str
+    name: str,
+    given: Mapping[str, str] | None = None,
+    *,
+    site: str = "berlin",
+    ready: bool = True,
+    edge: str = "true",
 ) -> Body:
     """A node; `given` maps the tails of our labels (`REVISION`, `REVISION.prefetch`) to variants."""
-    ours = {f"orders.shop.slmops.dev/{tail}": variant for tail, variant in given.items()}
+    ours = {f"orders.shop.slmops.dev/{tail}": variant for tail, variant in (given or {}).items()}
     return {
         "metadata": {"name": name, "labels": {"edge": edge, "site": site} | ours},
         "status": {
@@ -253,4 +258,4 @@ def build_event(reason: str, note: str, *, seconds_ago: float, kind: str = "Norm
 
 def widest(lines: Iterable[Any]) -> int:
     """Columns of the widest line."""
-    return max(line.cell_len for line in lines)
+    return max(int(line.cell_len) for line in lines)

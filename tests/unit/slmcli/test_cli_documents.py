@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from slmcli.errors import ForbiddenError
+from slmcli.output import to_yaml
 from tests.unit.slmcli.cli_double import ScriptedCluster, run_cli
 from tests.unit.slmcli.cli_objects import (
     STABLE,
@@ -55,7 +56,7 @@ def _cluster(status: Any) -> ScriptedCluster:
     cluster.put(build_body(status))
     cluster.stored = [build_revision(1, STABLE, "v1")]
     cluster.occurred = [build_event("WavePassed", "pilot", seconds_ago=3)]
-    cluster.fleet = [build_node("n", **{STABLE: "int4"})]
+    cluster.fleet = [build_node("n", {STABLE: "int4"})]
     cluster.running = [build_pod("n", STABLE)]
     return cluster
 
@@ -78,6 +79,11 @@ def test_yaml_and_json_say_the_same(kind: str, capsys: pytest.CaptureFixture[str
     as_json = run_cli(cluster, *COMMANDS[kind], "-o", "json", capsys=capsys)
     as_yaml = run_cli(cluster, *COMMANDS[kind], "-o", "yaml", capsys=capsys)
     assert yaml.safe_load(as_yaml.out) == json.loads(as_json.out)
+
+
+@pytest.mark.parametrize("text", ["0123456789", "12345e6789", "0b10", "1_000", "0o17", "12"])
+def test_a_revision_that_looks_like_a_number_stays_text(text: str) -> None:
+    assert to_yaml({"revision": text}) == f"revision: '{text}'\n"
 
 
 def test_parts_of_the_api_keep_their_names(capsys: pytest.CaptureFixture[str]) -> None:

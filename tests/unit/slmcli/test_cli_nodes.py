@@ -37,21 +37,21 @@ def test_each_state_of_a_node() -> None:
     ahead = stable | {f"{UPDATE}.prefetch": "int4"}
     serving, new = build_pod("n", STABLE), build_pod("n", UPDATE)
     fetched = build_pod("n", UPDATE, role="prefetch")
-    assert _state(build_node("n", **stable), serving) == "stable"
-    assert _state(build_node("n", **update), new) == "updated"
-    assert _state(build_node("n", **update)) == "moving"
-    assert _state(build_node("n", **stable, **update), serving) == "moving"
-    assert _state(build_node("n", **ahead), serving, fetched) == "prepared"
+    assert _state(build_node("n", stable), serving) == "stable"
+    assert _state(build_node("n", update), new) == "updated"
+    assert _state(build_node("n", update)) == "moving"
+    assert _state(build_node("n", stable | update), serving) == "moving"
+    assert _state(build_node("n", ahead), serving, fetched) == "prepared"
     assert (
-        _state(build_node("n", **ahead), serving, build_pod("n", UPDATE, role="prefetch", ready=False))
+        _state(build_node("n", ahead), serving, build_pod("n", UPDATE, role="prefetch", ready=False))
         == "fetching"
     )
     assert _state(build_node("n")) == "waiting"
-    assert _state(build_node("n", **{"99999": "int4"}), build_pod("n", "99999")) == "other"
-    assert _state(build_node("n", ready=False, **stable), serving) == "offline"
+    assert _state(build_node("n", {"99999": "int4"}), build_pod("n", "99999")) == "other"
+    assert _state(build_node("n", stable, ready=False), serving) == "offline"
     crashing = build_pod("n", UPDATE, ready=False, waiting="CrashLoopBackOff")
-    assert _state(build_node("n", **update), crashing) == "failed"
-    assert _state(build_node("n", edge="false", **stable), serving) == "leaving"
+    assert _state(build_node("n", update), crashing) == "failed"
+    assert _state(build_node("n", stable, edge="false"), serving) == "leaving"
     assert _state(build_node("n", edge="false")) == "left out"
 
 
@@ -67,9 +67,9 @@ def _cluster() -> ScriptedCluster:
     cluster = ScriptedCluster()
     cluster.put(build_body(build_status()))
     cluster.fleet = [
-        build_node("shop-9", site="wien", **{STABLE: "int4"}),
-        build_node("a-node-with-quite-a-long-name.of.some.domain.example.com", **{UPDATE: "int4"}),
-        build_node("shop-1", site="berlin", ready=False, **{STABLE: "int4"}),
+        build_node("shop-9", {STABLE: "int4"}, site="wien"),
+        build_node("a-node-with-quite-a-long-name.of.some.domain.example.com", {UPDATE: "int4"}),
+        build_node("shop-1", {STABLE: "int4"}, site="berlin", ready=False),
         build_node("elsewhere", edge="false"),
     ]
     cluster.running = [
@@ -174,7 +174,7 @@ def test_pods_are_read_as_the_operator_reads_them(
     deleting=st.booleans(),
 )
 def test_nodes_are_read_as_the_operator_reads_them(*, memory: str, ready: str, deleting: bool) -> None:
-    node = build_node("n", **{STABLE: "int4"})
+    node = build_node("n", {STABLE: "int4"})
     node["status"] = {"allocatable": {"memory": memory}, "conditions": [{"type": "Ready", "status": ready}]}
     if deleting:
         node["metadata"]["deletionTimestamp"] = ago(1)

@@ -58,7 +58,7 @@ def _poisoned_cluster() -> ScriptedCluster:
         stored["data"]["modelVersion"] += EVIL
         stored["data"]["variants"][0]["serve"]["metadata"] = {"annotations": {EVIL: EVIL}}
     cluster.occurred = [build_event("Evil" + EVIL, EVIL, seconds_ago=5)]
-    cluster.fleet = [build_node("node-1" + EVIL, site=EVIL, **{STABLE: EVIL})]
+    cluster.fleet = [build_node("node-1" + EVIL, {STABLE: EVIL}, site=EVIL)]
     cluster.running = [
         build_pod("node-1" + EVIL, STABLE + EVIL, ready=False, waiting="CrashLoopBackOff" + EVIL)
     ]
