@@ -57,7 +57,7 @@ def connect(*, kubeconfig: str | None, context: str | None) -> Connection:
     """Read the kubeconfig as kubectl does (the flag, KUBECONFIG, ~/.kube/config); else the pod's account."""
     configuration = Configuration()
     # One try: a person waits, and the message names the cure.
-    configuration.retries = urllib3.Retry(total=0, redirect=3, raise_on_redirect=True)
+    configuration.retries = urllib3.Retry(total=0)
     path = kubeconfig or os.environ.get("KUBECONFIG") or KUBE_CONFIG_DEFAULT_LOCATION
     try:
         if _inside_a_pod(path, explicit=kubeconfig or context):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from slmcli.actions import command_line
-from slmcli.errors import ConflictError, Exit, RefusedError
+from slmcli.errors import ConflictError, Exit, RefusedError, UnreachableError
 from slmcli.output import to_yaml
 from slmcli.session import Session
 from slmcli.view import DeploymentView, read_deployment
@@ -130,7 +130,13 @@ def _await_outcome(session: Session, view: DeploymentView, change: Change, *, ti
         return Exit.OK
     end = session.now() + timeout_seconds
     while True:
-        found = change.outcome(read_deployment(session.cluster.get(view.namespace, view.name)))
+        try:
+            found, trouble = (
+                change.outcome(read_deployment(session.cluster.get(view.namespace, view.name))),
+                "",
+            )
+        except UnreachableError as error:
+            found, trouble = None, f" (last: {error})"  # it is written; the link may come back in time
         if found is not None:
             text = f": {found.message}" if found.message else f": {change.promise}"
             session.terminal.write(f"{subject}: {change.operation} {found.kind.lower()}{text}\n")
@@ -138,8 +144,8 @@ def _await_outcome(session: Session, view: DeploymentView, change: Change, *, ti
         if session.now() >= end:
             session.say(
                 f"{subject}: asked to {change.operation}, but the operator has not answered within "
-                f"{timeout_seconds:g}s; it will when it next looks: {command_line(view, 'status')}. If that "
-                "lasts, see whether it runs: kubectl get pods -A -l app.kubernetes.io/name=slmops"
+                f"{timeout_seconds:g}s{trouble}; it will when it next looks: {command_line(view, 'status')}. "
+                "If that lasts, see whether it runs: kubectl get pods -A -l app.kubernetes.io/name=slmops"
             )
             return Exit.UNCONFIRMED
         session.sleep(min(POLL_SECONDS, max(0.0, end - session.now())))

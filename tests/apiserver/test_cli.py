@@ -5,6 +5,7 @@ The operator's answers are written by the test, so that each outcome can be had;
 annotation is tested with the operator.
 """
 
+import asyncio
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from e2e.rig import ControlPlane
 from slmops.api.crd import build_crd
 from slmwire.labels import DEPLOYMENT, REVISION
+from tests.apiserver.harness import Cluster
 from tests.apiserver.specs import deployment
 
 STABLE, UPDATE = "c0ffee0123", "abcdef0123"
@@ -224,3 +226,34 @@ def test_a_cluster_without_slmops_says_so(shop: Shop) -> None:
         end = time.monotonic() + 30
         while shop.run("list")[0] != 0:
             assert time.monotonic() < end
+
+
+async def test_a_real_rollout_is_shown(cluster: Cluster, kwok: ControlPlane) -> None:
+    environment = os.environ | {"KUBECONFIG": str(kwok.kubeconfig), "PYTHONPATH": "operator:."}
+
+    async def run(*argv: str) -> Body:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "slmcli", "-n", cluster.namespace, *argv, "-o", "json",
+            stdout=asyncio.subprocess.PIPE, env=environment,
+        )  # fmt: skip
+        out, _ = await process.communicate()
+        assert process.returncode == 0
+        document: Body = json.loads(out)
+        return document
+
+    async with cluster.operator():
+        await cluster.apply("v1")
+        first = await cluster.until_promoted("v1")
+        await cluster.apply("v2")
+        second = await cluster.until_promoted("v2")
+        await cluster.until_settled(second, 4)
+        nodes = await run("nodes", "orders")
+        history = await run("history", "orders")
+        status = await run("status", "orders")
+        explained = await run("explain", "orders")
+    assert [(node["state"], node["serving"]) for node in nodes["items"]] == [("stable", [second])] * 4
+    assert [(r["revision"], r["states"]) for r in history["items"]] == [(first, []), (second, ["stable"])]
+    digests = [revision["variants"][0]["digest"] for revision in history["items"]]
+    assert digests[1] == status["variants"][0]["digest"] != digests[0]
+    assert "Promoted" in [event["reason"] for event in status["events"]]
+    assert explained["waitsFor"] == []

@@ -41,6 +41,8 @@ def render_headline(view: DeploymentView, *, width: int) -> Lines:
     first = Text(f"{view.namespace}/{view.name}", style="bold")
     if view.spec is not None:
         first.append(f"  model {view.spec.model.name} {view.spec.model.version}", style="")
+    if view.deleting:
+        first.append("  being deleted", style="yellow")
     if status is None:
         return [cut(first, width)]
     stable = status.stable_revision

@@ -50,6 +50,10 @@ def test_no_status_yet_says_where_to_look() -> None:
     assert "app.kubernetes.io/name=slmops" in text
 
 
+def test_a_deletion_under_way_is_said() -> None:
+    assert "being deleted" in _shown(build_body(build_status(), deletionTimestamp=ago(3)))
+
+
 def test_a_spec_that_was_not_seen_yet_is_said() -> None:
     assert "generation 5, seen 2" in _shown(build_body(build_status(), generation=5))
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from slmcli.errors import UnreachableError
 from tests.unit.slmcli.cli_double import Ran, ScriptedCluster, run_cli
 from tests.unit.slmcli.cli_objects import (
     STABLE,
@@ -125,6 +126,18 @@ def test_silence_of_the_operator_is_its_own_exit_code(cli: Run) -> None:
     assert ran.slept == pytest.approx(15.0)
     assert "has not answered within 15s" in ran.err
     assert ran.out == ""
+
+
+def test_a_link_that_breaks_while_waiting_is_borne(cluster: ScriptedCluster, cli: Run) -> None:
+    def answer(body: Body) -> None:
+        _operator("Done")(body)
+        cluster.broken = UnreachableError("no route")
+
+    cluster.answer = answer
+    ran = cli("abort", "orders", "--timeout", "2s")
+    assert (ran.code, ran.slept) == (4, pytest.approx(2.0))
+    assert "(last: no route)" in ran.err
+    assert len(cluster.patches) == 1
 
 
 def test_timeout_zero_does_not_wait(cluster: ScriptedCluster, cli: Run) -> None:
