@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -236,9 +237,10 @@ def _parse(text: bytes, path: str) -> Body:
 
 
 def _unreachable(host: str, error: Exception) -> UnreachableError:
-    cause = getattr(error, "reason", None) or error
+    cause = clean(str(getattr(error, "reason", None) or error))
+    cause = re.sub(r"^\w+\(host=.*?\): ", "", cause)  # the host is named already
     return UnreachableError(
-        f"the API server {clean(host)} cannot be reached: {clean(str(cause))}; check the link, and the "
+        f"the API server {clean(host)} cannot be reached: {cause}; check the link, and the "
         "context with kubectl cluster-info"
     )
 
