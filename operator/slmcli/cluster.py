@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The port to a cluster. Bodies are as the API server sends them: parse them before showing them."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+Body = dict[str, Any]
+
+
+class Cluster(Protocol):
+    """What the commands need of the Kubernetes API. Every method raises a CliError."""
+
+    def get(self, namespace: str, name: str) -> Body:
+        """One SLMDeployment; NotFoundError when it is not there."""
+        ...
+
+    def deployments(self, namespace: str) -> list[Body]:
+        """All SLMDeployments of a namespace; of all namespaces when it is empty."""
+        ...
+
+    def patch(self, namespace: str, name: str, body: Body) -> Body:
+        """Merge patch of an SLMDeployment; ConflictError when `metadata.resourceVersion` is old."""
+        ...
+
+    def watch(self, namespace: str, name: str, resource_version: str) -> Iterator[Body]:
+        """Watch events of one SLMDeployment until the server ends the stream; GoneError after a 410."""
+        ...
+
+    def revisions(self, namespace: str, name: str) -> list[Body]:
+        """Its ControllerRevisions."""
+        ...
+
+    def events(self, namespace: str, uid: str) -> list[Body]:
+        """Core Events about it."""
+        ...
+
+    def nodes(self) -> list[Body]:
+        """All nodes."""
+        ...
+
+    def pods(self, namespace: str, name: str) -> list[Body]:
+        """Its pods."""
+        ...

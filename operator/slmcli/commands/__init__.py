@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands by name. A module of a command has
+
+- `add_arguments(parser: argparse.ArgumentParser) -> None`, which adds what is its own, and
+- `run(arguments: argparse.Namespace, session: slmcli.session.Session) -> int`, which returns the exit code.
+
+A module is imported when its command is named, so that one command does not pay for another.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command: where it is, and what it does in half a line."""
+
+    module: str
+    help: str
+
+
+COMMANDS: Final[dict[str, Command]] = {
+    "list": Command(module="slmcli.commands.list", help="all SLMDeployments of a namespace, or of all (-A)"),
+    "get": Command(module="slmcli.commands.list", help="the same as list"),
+    "status": Command(module="slmcli.commands.status", help="where a deployment stands; --watch follows it"),
+    "explain": Command(
+        module="slmcli.commands.explain", help="why it stands there, what comes next, what one can do"
+    ),
+    "nodes": Command(module="slmcli.commands.nodes", help="node by node: what it was given, what it serves"),
+    "history": Command(module="slmcli.commands.history", help="the revisions that are kept"),
+    "diff": Command(module="slmcli.commands.diff", help="what differs between two revisions"),
+    "promote": Command(module="slmcli.commands.promote", help="let the wave go that waits for approval"),
+    "skip": Command(module="slmcli.commands.skip", help="judge the current wave no further, go on"),
+    "abort": Command(module="slmcli.commands.abort", help="roll the new revision back"),
+    "retry": Command(module="slmcli.commands.retry", help="roll a failed revision out once more"),
+    "pause": Command(module="slmcli.commands.pause", help="stop the rollout where it is"),
+    "resume": Command(module="slmcli.commands.resume", help="go on after a pause"),
+    "undo": Command(module="slmcli.commands.undo", help="go back to an earlier revision"),
+    "version": Command(module="slmcli.commands.version", help="the version of this program"),
+}

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `-o json` and `-o yaml` print: structures that docs/cli.md promises.
+
+Every key is always there, null where nothing is known; times are RFC 3339; new keys may be added, none is
+renamed or removed within `cli.slmops.dev/v1`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from slmcli.observe import NodeReport
+from slmcli.output import DOCUMENT_VERSION
+from slmcli.revisions import StoredRevision
+from slmcli.standing import Standing
+from slmcli.view import DeploymentView, EventView
+from slmops.api.base import ApiModel
+
+Document = dict[str, Any]
+
+
+def _head(kind: str) -> Document:
+    return {"apiVersion": DOCUMENT_VERSION, "kind": kind}
+
+
+def _identity(view: DeploymentView) -> Document:
+    return {"namespace": view.namespace, "name": view.name}
+
+
+def _whole(model: ApiModel | None) -> Document | None:
+    return None if model is None else model.model_dump(mode="json", by_alias=True)
+
+
+def _all(models: Iterable[ApiModel]) -> list[Any]:
+    return [_whole(model) for model in models]
+
+
+def _summary(view: DeploymentView) -> Document:
+    status = view.status
+    return _identity(view) | {
+        "createdAt": view.created_at,
+        "generation": view.generation,
+        "observedGeneration": status.observed_generation if status is not None else None,
+        "deleting": view.deleting,
+        "pausedBy": view.paused or None,
+        "model": view.spec.model.name if view.spec is not None else None,
+        "specVersion": view.spec.model.version if view.spec is not None else None,
+        "stableVersion": (status.model_version or None) if status is not None else None,
+        "stableRevision": (status.stable_revision or None) if status is not None else None,
+        "updateRevision": (status.update_revision or None) if status is not None else None,
+        "nodes": _whole(status.nodes) if status is not None else None,
+        "conditions": _all(status.conditions) if status is not None else [],
+    }
+
+
+def status_document(view: DeploymentView, events: Sequence[EventView]) -> Document:
+    """`status`."""
+    status = view.status
+    return (
+        _head("DeploymentStatus")
+        | _summary(view)
+        | {
+            "pinned": _whole(status.pinned) if status is not None else None,
+            "rollout": _whole(status.rollout) if status is not None else None,
+            "variants": _all(status.variants) if status is not None else [],
+            "worstNodes": _all(status.worst_nodes) if status is not None else [],
+            "reasons": _all(status.reasons) if status is not None else [],
+            "failedRevisions": _all(status.failed_revisions) if status is not None else [],
+            "operations": _all(status.operations) if status is not None else [],
+            "events": [
+                {"at": e.at, "type": e.kind, "reason": e.reason, "message": e.message, "count": e.count}
+                for e in events
+            ],
+            "notes": list(view.notes),
+        }
+    )
+
+
+def list_document(views: Iterable[DeploymentView]) -> Document:
+    """`list`."""
+    items = [
+        _summary(view) | {"step": view.rollout.step if view.rollout is not None else None} for view in views
+    ]
+    return _head("DeploymentList") | {"items": items}
+
+
+def history_document(view: DeploymentView, revisions: Iterable[StoredRevision]) -> Document:
+    """`history`."""
+    items = [
+        {
+            "number": r.number,
+            "revision": r.revision,
+            "modelVersion": r.model_version,
+            "states": list(r.states),
+            "createdAt": r.created_at,
+            "variants": [
+                {
+                    "name": v.name,
+                    "digest": v.digest or None,
+                    "sizeBytes": v.size_bytes,
+                    "reference": v.reference,
+                }
+                for v in r.variants
+            ],
+        }
+        for r in revisions
+    ]
+    return _head("RevisionList") | _identity(view) | {"items": items}
+
+
+def nodes_document(view: DeploymentView, reports: Iterable[NodeReport]) -> Document:
+    """`nodes`."""
+    items = [
+        {
+            "node": r.node,
+            "site": r.site or None,
+            "state": r.state,
+            "online": r.online,
+            "given": [{"revision": revision, "variant": variant} for revision, variant in r.given],
+            "fetching": [{"revision": revision, "variant": variant} for revision, variant in r.fetching],
+            "serving": list(r.serving),
+            "restarts": r.restarts,
+            "problem": None
+            if r.problem is None
+            else {"reason": r.problem.reason, "message": r.problem.message},
+        }
+        for r in reports
+    ]
+    return _head("NodeList") | _identity(view) | {"items": items}
+
+
+def explain_document(view: DeploymentView, standing: Standing) -> Document:
+    """`explain`."""
+    return (
+        _head("Explanation")
+        | _identity(view)
+        | {
+            "summary": standing.summary,
+            "because": list(standing.because),
+            "waitsFor": list(standing.waits_for),
+            "next": list(standing.next),
+            "measurements": _all(m.latest for m in standing.measurements if m.latest is not None),
+            "decisions": [{"at": d.at, "text": d.text} for d in standing.decisions],
+            "actions": [{"command": a.command, "effect": a.effect} for a in standing.actions],
+        }
+    )

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`explain` says what is waited for, what comes next and which command does something."""
+
+from typing import Any, get_args
+
+import pytest
+
+from slmcli.render.explain import render_standing
+from slmcli.standing import Standing, assess_standing
+from slmcli.terminal import to_text
+from slmcli.view import read_deployment
+from slmops.api.status import RolloutStatus
+from tests.unit.slmcli.cli_objects import (
+    NOW,
+    STABLE,
+    UPDATE,
+    Body,
+    ago,
+    build_body,
+    build_rollout,
+    build_spec,
+    build_status,
+    condition,
+    conditions,
+)
+
+STEPS = get_args(RolloutStatus.model_fields["step"].annotation)
+
+
+def _standing(status: Body | None, **body: Any) -> Standing:
+    return assess_standing(read_deployment(build_body(status, **body)), now=NOW)
+
+
+def _commands(standing: Standing) -> str:
+    return "\n".join(action.command for action in standing.actions)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_has_a_story_and_something_to_do(step: str) -> None:
+    standing = _standing(build_status(build_rollout(step)))
+    assert standing.summary.endswith(".")
+    assert standing.because
+    assert standing.next
+    assert standing.actions
+    text = to_text(tuple(render_standing(standing, now=NOW, width=80)), width=80)
+    for action in standing.actions:
+        assert action.command in text
+
+
+def test_soaking_counts_down_and_names_the_gate_that_follows() -> None:
+    standing = _standing(build_status())
+    assert "Soaking, wave pilot (1 of 3)" in standing.summary
+    assert any("40s left" in text for text in standing.waits_for)
+    assert any("29m more for the wave" in text for text in standing.waits_for)
+    assert "wave half follows, which waits for approval" in standing.next[0]
+
+
+def test_a_pause_stops_the_countdown() -> None:
+    status = build_status(build_rollout(pausedAt=ago(10)))
+    standing = _standing(status, annotations={"slmops.dev/paused": "true"})
+    assert "paused in step Soaking" in standing.summary
+    assert "kubectl slm resume orders -n shop" in _commands(standing)
+    assert "kubectl slm pause" not in _commands(standing)
+
+
+def test_a_pause_in_spec_names_the_patch() -> None:
+    standing = _standing(build_status(), spec=build_spec(paused=True))
+    assert "kubectl patch slmd orders -n shop --type merge" in _commands(standing)
+    assert "kubectl slm resume" not in _commands(standing)
+
+
+def test_analysing_tells_which_metrics_are_missing() -> None:
+    standing = _standing(build_status(build_rollout("Analysing")))
+    told = "\n".join(standing.waits_for)
+    assert "metric quality to pass 2 times in a row, 1 so far" in told
+    assert "metric errors to pass 2 times in a row, 0 so far; NoData: no requests in the window" in told
+    assert "kubectl slm skip orders -n shop" in _commands(standing)
+
+
+def test_metrics_that_do_not_decide_are_not_waited_for() -> None:
+    spec = build_spec()
+    spec["rollout"]["analysis"]["metrics"][1] |= {"required": False}
+    standing = _standing(build_status(build_rollout("Analysing")), spec=spec)
+    assert not any("errors" in text for text in standing.waits_for)
+
+
+def test_approval_is_asked_for_with_the_command() -> None:
+    status = build_status(
+        build_rollout("Prefetching", wave=1),
+        conditions=conditions(("False", "AwaitingApproval", "half waits")),
+    )
+    standing = _standing(status)
+    assert any("approve wave half" in text for text in standing.waits_for)
+    assert standing.actions[0].command == "kubectl slm promote orders -n shop"
+
+
+def test_a_closed_window_is_named() -> None:
+    spec = build_spec(
+        windows=[{"days": ["Sat"], "startTime": "22:00", "endTime": "04:00", "timeZone": "Europe/Berlin"}]
+    )
+    status = build_status(
+        build_rollout("Prefetching"), conditions=conditions(("False", "OutsideWindow", "closed"))
+    )
+    told = "\n".join(_standing(status, spec=spec).waits_for)
+    assert "Sat 22:00-04:00 Europe/Berlin" in told
+
+
+def test_a_deadline_that_passed_says_what_it_means() -> None:
+    held = build_rollout("Analysing", waveStartedAt=ago(4000))
+    assert any("has passed: it holds" in text for text in _standing(build_status(held)).waits_for)
+    rolled = _standing(build_status(held), spec=build_spec(onDeadline="Rollback"))
+    assert any("has passed: it is rolled back" in text for text in rolled.waits_for)
+
+
+def test_waves_of_an_exponential_one_take_its_settings() -> None:
+    waves = [{"name": "grow", "exponential": {}, "soak": "5m", "approval": "Manual"}]
+    rollout = build_rollout(waves=[{"name": "grow-1", "nodes": 1}, {"name": "grow-2"}])
+    standing = _standing(build_status(rollout), spec=build_spec(waves=waves))
+    assert any("the soak of 5m to end" in text for text in standing.waits_for)
+    assert "waits for approval" in standing.next[0]
+
+
+def test_after_a_failure_retry_and_diff_are_offered() -> None:
+    status = build_status(
+        build_rollout("Failed", finishedAt=ago(50), reason="AnalysisFailed", message="quality fell"),
+        conditions=conditions(("False", "Complete", "nothing to do"), ("False", "AnalysisFailed")),
+        failedRevisions=[
+            {"revision": UPDATE, "reason": "AnalysisFailed", "message": "quality fell", "at": ago(50)}
+        ],
+    )
+    standing = _standing(status)
+    assert "failed (AnalysisFailed)" in standing.summary
+    assert any("quality fell" in text for text in standing.because)
+    assert "kubectl slm retry orders -n shop" in _commands(standing)
+    assert f"kubectl slm diff orders -n shop {STABLE} {UPDATE}" in _commands(standing)
+    assert standing.decisions[0].text.startswith(("revision", "rollout"))
+
+
+def test_a_pin_offers_the_way_back() -> None:
+    standing = _standing(
+        build_status(
+            build_rollout("Completed", finishedAt=ago(5)),
+            pinned={"revision": STABLE, "insteadOf": UPDATE, "at": ago(9)},
+            conditions=conditions(("False", "Complete", ""), ("False", "Pinned")),
+        )
+    )
+    assert f"--to {UPDATE}" in _commands(standing)
+    assert "retry" not in _commands(standing)
+
+
+def test_a_refused_spec_comes_first() -> None:
+    refused = [
+        condition("Accepted", "False", "InvalidWaves", "spec.rollout.waves: wave pilot selects no node")
+    ]
+    standing = _standing(build_status(conditions=refused))
+    assert "refused: InvalidWaves" in standing.summary
+    assert any("selects no node" in text for text in standing.because)
+
+
+def test_an_unresolved_model_says_why() -> None:
+    status = build_status(
+        conditions=[condition("ModelResolved", "False", "AccessDenied", "variant int4: 403")],
+        updateRevision="",
+    )
+    del status["rollout"]
+    standing = _standing(status)
+    assert "not known by digest" in standing.summary
+    assert any("403" in text for text in standing.waits_for)
+    assert "kubectl slm retry" in _commands(standing)
+
+
+def test_at_rest_nothing_is_waited_for() -> None:
+    status = build_status(
+        build_rollout("Completed", finishedAt=ago(9)),
+        stableRevision=UPDATE,
+        conditions=conditions(("False", "Complete", "nothing to do"), ("True", "Promoted")),
+    )
+    standing = _standing(status)
+    assert standing.waits_for == ()
+    assert f"{UPDATE} is the stable revision" in standing.summary
+
+
+def test_names_are_quoted_for_the_shell() -> None:
+    standing = _standing(build_status(), name="a;b")
+    assert "'a;b'" in _commands(standing)
