@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,12 +20,13 @@ from e2e.lib.release import NAMESPACE, RELEASE, install_operator, rig_images
 from e2e.lib.session import Body, Cluster, FaultsUnavailableError, WaitError, open_cluster
 from e2e.lib.traffic import Traffic
 from e2e.rig import RigError
+from e2e.rig.paths import CHECKOUT
 from e2e.rig.render import render_yaml
 from e2e.rig.tools import tool
 
 QUESTION: Final = "two espressos and a still water to table four"
 ROLLOUT: Final = {
-    "waves": [PILOT_WAVE, {"name": "all", "percent": 100}],
+    "waves": [PILOT_WAVE, {"name": "all", "percent": 100, "approval": "Manual"}],
     "soak": "10s",
     "quorumPercent": 50,
     "maxUnavailable": "50%",
@@ -107,6 +109,14 @@ class Demo:
         self.deployment.apply("v2")
         self.tell.watch(
             self.deployment,
+            lambda found: condition(found, "Progressing").get("reason") == "AwaitingApproval",
+            timeout_seconds=STEP_SECONDS,
+            what="v2 having passed on the pilot node and waiting for approval",
+        )
+        self._kubectl_slm("explain", "orders")
+        self._kubectl_slm("promote", "orders")
+        self.tell.watch(
+            self.deployment,
             lambda found: found["status"].get("modelVersion") == "v2" and is_true(found, "RolloutSucceeded"),
             timeout_seconds=STEP_SECONDS,
             what="v2 being promoted",
@@ -114,6 +124,26 @@ class Demo:
         self.tell.say("v2 is the stable version.")
         if cut is not None:
             self._heal_link(cut)
+
+    def _kubectl_slm(self, *arguments: str) -> None:
+        """Run the plugin as a person would, and show what it says."""
+        self.tell.command(f"kubectl slm {' '.join(arguments)}")
+        plugin = self.directory / "bin" / "kubectl-slm"
+        plugin.parent.mkdir(parents=True, exist_ok=True)
+        plugin.write_text(f'#!/bin/sh\nPYTHONPATH={CHECKOUT}/operator exec {sys.executable} -m slmcli "$@"\n')
+        plugin.chmod(0o755)
+        environment = os.environ | {"KUBECONFIG": str(self.cluster.access.kubeconfig)}
+        done = subprocess.run(
+            [str(plugin), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        self.tell.say((done.stdout + done.stderr).rstrip())
+        if done.returncode:
+            raise WaitError(f"kubectl slm {arguments[0]} ended with {done.returncode}")
 
     def _cut_link(self) -> str:
         node = self.cluster.edge_nodes[-1]
@@ -173,13 +203,14 @@ class Demo:
     def _suggestions(self, resource: Body) -> list[str]:
         lines = [
             f"export KUBECONFIG={self.cluster.access.kubeconfig}",
-            f"export PATH={tool('kubectl').parent}:$PATH",
+            f"export PATH={self.directory / 'bin'}:{tool('kubectl').parent}:$PATH",
             "kubectl get slmd -o wide",
             "kubectl describe slmd orders",
             "kubectl get pods -o wide -l slmops.dev/deployment=orders",
             "kubectl get nodes --show-labels | grep slmops",
             f"kubectl -n {NAMESPACE} logs deploy/slmops --tail=20",
-            "kubectl annotate slmd orders slmops.dev/retry=once --overwrite   # try v3 once more",
+            "kubectl slm status orders --watch   # and explain, nodes, history, diff, undo",
+            "kubectl slm retry orders   # try v3 once more",
             f"kubectl apply -f {self.directory / 'orders-v1.yaml'}   # back to v1, through the waves",
         ]
         if self.cluster.is_rig:

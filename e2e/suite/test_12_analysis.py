@@ -110,7 +110,7 @@ def test_a_gate_waits_for_a_person_and_undo_goes_back(asked: Deployment, cluster
         lambda found: any(o["outcome"] == "Refused" for o in found["status"].get("operations", ())),
         timeout_seconds=30,
     )
-    asked.annotate(promote=f"{revision}/all@2")
+    asked.annotate(promote=f"{revision}/*@2")
     asked.wait_promoted("v1")
     asked.annotate(undo=stable)
     asked.wait_status(

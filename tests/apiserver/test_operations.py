@@ -27,7 +27,7 @@ async def test_approval_opens_the_gate_and_leaves_an_event(cluster: Cluster) -> 
             "the gate", lambda s: condition(s, "Progressing").get("reason") == "AwaitingApproval"
         )
         second = status["updateRevision"]
-        await cluster.annotate(promote="0123456789/all")
+        await cluster.annotate(promote="0123456789/*")
         status = await cluster.until_status("a refusal", lambda s: bool(answer(s, "promote")))
         assert answer(status, "promote")["outcome"] == "Refused"
         await cluster.annotate(promote=f"{second}/all@ok")

@@ -10,6 +10,7 @@ from slmcli.times import stamp
 from slmcli.view import DeploymentView
 from slmops.api import PROMOTE_ANNOTATION
 from slmops.api.status import RolloutStatus
+from slmops.planning.operations import ALL_WAVES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def run(arguments: argparse.Namespace, session: Session) -> Exit:
 
     def plan(view: DeploymentView) -> Change:
         revision = need_rollout(view, "promote")
-        part = "all" if arguments.all else choose_wave(view.running, arguments.wave)
+        part = ALL_WAVES if arguments.all else choose_wave(view.running, arguments.wave)
         token = build_token(revision, part, session.now())
         what = (
             "goes through all waves" if arguments.all else f"wave {part} is approved" if part else "goes on"

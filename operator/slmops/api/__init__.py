@@ -15,7 +15,7 @@ RETRY_ANNOTATION = f"{GROUP}/retry"
 """Setting it to a new value lets a revision that failed be rolled out once more."""
 
 PROMOTE_ANNOTATION = f"{GROUP}/promote"
-"""`REVISION[/WAVE][@ANY]`: approve the wave that waits; `REVISION/all`: go through all waves now."""
+"""`REVISION[/WAVE][@ANY]`: approve the wave that waits; `REVISION/*`: go through all waves now."""
 SKIP_ANNOTATION = f"{GROUP}/skip"
 """`REVISION[/WAVE][@ANY]`: judge the current wave no further and go on with the next."""
 ABORT_ANNOTATION = f"{GROUP}/abort"

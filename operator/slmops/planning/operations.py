@@ -21,14 +21,15 @@ from slmops.api.status import (
 from slmops.planning import times
 from slmops.planning.decision import ABORTED, ACTIVE, begin_wave, finish, roll_back, update_wave
 
-ALL_WAVES: Final = "all"
+ALL_WAVES: Final = "*"
+"""No wave can have this name."""
 _ANNOTATIONS: Final = {
     "undo": api.UNDO_ANNOTATION,
     "abort": api.ABORT_ANNOTATION,
     "promote": api.PROMOTE_ANNOTATION,
     "skip": api.SKIP_ANNOTATION,
 }
-_VALUE: Final = re.compile(r"([0-9a-f]{10})(?:/([a-z0-9](?:[-a-z0-9]*[a-z0-9])?))?(?:@.*)?", re.DOTALL)
+_VALUE: Final = re.compile(r"([0-9a-f]{10})(?:/([a-z0-9](?:[-a-z0-9]*[a-z0-9])?|\*))?(?:@.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +195,7 @@ def _promote(standing: Standing, revision: str, wave: str, now: float) -> _Answe
     if not waits:
         return _Refused(
             message=f"wave {present.name} does not wait for approval; slmops.dev/skip ends its analysis, "
-            f"{revision}/all promotes to all waves"
+            f"{revision}/* promotes to all waves"
         )
     approved = update_wave(rollout, rollout.wave, present.model_copy(update={"approved_at": at}))
     return _Done(message=f"wave {present.name} is approved", standing=replace(standing, rollout=approved))

@@ -55,6 +55,16 @@ def test_approval_is_for_one_wave_of_one_revision() -> None:
     assert sim.condition("Progressing") == ("False", "AwaitingApproval")
 
 
+def test_a_wave_that_is_called_all_is_one_wave() -> None:
+    waves = [{"name": "all", "count": 1, "approval": "Manual"}, {**GATED[1], "name": "rest"}]
+    sim = installed(waves=waves)
+    sim.set_version("v2")
+    assert sim.run_until(lambda: sim.condition("Progressing") == ("False", "AwaitingApproval"))
+    sim.ask("promote", f"{sim.revision_of('v2')}/all")
+    sim.run(3600)
+    assert list(sim.versions().values()).count("v2") == 1, "the next wave waits for its own approval"
+
+
 def test_an_approval_is_used_once() -> None:
     sim = waiting_for_approval()
     sim.ask("promote", sim.revision_of("v2"))
@@ -83,7 +93,7 @@ def test_promote_all_goes_through_gates_and_without_evidence() -> None:
     sim.set_version("v2")
     reach(sim, "Soaking")
     began = sim.now
-    sim.ask("promote", f"{sim.revision_of('v2')}/all")
+    sim.ask("promote", f"{sim.revision_of('v2')}/*")
     sim.settle(limit_seconds=300)
     assert set(sim.versions().values()) == {"v2"} and sim.now - began < 120
     waves = sim.status.rollout.waves if sim.status.rollout else []
@@ -94,7 +104,7 @@ def test_promote_all_still_stops_at_nodes_that_crash() -> None:
     sim = installed(waves=GATED, behaviours={"v2": Behaviour(crashes=True)})
     sim.set_version("v2")
     reach(sim, "Flipping")
-    sim.ask("promote", f"{sim.revision_of('v2')}/all")
+    sim.ask("promote", f"{sim.revision_of('v2')}/*")
     sim.settle()
     assert sim.step == "Failed" and set(sim.versions().values()) == {"v1"}
 

@@ -157,7 +157,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(
         operation=st.sampled_from(["promote", "promote", "skip", "abort", "undo"]),
-        tail=st.sampled_from(["", "", "/all", "/half"]),
+        tail=st.sampled_from(["", "", "/*", "/rest"]),
         index=indices,
     )
     def ask(self, operation: str, tail: str, index: int) -> None:

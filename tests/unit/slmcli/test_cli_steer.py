@@ -66,7 +66,7 @@ def _operator(outcome: str, message: str = "as asked") -> Callable[[Body], None]
     [
         (["promote"], "promote", f"{UPDATE}/pilot{STAMP}"),
         (["promote", "--wave", "half"], "promote", f"{UPDATE}/half{STAMP}"),
-        (["promote", "--all"], "promote", f"{UPDATE}/all{STAMP}"),
+        (["promote", "--all"], "promote", f"{UPDATE}/*{STAMP}"),
         (["skip"], "skip", f"{UPDATE}/pilot{STAMP}"),
         (["skip", "--wave", "all"], "skip", f"{UPDATE}/all{STAMP}"),
         (["abort"], "abort", f"{UPDATE}{STAMP}"),
