@@ -48,6 +48,12 @@ def asked(make_deployment: Make) -> Iterator[Deployment]:
     yield deployment
 
 
+def living(deployment: Deployment) -> set[str]:
+    """Its pods without those on their way out."""
+    pods = deployment.pods()
+    return {p["metadata"]["uid"] for p in pods if "deletionTimestamp" not in p["metadata"]}
+
+
 def test_direct_judges_a_site_without_prometheus(direct: Deployment, rig: Rig) -> None:
     rig.stop_service("prometheus")
     direct.apply("v2")
@@ -74,7 +80,7 @@ def test_a_query_of_the_user_judges_on_the_real_prometheus(asked: Deployment, cl
 
 
 def test_a_query_that_does_not_parse_moves_nothing(asked: Deployment, cluster: Cluster) -> None:
-    before = {pod["metadata"]["uid"] for pod in asked.pods()}
+    before = living(asked)
     broken = {"name": "score", "query": "sum(rate(slmserve_requests_total{$selector}[5m])", "max": "1"}
     asked.apply("v1", rollout=analysed(metrics=[broken]))
     found = asked.wait_status(
@@ -86,7 +92,7 @@ def test_a_query_that_does_not_parse_moves_nothing(asked: Deployment, cluster: C
     assert condition(found, "Ready")["status"] == "True"
     cluster.hold_for(
         "nothing being moved",
-        lambda: {pod["metadata"]["uid"] for pod in asked.pods()} == before,
+        lambda: living(asked) == before,
         seconds=5,
     )
 
