@@ -3,12 +3,14 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from slmops.api.spec import Wave
 from slmops.model.observed import NodeView
 from slmops.planning.selectors import matches
 
 
+@lru_cache(maxsize=1 << 18)
 def stable_order(key: str, name: str) -> bytes:
     """Sort key that is the same on every look and differs between deployments, so that the same
     nodes are not every deployment's canaries."""
