@@ -16,7 +16,7 @@ from slmops.planning.fleet import Fleet, build_fleet
 from slmops.planning.judge import due_measurements, fold_readings, next_measurement_seconds
 from slmops.planning.moves import Wish, build_wishes, count_moving, plan_moves
 from slmops.planning.names import Names
-from slmops.planning.nodes import NodeState, read_nodes
+from slmops.planning.nodes import NodeMemory, NodeState, read_nodes
 from slmops.planning.objects import (
     apply_workloads,
     delete_unneeded,
@@ -30,8 +30,10 @@ from slmops.planning.transitions import transitions_between
 from slmops.planning.validate import validate
 
 
-def plan(observed: Observed, now: float) -> Plan:
+def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) -> Plan:
     """What to do about one SLMDeployment. Pure: equal arguments, equal plan.
+
+    `memory` may be handed in again with each look at the same deployment. It only saves time.
 
     `now` is in seconds since the epoch. The plan is complete and idempotent: carrying out any part
     of it and planning again leads to the same end.
@@ -47,7 +49,7 @@ def plan(observed: Observed, now: float) -> Plan:
         reason = finding.reason if finding else "InvalidSpec"
         message = finding.message if finding else deployment.spec_error
         return _refuse(observed, reason, f"{message}; nothing that runs is touched", now)
-    return _plan_accepted(observed, deployment.spec, now)
+    return _plan_accepted(observed, deployment.spec, now, memory)
 
 
 def _refuse(observed: Observed, reason: str, message: str, now: float) -> Plan:
@@ -61,7 +63,9 @@ def _refuse(observed: Observed, reason: str, message: str, now: float) -> Plan:
     return Plan(status=status, transitions=transitions_between(deployment.status, status))
 
 
-def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, now: float) -> Plan:
+def _plan_accepted(
+    observed: Observed, spec: SLMDeploymentSpec, now: float, memory: NodeMemory | None
+) -> Plan:
     deployment = observed.deployment
     old = deployment.status
     names = Names(deployment.namespace, deployment.name)
@@ -69,7 +73,9 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, now: float) -> P
     resolution = resolve(spec, outcomes=observed.resolutions, stored=stored.values())
     revisions, new_revision = _with_target(names, spec, observed, resolution, stored, old.stable_revision)
 
-    states = read_nodes(names, spec, observed.nodes, observed.pods)
+    if memory is not None:
+        revisions = memory.same_revisions(revisions)
+    states = read_nodes(names, spec, observed.nodes, observed.pods, memory=memory)
     fleet = build_fleet(
         spec,
         states=states,
