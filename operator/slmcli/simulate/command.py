@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.plot and Path(args.plot).suffix != ".svg":
+        raise InputError(f"--plot {args.plot}: the plot is an SVG; name a file that ends in .svg")
     names, spec = read_deployment(Path(args.filename))
     groups = _groups(args, spec)
     settings = Settings(
@@ -133,8 +135,6 @@ def _groups(args: argparse.Namespace, spec: SLMDeploymentSpec) -> tuple[Group, .
 
 
 def _write_plot(path: Path, report: dict[str, Any], title: str) -> None:
-    if path.suffix != ".svg":
-        raise InputError(f"--plot {path}: the plot is an SVG; name a file that ends in .svg")
     try:
         path.write_text(build_svg(report, title=title), encoding="utf-8")
     except OSError as error:

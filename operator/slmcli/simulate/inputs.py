@@ -26,8 +26,8 @@ def read_deployment(path: Path) -> tuple[Names, SLMDeploymentSpec]:
     """The one SLMDeployment of a file of one or more documents."""
     found = [d for d in _documents(path) if isinstance(d, Mapping) and d.get("kind") == KIND]
     if len(found) != 1:
-        count = "no" if not found else f"{len(found)} objects of"
-        raise InputError(f"{path}: {count} kind {KIND}; give a file that holds exactly one")
+        count = "no object" if not found else f"{len(found)} objects"
+        raise InputError(f"{path}: {count} of kind {KIND}; give a file that holds exactly one")
     body = found[0]
     metadata = body.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None

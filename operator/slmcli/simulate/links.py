@@ -57,7 +57,8 @@ class Link:
         """Owners of the downloads that have ended by `now`."""
         self.advance(now)
         ended = []
-        slack = 1.0 + self.service * 1e-12  # a byte, and what rounding loses
+        # What a link carries in a microsecond: times since the epoch are not exact to less.
+        slack = 1.0 + self.bytes_per_second * 1e-6
         while self._heap and (
             self._heap[0][1] not in self.active or self._heap[0][0] <= self.service + slack
         ):

@@ -26,7 +26,7 @@ def report_text(report: Mapping[str, Any], *, columns: int) -> str:
     lines += ["", *block_chart(report, columns=columns), ""]
     decided = exposure["decidedMinutes"]
     lines += [
-        f"nodes      {nodes['matching']:,} take part; in the end {nodes['onNewVersion']:,} run the new version, "
+        f"nodes      {nodes['matching']:,} take part, {nodes['onNewVersion']:,} on the new version then, "
         f"{nodes['offline']:,} are offline",
         f"exposure   {exposure['most']:,} nodes at most, {exposure['nodeMinutes']:,.0f} node-minutes"
         + (
