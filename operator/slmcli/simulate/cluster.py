@@ -42,7 +42,7 @@ class Cluster:
         """Wave under way, as the operator's status says."""
         self.changes = 0
         """Grows with each change that may matter to a plan: a node or pod that becomes ready or stops being
-        so, a pod that fails, does not fit or is gone."""
+        so, a pod that fails or does not fit."""
         self.on_the_way = 0
         """Pods that are wanted or made and neither ready nor broken yet."""
         self.tally = Tally(versions.target.revision, self.now)
@@ -272,7 +272,6 @@ class Cluster:
             return
         self._cut_off(node, pod)
         pod.gone = True
-        self.changes += pod.role is Role.SERVE
         node.pods.remove(pod)
         node.used_bytes -= pod.memory_bytes if pod.scheduled else 0
         for waiting in node.pods:

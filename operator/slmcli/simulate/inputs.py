@@ -82,7 +82,7 @@ def parse_effects(texts: list[str]) -> Effect:
             raise InputError(f"--bad {text}: must be one of {', '.join(f'{name}=NUMBER' for name in fields)}")
         name, most = fields[key]
         values[name] = number(f"--bad {key}", value, least=0.01 if key == "latency" else 0.0, most=most)
-    return Effect(**values)  # type: ignore[arg-type]
+    return Effect(**values)
 
 
 def parse_sizes(text: str | None, variants: list[str]) -> dict[str, int]:

@@ -45,8 +45,8 @@ def build_svg(report: Mapping[str, Any], *, title: str) -> str:
     """A stacked step chart, readable without scripts or fonts."""
     waves = [wave["name"] for wave in report["waves"]]
     history = [*report["history"], {"minutes": report["minutes"], "byWave": report["history"][-1]["byWave"]}]
-    end = max(point["minutes"] for point in history) or 1.0
-    most = max(1, report["exposure"]["most"])
+    end = float(max(point["minutes"] for point in history)) or 1.0
+    most = max(1, int(report["exposure"]["most"]))
     width, height = _WIDTH - _LEFT - 20, _HEIGHT - _TOP - _BOTTOM
 
     def x(minutes: float) -> float:
