@@ -38,6 +38,8 @@ REST_FACTOR: Final = 4.0
 """Both as in the operator's worker."""
 PLAN_SECONDS_PER_NODE: Final = 25e-6
 """What a look is taken to cost in virtual time: a fixed figure, so that a seed gives one result."""
+PATIENT_NODES: Final = 5000
+"""In larger fleets a measurement taken while nodes still move is looked at together with what moved."""
 READING_SECONDS: Final = 0.3
 _FINISHED: Final = {"Completed": "Completed", "Failed": "RolledBack", "Cancelled": "Cancelled"}
 
@@ -143,10 +145,15 @@ class Simulation:
 
     def _next_look(self) -> float | None:
         now = self.cluster.now
-        if self._woken or self._readings or self.cluster.changes - self._seen >= self._enough:
+        # While a large fleet is still moving, measurements alone would ask for a look every few seconds.
+        patient = len(self.nodes) > PATIENT_NODES and self._step[0] in ("Prefetching", "Flipping")
+        answered = bool(self._readings)
+        enough = self.cluster.changes - self._seen >= self._enough
+        if self._woken or enough or (answered and not patient):
             return max(now, self._not_before)
-        times = [] if self._timer is None else [max(self._timer, self._not_before)]
-        if self.cluster.changes != self._seen:
+        least = self._at_latest if patient else self._not_before
+        times = [] if self._timer is None else [max(self._timer, least)]
+        if answered or self.cluster.changes != self._seen:
             times.append(self._at_latest)
         return max(now, min(times)) if times else None
 
