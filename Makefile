@@ -49,6 +49,7 @@ bench: venv ## benchmarks beside their peers; writes docs/benchmarks/*.json and 
 	$(PY) -m e2e.bench.serve
 	$(PY) -m e2e.bench.rollout
 	$(PY) -m e2e.bench.evidence
+	$(PY) -m e2e.bench.simulate
 	$(PY) -m e2e.bench.planner
 	$(PY) -m e2e.bench.render
 

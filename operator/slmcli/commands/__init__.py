@@ -36,5 +36,8 @@ COMMANDS: Final[dict[str, Command]] = {
     "pause": Command(module="slmcli.commands.pause", help="stop the rollout where it is"),
     "resume": Command(module="slmcli.commands.resume", help="go on after a pause"),
     "undo": Command(module="slmcli.commands.undo", help="go back to an earlier revision"),
+    "simulate": Command(
+        module="slmcli.commands.simulate", help="what a rollout would do to a virtual fleet, in virtual time"
+    ),
     "version": Command(module="slmcli.commands.version", help="the version of this program"),
 }

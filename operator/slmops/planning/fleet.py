@@ -2,7 +2,7 @@
 """The nodes of one SLMDeployment, sorted out for a look: who takes part, in which wave, how it fares."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
@@ -13,7 +13,6 @@ from slmops.planning.nodes import (
     OOM_PROBLEM,
     NodeState,
     Problem,
-    choose_variant,
 )
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.waves import assign_waves
@@ -33,23 +32,24 @@ class Fleet:
     wave_of: Mapping[str, int]
     """Wave index of each eligible node, by name."""
 
+    eligible: tuple[NodeState, ...] = field(init=False, compare=False, repr=False)
+    """Matching nodes that the target (before it is known, the stable) has a variant for."""
+    matched: tuple[NodeState, ...] = field(init=False, compare=False, repr=False)
+    """All nodes that placement selects."""
+
+    def __post_init__(self) -> None:
+        wave_of = self.wave_of
+        object.__setattr__(self, "eligible", tuple([s for s in self.states if s.name in wave_of]))
+        object.__setattr__(self, "matched", tuple([s for s in self.states if s.matched]))
+
     def variant(self, revision: Revision, state: NodeState) -> RevisionVariant | None:
         """Variant of `revision` for the node."""
-        return choose_variant(revision, state.node)
-
-    @property
-    def eligible(self) -> tuple[NodeState, ...]:
-        """Matching nodes that the target (before it is known, the stable) has a variant for."""
-        return tuple(state for state in self.states if state.name in self.wave_of)
-
-    @property
-    def matched(self) -> tuple[NodeState, ...]:
-        """All nodes that placement selects."""
-        return tuple(state for state in self.states if state.matched)
+        return state.variant_of(revision)
 
     def members(self, wave: int) -> tuple[NodeState, ...]:
         """Nodes of one wave."""
-        return tuple(state for state in self.states if self.wave_of.get(state.name) == wave)
+        wave_of = self.wave_of
+        return tuple([state for state in self.eligible if wave_of[state.name] == wave])
 
 
 def build_fleet(
@@ -67,7 +67,7 @@ def build_fleet(
     eligible = [
         state.node
         for state in states
-        if state.matched and judge is not None and choose_variant(judge, state.node) is not None
+        if state.matched and judge is not None and state.variant_of(judge) is not None
     ]
     return Fleet(
         spec=spec,
@@ -177,7 +177,7 @@ def canary_problem(state: NodeState, revision: str) -> Problem | None:
     # A restart may have hidden it since, but a canary that is killed for its memory has failed.
     if any(pod.last_exit_reason == OOM_KILLED for pod in state.pods_of(revision, Role.SERVE)):
         return OOM_PROBLEM
-    problem = state.serve_problem(revision)
+    problem = state.serve_problem(revision) if state.troubled else None
     if problem is None or problem.reason in DOWNLOAD_REASONS | IMAGE_PULL_REASONS:
         return None
     return None if problem.reason == "Unschedulable" else problem

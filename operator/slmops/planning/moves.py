@@ -66,7 +66,9 @@ def plan_moves(
     serving pod is taken away before another is there, until one is. So the limit counts what moves
     have taken away, and neither nodes that never served nor those that broke by themselves.
     """
-    states = sorted(fleet.states, key=lambda state: stable_order(key, state.name))
+    # Most nodes rest; only the others are worth sorting.
+    restless = [state for state in fleet.states if not _rests(state, wishes.get(state.name))]
+    states = sorted(restless, key=lambda state: stable_order(key, state.name))
     moving = frozenset(s.name for s in states if _in_motion(s, wishes.get(s.name), cause))
     look = _Look(names=names, fleet=fleet, cause=cause, moving=moving)
     budget = _Budget(limits, fleet.spec.placement.site_label, [s for s in states if s.name in moving])
@@ -116,6 +118,18 @@ class _Look:
     cause: str
     moving: frozenset[str]
     """Nodes that are in motion already; a further step of theirs costs nothing more."""
+
+
+def _rests(state: NodeState, wish: Wish | None) -> bool:
+    """The node was given just what it is to serve, and carries no mark: no patch, and not in motion."""
+    return (
+        wish is not None
+        and state.matched
+        and not state.prefetch
+        and not state.moving
+        and len(state.serve) == 1
+        and state.serve.get(wish.revision.revision) == wish.variant.name
+    )
 
 
 def _in_motion(state: NodeState, wish: Wish | None, cause: str) -> bool:

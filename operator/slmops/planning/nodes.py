@@ -2,7 +2,8 @@
 """What each node was given, what runs on it and what is wrong with it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
@@ -45,19 +46,40 @@ class NodeState:
     """Rollout that took the node's serving pod away and has not brought one back; mostly empty."""
     pods: tuple[PodView, ...]
 
-    @property
-    def name(self) -> str:
-        return self.node.name
+    # What follows is derived once: a look asks each node for it many times.
+    name: str = field(init=False, compare=False)
+    online: bool = field(init=False, compare=False)
+    """The kubelet reports."""
+    labelled: bool = field(init=False, compare=False)
+    """The node carries any label of this deployment."""
+    serving: bool = field(init=False, compare=False)
+    """A serving pod of any revision is ready, and the node reports."""
+    serves_given: bool = field(init=False, compare=False)
+    """A serving pod of what the labels ask for is ready; a pod on its way out does not count."""
+    troubled: bool = field(init=False, compare=False)
+    """Some pod has a problem."""
+    _serves: tuple[tuple[str, str], ...] = field(init=False, compare=False, repr=False)
+    """(revision, variant) of the ready serving pods."""
+    _holds: tuple[tuple[str, str], ...] = field(init=False, compare=False, repr=False)
+    """(revision, variant) of the ready serving and prefetching pods."""
+    _chosen: dict[str, tuple[Revision, RevisionVariant | None]] = field(
+        init=False, compare=False, repr=False, default_factory=dict
+    )
+    """What `variant_of` has found, by revision; a function of the node and the revision alone."""
 
-    @property
-    def online(self) -> bool:
-        """The kubelet reports."""
-        return self.node.ready
-
-    @property
-    def labelled(self) -> bool:
-        """The node carries any label of this deployment."""
-        return bool(self.serve or self.prefetch or self.release or self.moving)
+    def __post_init__(self) -> None:
+        fix = object.__setattr__
+        ready = [p for p in self.pods if p.ready and not p.deleting]
+        serves = tuple((p.revision, p.variant) for p in ready if p.role is Role.SERVE)
+        fix(self, "name", self.node.name)
+        fix(self, "online", self.node.ready)
+        fix(self, "labelled", bool(self.serve or self.prefetch or self.release or self.moving))
+        fix(self, "_serves", serves)
+        holds = tuple((p.revision, p.variant) for p in ready if p.role in (Role.SERVE, Role.PREFETCH))
+        fix(self, "_holds", holds)
+        fix(self, "serving", self.node.ready and bool(serves))
+        fix(self, "serves_given", self.node.ready and any(pair in serves for pair in self.serve.items()))
+        fix(self, "troubled", any(pod_problem(p) is not None for p in self.pods))
 
     def pods_of(self, revision: str, role: Role) -> Iterable[PodView]:
         """Pods of one revision and role that are not being deleted."""
@@ -65,34 +87,35 @@ class NodeState:
 
     def serves(self, revision: str, variant: str | None = None) -> bool:
         """A serving pod of the revision (and variant) is ready, and the node reports."""
-        return self.online and any(
-            p.ready and variant in (None, p.variant) for p in self.pods_of(revision, Role.SERVE)
-        )
-
-    @property
-    def serving(self) -> bool:
-        """A serving pod of any revision is ready, and the node reports."""
-        return self.online and any(p.ready and p.role is Role.SERVE and not p.deleting for p in self.pods)
-
-    @property
-    def serves_given(self) -> bool:
-        """A serving pod of what the labels ask for is ready; a pod on its way out does not count."""
-        return any(self.serves(revision, variant) for revision, variant in self.serve.items())
+        if not self.online:
+            return False
+        if variant is not None:
+            return (revision, variant) in self._serves
+        return any(served == revision for served, _ in self._serves)
 
     def cached(self, revision: str, variant: str) -> bool:
         """The node is known to hold the verified model: it is prefetched or being served."""
-        return any(
-            p.ready and p.variant == variant
-            for role in (Role.PREFETCH, Role.SERVE)
-            for p in self.pods_of(revision, role)
-        )
+        return (revision, variant) in self._holds
+
+    def variant_of(self, revision: Revision) -> RevisionVariant | None:
+        """Variant of the revision for this node, see `choose_variant`."""
+        known = self._chosen.get(revision.revision)
+        if known is not None and known[0] is revision:
+            return known[1]
+        chosen = choose_variant(revision, self.node)
+        self._chosen[revision.revision] = revision, chosen
+        return chosen
 
     def serve_problem(self, revision: str) -> Problem | None:
         """What is wrong with the serving pod of the revision; None while it may still come up."""
+        if not self.troubled:
+            return None
         return next(filter(None, map(pod_problem, self.pods_of(revision, Role.SERVE))), None)
 
     def prefetch_problem(self, revision: str) -> Problem | None:
         """What is wrong with the prefetching pod of the revision."""
+        if not self.troubled:
+            return None
         return next(filter(None, map(pod_problem, self.pods_of(revision, Role.PREFETCH))), None)
 
 
@@ -180,15 +203,61 @@ def read_node(names: Names, spec: SLMDeploymentSpec, node: NodeView, pods: tuple
     )
 
 
+class NodeMemory:
+    """What earlier looks at one deployment have derived, kept while it rests on the same things.
+
+    It changes no result: a state is taken again only for the same node, the same pods and the same
+    spec, and a revision only if its record is equal.
+    """
+
+    def __init__(self) -> None:
+        self._basis: tuple[Names, SLMDeploymentSpec] | None = None
+        self._states: dict[str, NodeState] = {}
+        self._revisions: dict[str, Revision] = {}
+
+    def read_node(
+        self, names: Names, spec: SLMDeploymentSpec, node: NodeView, pods: tuple[PodView, ...]
+    ) -> NodeState:
+        """As the function of this name."""
+        basis = self._basis
+        if basis is None or basis[1] is not spec or basis[0] != names:
+            self._basis, self._states = (names, spec), {}
+        known = self._states.get(node.name)
+        if known is not None and known.node is node and known.pods == pods:
+            return known
+        state = self._states[node.name] = read_node(names, spec, node, pods)
+        return state
+
+    def keep_only(self, states: Iterable[NodeState]) -> None:
+        """Forget the nodes that are gone."""
+        self._states = {state.name: state for state in states}
+
+    def same_revisions(self, revisions: Mapping[str, Revision]) -> dict[str, Revision]:
+        """`revisions`, each as the object of the last look where it is equal."""
+        self._revisions = {
+            name: known if (known := self._revisions.get(name)) == revision else revision
+            for name, revision in revisions.items()
+        }
+        return dict(self._revisions)
+
+
 def read_nodes(
-    names: Names, spec: SLMDeploymentSpec, nodes: Iterable[NodeView], pods: Iterable[PodView]
+    names: Names,
+    spec: SLMDeploymentSpec,
+    nodes: Iterable[NodeView],
+    pods: Iterable[PodView],
+    *,
+    memory: NodeMemory | None = None,
 ) -> tuple[NodeState, ...]:
     """States of the nodes that match placement or carry our labels, sorted by name."""
     by_node: dict[str, list[PodView]] = {}
     for pod in pods:
         by_node.setdefault(pod.node, []).append(pod)
-    states = (read_node(names, spec, node, tuple(by_node.get(node.name, ()))) for node in nodes)
-    return tuple(sorted((s for s in states if s.matched or s.labelled), key=lambda s: s.name))
+    read = read_node if memory is None else memory.read_node
+    states = [read(names, spec, node, tuple(by_node.get(node.name, ()))) for node in nodes]
+    if memory is not None:
+        memory.keep_only(states)
+    return tuple(sorted((s for s in states if s.matched or s.labelled), key=attrgetter("name")))
 
 
 def choose_variant(revision: Revision, node: NodeView) -> RevisionVariant | None:

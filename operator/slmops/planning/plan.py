@@ -17,7 +17,7 @@ from slmops.planning.fleet import Fleet, build_fleet
 from slmops.planning.judge import due_measurements, fold_readings
 from slmops.planning.moves import Wish, build_wishes, count_moving, limits_of, plan_moves
 from slmops.planning.names import Names
-from slmops.planning.nodes import NodeState, read_nodes
+from slmops.planning.nodes import NodeMemory, NodeState, read_nodes
 from slmops.planning.objects import (
     apply_workloads,
     delete_unneeded,
@@ -37,8 +37,10 @@ from slmops.planning.validate_rollout import find_fleet_problem, find_rollout_pr
 from slmops.planning.waves import effective_rollout
 
 
-def plan(observed: Observed, now: float) -> Plan:
+def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) -> Plan:
     """What to do about one SLMDeployment. Pure: equal arguments, equal plan.
+
+    `memory` may be handed in again with each look at the same deployment. It only saves time.
 
     `now` is in seconds since the epoch. The plan is complete and idempotent: carrying out any part
     of it and planning again leads to the same end.
@@ -55,7 +57,7 @@ def plan(observed: Observed, now: float) -> Plan:
         message = finding.message if finding else deployment.spec_error
         return _refuse(observed, reason, f"{message}; nothing that runs is touched", now)
     finding = find_rollout_problem(deployment.spec) or find_analysis_problem(deployment.spec, observed.config)
-    return _plan_accepted(observed, _in_force(deployment.spec, deployment.annotations), finding, now)
+    return _plan_accepted(observed, _in_force(deployment.spec, deployment.annotations), finding, now, memory)
 
 
 def _in_force(spec: SLMDeploymentSpec, annotations: Mapping[str, str]) -> SLMDeploymentSpec:
@@ -77,7 +79,13 @@ def _refuse(observed: Observed, reason: str, message: str, now: float) -> Plan:
     return Plan(status=status, transitions=transitions_between(deployment.status, status))
 
 
-def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, finding: Finding | None, now: float) -> Plan:
+def _plan_accepted(
+    observed: Observed,
+    spec: SLMDeploymentSpec,
+    finding: Finding | None,
+    now: float,
+    memory: NodeMemory | None,
+) -> Plan:
     deployment = observed.deployment
     old = deployment.status
     names = Names(deployment.namespace, deployment.name)
@@ -87,7 +95,9 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, finding: Finding
     target = standing.target
     revisions, new_revision = _with_target(names, spec, observed, resolution, stored, target, standing.stable)
 
-    states = read_nodes(names, spec, observed.nodes, observed.pods)
+    if memory is not None:
+        revisions = memory.same_revisions(revisions)
+    states = read_nodes(names, spec, observed.nodes, observed.pods, memory=memory)
     fleet = build_fleet(
         spec,
         states=states,

@@ -8,9 +8,14 @@ from slmops.api.base import LabelSelector, LabelSelectorRequirement
 
 def matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
     """Whether `labels` satisfy every requirement; an empty selector selects everything."""
-    return all(labels.get(key) == value for key, value in selector.match_labels.items()) and all(
-        _holds(requirement, labels) for requirement in selector.match_expressions
-    )
+    # Plain loops: this runs for each node and selector at every look.
+    for key, value in selector.match_labels.items():
+        if labels.get(key) != value:
+            return False
+    for requirement in selector.match_expressions:  # noqa: SIM110
+        if not _holds(requirement, labels):
+            return False
+    return True
 
 
 def _holds(requirement: LabelSelectorRequirement, labels: Mapping[str, str]) -> bool:

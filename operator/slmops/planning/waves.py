@@ -4,12 +4,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from slmops.api.spec import Analysis, Rollout, Wave
 from slmops.model.observed import NodeView
 from slmops.planning.selectors import matches
 
 
+@lru_cache(maxsize=1 << 17)
 def stable_order(key: str, name: str) -> bytes:
     """Sort key that is the same on every look and differs between deployments, so that the same
     nodes are not every deployment's canaries."""
