@@ -119,6 +119,9 @@ def test_a_gate_waits_for_a_person_and_undo_goes_back(asked: Deployment, cluster
     asked.annotate(promote=f"{revision}/*@2")
     asked.wait_promoted("v1")
     asked.annotate(undo=stable)
+    # It goes through the waves as any other, and so to the gate.
+    asked.wait_step("Prefetching", wave=1)
+    asked.annotate(promote=f"{stable}/*@3")
     asked.wait_status(
         "the earlier revision being back",
         lambda found: (
