@@ -15,24 +15,29 @@ from e2e.rig.paths import CHECKOUT
 
 _DIGEST: Final = "sha256:" + "0" * 64
 
-BAD_VALUES: Final[Mapping[str, Mapping[str, Any]]] = {
+BAD_VALUES: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     # values that must be refused, by the path that the answer has to name
-    "promtheus": {"promtheus": {"url": "http://x"}},
-    "image.digest": {"image": {"digest": "latest"}},
-    "image.pullPolicy": {"image": {"pullPolicy": "Sometimes"}},
-    "image": {"image": {"repo": "x"}},
-    "repository": {"image": {"repository": None}},
-    "prometheus.url": {"prometheus": {"url": "prometheus:9090"}},
-    "watchNamespaces": {"watchNamespaces": "shop"},
-    "watchNamespaces.0": {"watchNamespaces": ["Shop"]},
-    "allowedHostPaths": {"allowedHostPaths": []},
-    "allowedHostPaths.0": {"allowedHostPaths": ["/var/../etc"]},
-    "allowedFilePaths.0": {"allowedFilePaths": ["models"]},
-    "podMonitor.interval": {"podMonitor": {"interval": "often"}},
-    "log.level": {"log": {"level": "verbose"}},
-    "crds.keep": {"crds": {"keep": "yes"}},
-    "extraEnv.0": {"extraEnv": [{"value": "x"}]},
-}
+    ("promtheus", {"promtheus": {"url": "http://x"}}),
+    ("image.digest", {"image": {"digest": "latest"}}),
+    ("image.pullPolicy", {"image": {"pullPolicy": "Sometimes"}}),
+    ("image", {"image": {"repo": "x"}}),
+    ("repository", {"image": {"repository": None}}),
+    ("prometheus.url", {"prometheus": {"url": "prometheus:9090"}}),
+    ("prometheus.url", {"prometheus": {"url": "http://user:password@prometheus:9090"}}),
+    ("prometheus.url", {"prometheus": {"url": "http://prometheus:9090", "existingSecret": "login"}}),
+    ("prometheus.existingSecret", {"prometheus": {"existingSecret": "Not A Name"}}),
+    ("prometheus.tenant", {"prometheus": {"tenant": "a b"}}),
+    ("prometheus.allowedURLs.0", {"prometheus": {"allowedURLs": ["metrics.example"]}}),
+    ("watchNamespaces", {"watchNamespaces": "shop"}),
+    ("watchNamespaces.0", {"watchNamespaces": ["Shop"]}),
+    ("allowedHostPaths", {"allowedHostPaths": []}),
+    ("allowedHostPaths.0", {"allowedHostPaths": ["/var/../etc"]}),
+    ("allowedFilePaths.0", {"allowedFilePaths": ["models"]}),
+    ("podMonitor.interval", {"podMonitor": {"interval": "often"}}),
+    ("log.level", {"log": {"level": "verbose"}}),
+    ("crds.keep", {"crds": {"keep": "yes"}}),
+    ("extraEnv.0", {"extraEnv": [{"value": "x"}]}),
+)
 
 
 def check_lint() -> str:
@@ -43,7 +48,7 @@ def check_lint() -> str:
 
 def check_bad_values() -> str:
     """The schema refuses wrong values and names them."""
-    for path, values in BAD_VALUES.items():
+    for path, values in BAD_VALUES:
         try:
             render_chart(values)
         except RigError as error:
@@ -92,7 +97,12 @@ def check_forms() -> str:
             {
                 "image": image,
                 "runtimeImage": image | {"repository": "a/runtime", "digest": "", "tag": "7"},
-                "prometheus": {"url": "http://prometheus:9090"},
+                "prometheus": {
+                    "url": "https://prometheus:9090",
+                    "existingSecret": "prometheus-login",
+                    "tenant": "edge",
+                    "allowedURLs": ["https://metrics.example/team-a", "http://prometheus.shop:9090"],
+                },
                 "watchNamespaces": ["shop", "clinic"],
                 "crds": {"install": False},
                 "rbac": {"readSecrets": False, "tenantRoles": False},
@@ -100,7 +110,12 @@ def check_forms() -> str:
             }
         )
     )
-    container = find(bodies, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    pod = find(bodies, "Deployment")["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    secrets = {
+        volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume
+    }
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
     kinds = [body["kind"] for body in bodies]
     rules = [rule for body in bodies if body["kind"].endswith("Role") for rule in body["rules"]]
@@ -110,7 +125,12 @@ def check_forms() -> str:
         for text, holds in {
             "image by digest": container["image"] == f"registry.example.com/a/operator@{_DIGEST}",
             "runtime image": environment["SLMOPS_RUNTIME_IMAGE"] == "registry.example.com/a/runtime:7",
-            "prometheus.url": environment["SLMOPS_PROMETHEUS_URL"] == "http://prometheus:9090",
+            "prometheus.url": environment["SLMOPS_PROMETHEUS_URL"] == "https://prometheus:9090",
+            "prometheus.existingSecret": secrets == {"prometheus": "prometheus-login"}
+            and mounts["prometheus"] == environment["SLMOPS_PROMETHEUS_CREDENTIALS_DIR"],
+            "prometheus.tenant": environment["SLMOPS_PROMETHEUS_TENANT"] == "edge",
+            "prometheus.allowedURLs": environment["SLMOPS_ALLOWED_PROMETHEUS_URLS"]
+            == "https://metrics.example/team-a,http://prometheus.shop:9090",
             "watchNamespaces": environment["SLMOPS_WATCH_NAMESPACES"] == "shop,clinic",
             "permissions only in watchNamespaces": {"shop", "clinic"} < bound
             and kinds.count("ClusterRoleBinding") == 1,

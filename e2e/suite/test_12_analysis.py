@@ -12,7 +12,7 @@ from e2e.lib.observe import condition, rollout_of
 from e2e.rig import Rig
 from e2e.suite.conftest import Make
 
-WAVES = [PILOT_WAVE, {"name": "all", "percent": 100}]
+WAVES: list[dict[str, Any]] = [PILOT_WAVE, {"name": "all", "percent": 100}]
 QUALITY = {"name": "quality", "preset": "EvaluationScore", "maxDegradation": "0.03"}
 SCORE = "min(slmserve_evaluation_score{$selector})"
 

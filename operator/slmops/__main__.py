@@ -12,13 +12,15 @@ from prometheus_client import start_http_server
 from slmops.adapters.clock import SystemClock
 from slmops.adapters.errors import KubeError
 from slmops.adapters.kube import KubeClient, in_cluster_namespace, load_configuration
-from slmops.adapters.prometheus import NoProvider, PrometheusProvider
+from slmops.adapters.prometheus import OwnPrometheus
+from slmops.adapters.routing import build_provider
 from slmops.adapters.sources import build_resolver
 from slmops.handlers.deployments import build_registry
 from slmops.runtime.logs import setup_logging
 from slmops.runtime.metrics import OperatorMetrics
 from slmops.runtime.operator import Operator, Parts
 from slmops.runtime.settings import Settings, SettingsError, read_settings
+from slmops.runtime.targets import observe_targets
 
 EXIT_SETTINGS: Final = 2
 _log = logging.getLogger("slmops")
@@ -48,18 +50,31 @@ async def run(settings: Settings) -> int:
     except OSError as error:
         _log.error("SLMOPS_METRICS_PORT=%d cannot be served: %s", settings.metrics_port, error)
         return 1
-    provider = PrometheusProvider(settings.prometheus_url) if settings.prometheus_url else NoProvider()
+    clock = SystemClock()
+    provider = build_provider(
+        own=OwnPrometheus(
+            url=settings.prometheus_url,
+            credentials_dir=settings.prometheus_credentials_dir,
+            tenant=settings.prometheus_tenant,
+        ),
+        allowed_urls=settings.planner.allowed_prometheus_urls,
+        kube=kube,
+        clock=clock,
+        # The pods are known to the operator, which is made below and asks only while it runs.
+        targets=lambda *side: observe_targets(operator.world, *side),
+    )
     operator = Operator(
         Parts(
             kube=kube,
             provider=provider,
             resolver=build_resolver(),
-            clock=SystemClock(),
+            clock=clock,
             config=settings.planner,
             namespace=settings.namespace,
             identity=settings.identity,
             watch_namespaces=settings.watch_namespaces,
             metrics=metrics,
+            on_gone=lambda key: provider.forget(key.namespace, key.name),
         )
     )
     try:

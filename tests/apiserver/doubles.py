@@ -18,7 +18,7 @@ from slmwire.reasons import Reason
 
 
 class ScriptedProvider:
-    """Answers by preset and revision; what is not scripted is healthy with plenty of samples."""
+    """Answers for one variant by preset and revision; what is not scripted is healthy, with many samples."""
 
     def __init__(self) -> None:
         self.samples: dict[tuple[Preset, str], Sample] = {}
@@ -28,7 +28,8 @@ class ScriptedProvider:
 
     def script(self, preset: Preset, revision: str, value: float | None, *, samples: int = 500) -> None:
         """From now on `preset` has this value on the pods of `revision`."""
-        self.samples[(preset, revision)] = Sample(value=value, samples=samples)
+        events = value * samples if value is not None and preset is Preset.ERROR_RATE else 0.0
+        self.samples[(preset, revision)] = Sample(value=value, samples=samples, events=events)
 
     async def read(self, query: MetricQuery, settings: ProviderSettings) -> Samples:
         """Implements MetricsProvider."""

@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from slmops.model.observed import Preset
+from slmops.model.observed import MetricQuery, Preset, ProviderSettings, Samples
 from tests.apiserver.harness import Body, Cluster, analysis, condition, step_of, verdicts
 
 
@@ -32,11 +32,11 @@ async def test_no_data_holds_and_never_decides(cluster: Cluster) -> None:
         cluster.provider.script(Preset.ERROR_RATE, first, 0.0)
         original = cluster.provider.read
 
-        async def no_errors_known(query):  # type: ignore[no-untyped-def]
-            sample = await original(query)
+        async def no_errors_known(query: MetricQuery, settings: ProviderSettings) -> Samples:
+            samples = await original(query, settings)
             if query.preset is Preset.ERROR_RATE and query.revision != first and blind:
-                return type(sample)(value=None, samples=0)
-            return sample
+                return {}
+            return samples
 
         blind = True
         cluster.provider.read = no_errors_known  # type: ignore[method-assign]

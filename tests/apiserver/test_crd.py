@@ -32,7 +32,7 @@ def test_the_crd_is_established_and_structural(control_plane: ControlPlane) -> N
 def test_defaults_are_stored_and_equal_those_of_the_models(control_plane: ControlPlane) -> None:
     stored = dry_run(control_plane, deployment())["spec"]
     assert stored["rollout"]["soak"] == "60s"
-    assert stored["rollout"]["waves"] == [{"name": "canary", "percent": 10}, {"name": "rest", "percent": 100}]
+    assert [(w["name"], w["percent"]) for w in stored["rollout"]["waves"]] == [("canary", 10), ("rest", 100)]
     assert [m["failureLimit"] for m in stored["rollout"]["analysis"]["metrics"]] == [2, 2]
     assert stored["cache"]["hostPath"] == "/var/lib/slmops"
     assert stored["variants"][0]["resources"]["requests"] == {"cpu": "100m", "memory": "256Mi"}
@@ -53,6 +53,7 @@ def test_number_or_percentage_are_both_taken(control_plane: ControlPlane) -> Non
         assert stored["spec"]["rollout"]["maxUnavailable"] == value
 
 
+_ALL = {"name": "all", "percent": 100}
 _FILE = {"path": "model.onnx", "sha256": "0" * 64}
 _BAD: list[tuple[str, Any, str, str]] = [
     # field set, value, path in the answer, words in the answer
@@ -125,7 +126,7 @@ _BAD: list[tuple[str, Any, str, str]] = [
         "spec.rollout.waves",
         [{"name": "a", "percent": 50}, {"name": "b", "nodeSelector": {}}, {"name": "c", "percent": 100}],
         "spec.rollout.waves",
-        "nodeSelector come first",
+        "a count come first",
     ),
     (
         "spec.rollout.waves",
@@ -137,7 +138,66 @@ _BAD: list[tuple[str, Any, str, str]] = [
         "spec.rollout.waves",
         [{"name": "a", "percent": 50, "nodeSelector": {}}, {"name": "b", "percent": 100}],
         "spec.rollout.waves[0]",
-        "exactly one of nodeSelector, percent",
+        "exactly one of nodeSelector, count, percent",
+    ),
+    (
+        "spec.rollout.waves",
+        [{"name": "a", "exponential": {}}, {"name": "b", "percent": 100}],
+        "spec.rollout.waves",
+        "at most one exponential",
+    ),
+    (
+        "spec.rollout.waves",
+        [{"name": "a", "percent": 100, "maxPerSite": 2}],
+        "spec.rollout.waves",
+        "maxPerSite",
+    ),
+    (
+        "spec.rollout.waves",
+        [{"name": "a", "percent": 100, "soak": "2h"}],
+        "spec.rollout",
+        "soak of every wave",
+    ),
+    (
+        "spec.rollout.windows",
+        [{"startTime": "05:00", "endTime": "05:00"}],
+        "spec.rollout.windows[0]",
+        "never opens",
+    ),
+    ("spec.rollout.windows", [{"startTime": "5am", "endTime": "06:00"}], "startTime", "should match"),
+    ("spec.rollout.windows", [{"startTime": "24:00", "endTime": "06:00"}], "windows[0]", "before 24:00"),
+    ("spec.rollout.maxFailures", "some", "spec.rollout.maxFailures", "should match"),
+    ("spec.rollout.strategy", "Canary", "spec.rollout.strategy", "supported values"),
+    (
+        "spec.rollout.analysis.prometheus",
+        {"url": "http://prometheus:9090", "secretRef": "token"},
+        "spec.rollout.analysis.prometheus",
+        "credentials go over https only",
+    ),
+    ("spec.rollout.analysis.falseRollbackRate", "1.5", "falseRollbackRate", "should match"),
+    (
+        "spec.rollout.analysis.metrics",
+        [{"name": "a", "query": "up", "preset": "ErrorRate", "max": "1"}],
+        "spec.rollout.analysis.metrics[0]",
+        "exactly one of preset, query",
+    ),
+    (
+        "spec.rollout.analysis.metrics",
+        [{"name": "a", "query": "up", "max": "1", "test": "Sequential"}],
+        "spec.rollout.analysis.metrics[0]",
+        "use Threshold",
+    ),
+    (
+        "spec.rollout.analysis.metrics",
+        [{"name": "a", "preset": "ErrorRate", "max": "1", "dryRun": True}],
+        "spec.rollout.analysis.metrics",
+        "every metric is dryRun",
+    ),
+    (
+        "spec.rollout.analysis.metrics",
+        [{"name": "a", "preset": "OOMKills", "maxDegradation": "1"}],
+        "spec.rollout.analysis.metrics[0]",
+        "give them max",
     ),
     ("spec.rollout.analysis.interval", "100ms", "spec.rollout.analysis.interval", "at least 1s"),
     (

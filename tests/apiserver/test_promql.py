@@ -3,9 +3,11 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 from aiohttp import web
@@ -20,8 +22,9 @@ from prometheus_client import (
 
 from e2e.rig.control_plane import free_ports
 from e2e.rig.tools import tool
-from slmops.adapters.prometheus import PrometheusProvider
-from slmops.model.observed import MetricQuery, Preset, Sample
+from slmops.adapters.credentials import SecretCredentials
+from slmops.adapters.prometheus import OwnPrometheus, PrometheusProvider
+from slmops.model.observed import MetricQuery, Preset, ProviderSettings, Sample, Samples
 from slmops.ports.metrics import ProviderError
 from slmwire import metrics
 from tests.apiserver.harness import until
@@ -30,13 +33,13 @@ from tests.apiserver.harness import until
 class Pod:
     """Metrics of one inference pod."""
 
-    def __init__(self, *, revision: str, node: str, score: float | None) -> None:
+    def __init__(self, *, revision: str, node: str, score: float | None, variant: str = "int4") -> None:
         self.registry = CollectorRegistry()
         self._labels = {
             metrics.LABEL_NAMESPACE: "default",
             metrics.LABEL_DEPLOYMENT: 'or"ders\\',
             metrics.LABEL_REVISION: revision,
-            metrics.LABEL_VARIANT: "int4",
+            metrics.LABEL_VARIANT: variant,
             metrics.LABEL_MODEL: "orders",
             metrics.LABEL_NODE: node,
         }
@@ -52,6 +55,9 @@ class Pod:
             registry=self.registry,
         )
         self.ttft = Histogram(metrics.TTFT_SECONDS, "", names, buckets=(0.1, 0.5, 1), registry=self.registry)
+        self.tokens = Counter(
+            metrics.GENERATED_TOKENS.removesuffix("_total"), "", names, registry=self.registry
+        )
         self.answer("200", seconds=0.2, count=0)
         if score is not None:
             Gauge(metrics.EVALUATION_SCORE, "", names, registry=self.registry).labels(**self._labels).set(
@@ -66,6 +72,7 @@ class Pod:
         self.requests.labels(**self._labels, endpoint="chat", code=code).inc(count)
         histogram = self.seconds.labels(**self._labels, endpoint="chat")
         ttft = self.ttft.labels(**self._labels)
+        self.tokens.labels(**self._labels).inc(10 * count)
         for _ in range(count):
             histogram.observe(seconds)
             ttft.observe(seconds / 2)
@@ -79,11 +86,12 @@ def _query(preset: Preset, revision: str) -> MetricQuery:
 
 @pytest.fixture
 async def pods(tmp_path: Path) -> AsyncIterator[tuple[dict[str, Pod], str]]:
-    """Two pods of revision `good` and one of `bad`, and the URL of a Prometheus that scrapes them."""
+    """Three pods of revision `good` in two variants and one of `bad`, and the URL of their Prometheus."""
     pods = {
         "a": Pod(revision="good", node="a", score=1.0),
         "b": Pod(revision="good", node="b", score=0.9),
         "c": Pod(revision="bad", node="c", score=None),
+        "d": Pod(revision="good", node="d", score=0.5, variant="fp32"),
     }
 
     async def expose(request: web.Request) -> web.Response:
@@ -122,24 +130,41 @@ async def pods(tmp_path: Path) -> AsyncIterator[tuple[dict[str, Pod], str]]:
         await runner.cleanup()
 
 
+MEASURED = [preset for preset in Preset if preset not in (Preset.RESTARTS, Preset.OOM_KILLS)]
+
+
 async def test_every_preset_on_a_real_prometheus(pods: tuple[dict[str, Pod], str]) -> None:
     by_name, url = pods
-    provider = PrometheusProvider(url)
+    nobody = cast(SecretCredentials, None)  # no deployment here names a Secret
+    provider = PrometheusProvider(own=OwnPrometheus(url=url), allowed_urls=(), secrets=nobody)
 
-    async def scraped(count: int) -> None:
-        async def enough() -> bool:
-            with suppress(ProviderError):
-                return (await provider.read(_query(Preset.EVALUATION_SCORE, "good"))).samples >= count
-            return False
+    async def read(preset: Preset, revision: str) -> Samples:
+        return await provider.read(_query(preset, revision), ProviderSettings())
 
-        await until("Prometheus scraping", enough)
+    async def read_promql(text: str, samples: str = "") -> Samples:
+        query = MetricQuery(
+            promql=text,
+            samples_promql=samples,
+            namespace="default",
+            deployment="d",
+            revision="r",
+            window_seconds=30,
+        )
+        return await provider.read(query, ProviderSettings())
 
-    await scraped(80)
+    async def all_scraped() -> bool:
+        with suppress(ProviderError):
+            found = await read(Preset.EVALUATION_SCORE, "good")
+            up = await read_promql("sum(up)")
+            return sum(sample.samples for sample in found.values()) == 120 and up[""].value == 4
+        return False
+
+    await until("Prometheus scraping", all_scraped)
     # No request yet: no data, not zero errors.
-    for preset in (Preset.ERROR_RATE, Preset.LATENCY_P95, Preset.TTFT_P95):
-        assert await provider.read(_query(preset, "good")) == Sample(value=None, samples=0)
+    for preset in (Preset.ERROR_RATE, Preset.LATENCY_P95, Preset.TTFT_P95, Preset.TOKENS_PER_SECOND):
+        assert await read(preset, "good") == {}
     await asyncio.sleep(2)
-    for pod in "ab":
+    for pod in "abd":
         by_name[pod].answer("200", seconds=0.2, count=100)
     by_name["c"].answer("200", seconds=2.0, count=60)
     for code, count in (("500", 0), ("400", 0), ("499", 0)):
@@ -149,25 +174,43 @@ async def test_every_preset_on_a_real_prometheus(pods: tuple[dict[str, Pod], str
         by_name["c"].answer(code, seconds=2.0, count=count)
     await asyncio.sleep(4)
 
-    good = {preset: await provider.read(_query(preset, "good")) for preset in Preset}
-    bad = {preset: await provider.read(_query(preset, "bad")) for preset in Preset}
-    missing = {preset: await provider.read(_query(preset, "other")) for preset in Preset}
+    good = {preset: await read(preset, "good") for preset in MEASURED}
+    bad = {preset: await read(preset, "bad") for preset in MEASURED}
+    missing = {preset: await read(preset, "other") for preset in MEASURED}
+    one = await read_promql("scalar(sum(up))", "count(up)")
+    several, nothing = await read_promql("up"), await read_promql("up > 1")
+    with pytest.raises(ProviderError, match=r"bad_data: .*parse error"):
+        await read_promql("sum(")
     await provider.close()
 
-    # No 5xx series at all, but requests: zero, and known to be zero.
-    assert good[Preset.ERROR_RATE].value == 0.0
-    assert good[Preset.ERROR_RATE].samples >= 150
-    share = bad[Preset.ERROR_RATE].value
-    assert share is not None
-    assert 0.15 < share < 0.4, "20 of 80, what clients did wrong not counted"
-    assert 60 <= bad[Preset.ERROR_RATE].samples <= 160
-    fast, slow = good[Preset.LATENCY_P95].value, bad[Preset.LATENCY_P95].value
-    assert fast is not None and slow is not None
-    assert 0.1 < fast <= 0.5
-    assert 1 < slow <= 5
-    first, late = good[Preset.TTFT_P95].value, bad[Preset.TTFT_P95].value
+    assert all(set(samples) == {"int4", "fp32"} for samples in good.values())
+    # No 5xx at all, but requests: zero, and known to be zero.
+    errors = good[Preset.ERROR_RATE]
+    assert (errors["int4"].value, errors["int4"].events) == (0.0, 0.0)
+    assert errors["int4"].samples >= 150
+    assert 75 <= errors["fp32"].samples <= 150
+    wrong = bad[Preset.ERROR_RATE]["int4"]
+    assert wrong.value is not None
+    assert 0.15 < wrong.value < 0.4, "20 of 80, what clients did wrong not counted"
+    assert 60 <= wrong.samples <= 160
+    assert wrong.events == pytest.approx(wrong.value * wrong.samples)
+    fast, slow = good[Preset.LATENCY_P95]["int4"], bad[Preset.LATENCY_P95]["int4"]
+    assert fast.value is not None and slow.value is not None
+    assert 0.1 < fast.value <= 0.5
+    assert 1 < slow.value <= 5
+    assert [bound for bound, _ in fast.buckets] == [0.1, 0.5, 1, 5, math.inf]
+    counts = [count for _, count in fast.buckets]
+    assert counts[0] == 0 and counts[1] == counts[-1] == fast.samples >= 150
+    first, late = good[Preset.TTFT_P95]["int4"].value, bad[Preset.TTFT_P95]["int4"].value
     assert first is not None and late is not None and first < late
-    assert good[Preset.EVALUATION_SCORE].value == pytest.approx(0.95)
-    assert good[Preset.EVALUATION_SCORE].samples == 80
-    assert bad[Preset.EVALUATION_SCORE] == Sample(value=None, samples=0)
-    assert all(sample == Sample(value=None, samples=0) for sample in missing.values())
+    # Ten tokens in 0.2 s each.
+    speed = good[Preset.TOKENS_PER_SECOND]["int4"]
+    assert speed.value == pytest.approx(50)
+    assert speed.samples >= 150
+    assert good[Preset.EVALUATION_SCORE]["int4"].value == pytest.approx(0.95)
+    assert good[Preset.EVALUATION_SCORE]["int4"].samples == 80
+    assert good[Preset.EVALUATION_SCORE]["fp32"] == Sample(value=0.5, samples=40)
+    assert bad[Preset.EVALUATION_SCORE] == {}
+    assert all(samples == {} for samples in missing.values())
+    assert one == {"": Sample(value=4.0, samples=4)}
+    assert several == nothing == {}

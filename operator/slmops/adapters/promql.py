@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PromQL for each preset: pure functions from a question to query texts.
+"""PromQL for each preset and what its answer means: pure functions.
+
+Each preset is one instant query, so that its counts are of one moment; rows carry the variant and,
+where several counts are asked for, which of them a row is.
 
 What counts as a request for the error rate: every finished one but those with a 4xx code. Those are
 the client's doing (400 malformed, 429 more than the queue takes, 499 the client left) and say nothing
@@ -10,55 +13,105 @@ the same, at most one scrape interval per pod, and the evidence floor counts wha
 """
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from slmops.model.observed import MetricQuery, Preset
+from slmops.adapters.samples import build_latency, build_score, build_share, build_speed
+from slmops.model.observed import MetricQuery, Preset, Sample, Samples
 from slmwire import metrics
+
+_PART: Final = "part"
+"""Label that we put on a row: which count it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Questions:
-    """Instant queries that answer one MetricQuery; each gives one series without labels, or none.
+class Row:
+    """One series of an instant vector; the value may be NaN or infinite."""
 
-    `samples` gives the evidence behind the value. `value` gives the value, or, when `share` is set,
-    the part of the samples whose share the value is: no series at all then means none of them.
-    """
-
-    value: str
-    samples: str
-    share: bool = False
+    labels: Mapping[str, str]
+    value: float
 
 
-def build_questions(query: MetricQuery) -> Questions:
-    """Queries for one preset over the pods of one revision."""
+def build_query(query: MetricQuery) -> str:
+    """The query that answers a preset over the pods of one revision. ValueError for any other."""
     window = f"[{max(1, math.ceil(query.window_seconds))}s]"
     match query.preset:
         case Preset.ERROR_RATE:
             counted = _select(metrics.REQUESTS, query, 'code!~"4.."')
-            wrong = _select(metrics.REQUESTS, query, 'code=~"5.."')
-            return Questions(
-                value=f"sum(increase({wrong}{window}))",
-                samples=f"sum(increase({counted}{window}))",
-                share=True,
-            )
+            return _sum(f"increase({counted}{window})", "code")
         case Preset.LATENCY_P95:
-            return _quantile(metrics.REQUEST_SECONDS, query, window)
+            return _sum(f"increase({_select(f'{metrics.REQUEST_SECONDS}_bucket', query)}{window})", "le")
         case Preset.TTFT_P95:
-            return _quantile(metrics.TTFT_SECONDS, query, window)
+            return _sum(f"increase({_select(f'{metrics.TTFT_SECONDS}_bucket', query)}{window})", "le")
+        case Preset.TOKENS_PER_SECOND:
+            names = {
+                "tokens": metrics.GENERATED_TOKENS,
+                "seconds": f"{metrics.REQUEST_SECONDS}_sum",
+                "requests": f"{metrics.REQUEST_SECONDS}_count",
+            }
+            return _together(
+                {part: _sum(f"increase({_select(name, query)}{window})") for part, name in names.items()}
+            )
         case Preset.EVALUATION_SCORE:
             score = _select(metrics.EVALUATION_SCORE, query)
             cases = _select(metrics.EVALUATION_SAMPLES, query)
             # Both gauges come from one process with equal labels, so they match one to one.
-            return Questions(value=f"sum({score} * {cases}) / sum({cases})", samples=f"sum({cases})")
-    raise ValueError(f"no PromQL for {query.preset}")
+            return _together({"weighted": _sum(f"{score} * {cases}"), "cases": _sum(cases)})
+    raise ValueError(f"no PromQL for {query.preset}: it is read off the pods")
 
 
-def _quantile(histogram: str, query: MetricQuery, window: str) -> Questions:
-    bucket = _select(f"{histogram}_bucket", query)
-    count = _select(f"{histogram}_count", query)
-    return Questions(
-        value=f"histogram_quantile(0.95, sum by (le) (increase({bucket}{window})))",
-        samples=f"sum(increase({count}{window}))",
+def read_rows(preset: Preset, rows: Iterable[Row]) -> Samples:
+    """Samples by variant from the answer to `build_query`.
+
+    A variant with a value that is no finite number is left out. ValueError when labels are missing.
+    """
+    by_variant: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_variant[row.labels.get(metrics.LABEL_VARIANT, "")].append(row)
+    found: dict[str, Sample] = {}
+    for variant, group in by_variant.items():
+        if all(math.isfinite(row.value) for row in group):
+            sample = _read_group(preset, group)
+            if sample is not None:
+                found[variant] = sample
+    return found
+
+
+def _read_group(preset: Preset, rows: list[Row]) -> Sample | None:
+    if preset is Preset.ERROR_RATE:
+        errors = sum(row.value for row in rows if _label(row, "code").startswith("5"))
+        return build_share(requests=sum(row.value for row in rows), errors=errors)
+    if preset in (Preset.LATENCY_P95, Preset.TTFT_P95):
+        buckets: dict[float, float] = defaultdict(float)
+        for row in rows:
+            # Servers of two ages may write one bound as "1" and as "1.0".
+            buckets[float(_label(row, "le"))] += row.value
+        return build_latency(buckets)
+    parts: dict[str, float] = defaultdict(float)
+    for row in rows:
+        parts[_label(row, _PART)] += row.value
+    if preset is Preset.TOKENS_PER_SECOND:
+        return build_speed(tokens=parts["tokens"], seconds=parts["seconds"], requests=parts["requests"])
+    return build_score(weighted=parts["weighted"], cases=parts["cases"])
+
+
+def _label(row: Row, name: str) -> str:
+    if name not in row.labels:
+        raise ValueError(f"a row without the label {name}")
+    return row.labels[name]
+
+
+def _sum(expression: str, *labels: str) -> str:
+    return f"sum by ({','.join((metrics.LABEL_VARIANT, *labels))}) ({expression})"
+
+
+def _together(parts: Mapping[str, str]) -> str:
+    """Several queries as one whose rows say which of them they belong to."""
+    return " or ".join(
+        f'label_replace({text}, "{_PART}", "{part}", "{metrics.LABEL_VARIANT}", ".*")'
+        for part, text in parts.items()
     )
 
 

@@ -41,6 +41,8 @@ class OwnedPod:
     namespace: str
     deployment: str
     view: PodView
+    ip: str = ""
+    """Of a serving pod that has one: where its metrics are read."""
 
 
 def trim_node(body: Mapping[str, Any]) -> NodeView:
@@ -91,7 +93,10 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
         deleting="deletionTimestamp" in metadata,
     )
     return OwnedPod(
-        namespace=metadata.get("namespace", ""), deployment=tags.get(labels.DEPLOYMENT, ""), view=view
+        namespace=metadata.get("namespace", ""),
+        deployment=tags.get(labels.DEPLOYMENT, ""),
+        view=view,
+        ip=str(status.get("podIP") or "") if role is labels.Role.SERVE else "",
     )
 
 

@@ -93,7 +93,10 @@ class Metric(ApiModel):
         "knows its own.",
     )
     max: Decimal | None = Field(default=None, description="Fails above this value.")
-    min: Decimal | None = Field(default=None, description="Fails below this value.")
+    min: Decimal | None = Field(
+        default=None,
+        description="Fails below this value; not with a Sequential test.",
+    )
     max_degradation: DecimalOrPercent | None = Field(
         default=None,
         description="How much worse than the stable nodes it may be: absolute (0.02) or relative (10%).",
@@ -114,7 +117,8 @@ class Metric(ApiModel):
         ge=1,
         description="Evidence needed on each side before the metric passes (and, for Threshold, before it "
         "fails): requests, for EvaluationScore golden cases. Default 300 for a Sequential test, 50 for "
-        "ErrorRate, 30 for latencies and tokens, 10 for EvaluationScore.",
+        "ErrorRate, 30 for latencies, tokens and a query with samplesQuery, 10 for EvaluationScore, 1 node "
+        "for Restarts and OOMKills.",
     )
     failure_limit: int = Field(
         default=2,

@@ -76,9 +76,9 @@ def exactly_one_of(*names: str) -> dict[str, str]:
     return cel(f"{count} == 1", f"exactly one of {', '.join(names)} must be set")
 
 
-def keyed(key: str) -> dict[str, Any]:
-    """Schema extension: the list is a map by this field of its entries."""
-    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+def keyed(*keys: str) -> dict[str, Any]:
+    """Schema extension: the list is a map by these fields of its entries, as they are named in JSON."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
 
 
 class ApiModel(BaseModel):

@@ -187,10 +187,20 @@ def _node(raw: Mapping[str, Any], *, with_defaults: bool) -> dict[str, Any]:
     if raw.get("type") == "integer":
         result["format"] = "int64"
     if raw.get("type") == "array":
-        result["items"] = _node(raw["items"], with_defaults=with_defaults)
+        result["items"] = _with_keys(_node(raw["items"], with_defaults=with_defaults), raw)
     if isinstance(raw.get("additionalProperties"), Mapping):
         result["additionalProperties"] = _node(raw["additionalProperties"], with_defaults=with_defaults)
     return result | _extensions(raw)
+
+
+def _with_keys(items: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of a list-map with all its keys required: the API server takes no key that may be absent.
+
+    The models may still have a default for one, to read what an older operator has written.
+    """
+    required = items.get("required", [])
+    missing = [key for key in raw.get("x-kubernetes-list-map-keys", ()) if key not in required]
+    return items | {"required": [*required, *missing]} if missing else items
 
 
 def _union(raw: Mapping[str, Any], *, with_defaults: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from slmops.api.base import ApiModel, keyed
 
 MAX_WORST_NODES: Final = 10
 MAX_MEASUREMENTS: Final = 20
+MAX_BASELINES: Final = 64
 MAX_FAILED_REVISIONS: Final = 10
 
 
@@ -116,7 +117,10 @@ class Measurement(ApiModel):
     metric: str = Field(description="Name of the metric.")
     wave: str = Field(description="Name of the wave.")
     at: str = Field(description="When it was taken.")
-    verdict: str = Field(description="Pass, Fail, Inconclusive, NoData or ProviderError.")
+    verdict: str = Field(
+        description="Pass, Fail, Inconclusive, NoData, ProviderError, or Terminated: the wave failed on "
+        "another metric before this one was measured."
+    )
     canary: str | None = Field(default=None, description="Value on the nodes with the new revision.")
     stable: str | None = Field(default=None, description="Value on the stable nodes.")
     canary_samples: int = Field(default=0, description="Samples behind the value.")
@@ -133,7 +137,7 @@ class MetricState(ApiModel):
     """Running counts of one metric in the current wave."""
 
     name: str = Field(description="Name of the metric.")
-    verdict: str = Field(default="", description="Latest verdict.")
+    verdict: str = Field(default="", description="Verdict of the latest measurement.")
     consecutive_passes: int = Field(default=0, description="Passes in a row.")
     consecutive_failures: int = Field(default=0, description="Failures in a row.")
     consecutive_inconclusive: int = Field(default=0, description="Inconclusive results in a row.")
@@ -146,8 +150,15 @@ class Baseline(ApiModel):
     """The stable revision's latest value, kept for the wave after which no stable node is left."""
 
     metric: str = Field(description="Name of the metric.")
+    variant: str = Field(default="", description="Variant (device class); empty for all.")
     value: str = Field(description="Value on the stable nodes.")
     samples: int = Field(description="Samples behind it.")
+    events: str | None = Field(default=None, description="ErrorRate: how many of the samples were errors.")
+    buckets: str | None = Field(
+        default=None,
+        max_length=512,
+        description="Latencies: `seconds:requests` of the histogram around its 95 % quantile, cumulative.",
+    )
     at: str = Field(description="When it was measured.")
 
 
@@ -189,8 +200,8 @@ class RolloutStatus(ApiModel):
     )
     baseline: list[Baseline] = Field(
         default_factory=list,
-        description="Latest values of the stable revision.",
-        json_schema_extra=keyed("metric"),
+        description="Latest values of the stable revision, at most 64.",
+        json_schema_extra=keyed("metric", "variant"),
     )
     measurements: list[Measurement] = Field(
         default_factory=list, description="The latest measurements.", json_schema_extra=_ATOMIC

@@ -38,6 +38,11 @@ class Decision:
     closed: bool = False
     """No node may begin to take the new revision now."""
 
+    @property
+    def measures(self) -> bool:
+        """Whether measurements are to be taken."""
+        return not self.paused and (self.hold is None or self.hold.reason != NOT_ACCEPTED)
+
 
 def begin_rollout(revision: str, waves: list[str], before: RolloutStatus | None, now: float) -> RolloutStatus:
     """A rollout at its first wave; `before` is the one that it follows."""

@@ -5,17 +5,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from slmops.api.analysis import Analysis, Metric
 from slmops.api.base import duration_seconds
-from slmops.api.spec import Analysis, Metric
-from slmops.api.status import MAX_MEASUREMENTS, Baseline, Measurement, MetricState, RolloutStatus
-from slmops.model.observed import MetricQuery, Preset, ProviderSettings, Reading, Sample
+from slmops.api.status import MAX_MEASUREMENTS, Measurement, MetricState, RolloutStatus
+from slmops.model.observed import MetricQuery, ProviderSettings, Reading
 from slmops.model.plan import MeasureRequest
 from slmops.planning import times
-from slmops.planning.analysis import Verdict, fold_reading, min_samples, single
+from slmops.planning.analysis import Verdict, assess_reading, fold_assessment
+from slmops.planning.baseline import keep_stable, samples_of
+from slmops.planning.evidence import required_log_e
+from slmops.planning.metric_rules import (
+    compares,
+    count_tests,
+    failure_limit,
+    is_read_off_pods,
+    is_wanted,
+    preset_of,
+    seconds_until_due,
+)
+from slmops.planning.queries import Sides, build_promql
 
-MAX_WINDOW_SECONDS: Final = 3600.0
+MAX_WINDOW_SECONDS: Final = 86400.0
 BASELINE_WINDOW_SECONDS: Final = 600.0
-_MEASURED_STEPS: Final = frozenset({"Prefetching", "Flipping", "Soaking", "Analysing"})
+MAX_TIMEOUT_SECONDS: Final = 15.0
+SOON_SECONDS: Final = 0.1
+"""When to look again for what a look alone measures."""
+MEASURED_STEPS: Final = frozenset({"Prefetching", "Flipping", "Soaking", "Analysing"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,43 +45,73 @@ class Judgement:
     summary: str
     missing_baseline: str
     """Why the wave may not begin: a comparison was never possible; empty when it may."""
-    limit_reached: str = ""
-    """Why onDeadline is to decide at once; empty when it is not."""
+    limit_reached: str
+    """Metric, limit and count when one of the limits of a metric is reached: rollout.onDeadline is to
+    decide at once; empty when none is, and when the wave has passed or failed."""
 
 
 def judge_metrics(analysis: Analysis, rollout: RolloutStatus) -> Judgement:
-    """Judge the wave from the running counts in status."""
+    """Judge the wave from the running counts in status. Metrics with dryRun have no part in it."""
     states = {state.name: state for state in rollout.metrics}
-    failed, waiting = [], []
+    failed, waiting, limits = [], [], []
     reason = "Analysing"
     for metric in analysis.metrics:
-        state = states.get(metric.name)
-        if state is not None and state.consecutive_failures >= metric.failure_limit:
-            failed.append(f"{metric.name}: {_latest(rollout, metric.name)}")
-        elif metric.required and (state is None or state.consecutive_passes < analysis.passes):
-            verdict = state.verdict if state is not None and state.verdict else "not measured yet"
+        if metric.dry_run:
+            continue
+        state = states.get(metric.name) or MetricState(name=metric.name)
+        limits += _limits_reached(metric, state)
+        if _has_failed(metric, state):
+            failed.append(f"{metric.name}: {_why_failed(rollout, state)}")
+        elif metric.required and state.consecutive_passes < analysis.passes:
+            verdict = state.verdict or "not measured yet"
             if verdict in (Verdict.NO_DATA, Verdict.PROVIDER_ERROR, Verdict.INCONCLUSIVE):
                 reason = verdict
-            passes = state.consecutive_passes if state else 0
-            waiting.append(f"{metric.name}: {_say(verdict)} ({passes} of {analysis.passes} passes)")
+            passes = f"{state.consecutive_passes} of {analysis.passes} passes"
+            waiting.append(f"{metric.name}: {_say(verdict)} ({passes})")
     return Judgement(
         passed=not failed and not waiting,
         failed="; ".join(failed),
         reason=reason,
         summary="; ".join(waiting) or "all required metrics pass",
         missing_baseline=_missing_baseline(analysis, states),
+        limit_reached="; ".join(limits) if waiting and not failed else "",
     )
+
+
+def _has_failed(metric: Metric, state: MetricState) -> bool:
+    return not metric.dry_run and state.consecutive_failures >= failure_limit(metric)
+
+
+def _limits_reached(metric: Metric, state: MetricState) -> list[str]:
+    counts = (
+        (
+            "inconclusiveLimit",
+            metric.inconclusive_limit,
+            state.consecutive_inconclusive,
+            "without a clear result",
+        ),
+        ("noDataLimit", metric.no_data_limit, state.consecutive_no_data, "without data"),
+        ("consecutiveErrorLimit", metric.consecutive_error_limit, state.consecutive_errors, "not made"),
+    )
+    return [
+        f"{metric.name}: {count} measurements in a row {what}, {field} is {limit}"
+        for field, limit, count, what in counts
+        if limit is not None and count >= limit
+    ]
 
 
 def _say(verdict: str) -> str:
     return "no data" if verdict == Verdict.NO_DATA else verdict
 
 
-def _latest(rollout: RolloutStatus, metric: str) -> str:
+def _why_failed(rollout: RolloutStatus, state: MetricState) -> str:
     wave = rollout.waves[rollout.wave].name if rollout.waves else ""
-    return next(
-        (m.message for m in reversed(rollout.measurements) if m.metric == metric and m.wave == wave), ""
+    seen = (
+        m.message
+        for m in reversed(rollout.measurements)
+        if m.metric == state.name and m.wave == wave and m.verdict == Verdict.FAIL
     )
+    return next(seen, f"{state.consecutive_failures} failures in a row")
 
 
 def _missing_baseline(analysis: Analysis, states: dict[str, MetricState]) -> str:
@@ -75,7 +120,7 @@ def _missing_baseline(analysis: Analysis, states: dict[str, MetricState]) -> str
     # that nobody could be asked does.
     for metric in analysis.metrics:
         state = states.get(metric.name)
-        if metric.max_degradation is None:
+        if metric.dry_run or not compares(metric):
             continue
         if state is None or state.measured_at is None:
             return f"the stable revision has not been measured yet for {metric.name}"
@@ -87,24 +132,36 @@ def _missing_baseline(analysis: Analysis, states: dict[str, MetricState]) -> str
 def due_measurements(
     analysis: Analysis, rollout: RolloutStatus, *, namespace: str, deployment: str, stable: str, now: float
 ) -> tuple[MeasureRequest, ...]:
-    """Measurements whose interval has passed; none outside the steps that look at metrics."""
-    if rollout.step not in _MEASURED_STEPS or not stable:
+    """Measurements whose interval has passed; none outside the steps that look at metrics.
+
+    What is read off the pods is not among them: see `pod_metrics.pod_readings`.
+    """
+    if rollout.step not in MEASURED_STEPS or not stable:
         return ()
     states = {state.name: state for state in rollout.metrics}
     before_wave = rollout.step == "Prefetching"
-    window = (
-        BASELINE_WINDOW_SECONDS
-        if before_wave
-        else min(MAX_WINDOW_SECONDS, now - times.to_seconds(rollout.wave_started_at))
-    )
+    if before_wave:
+        since = now - BASELINE_WINDOW_SECONDS
+    else:
+        since = max(now - MAX_WINDOW_SECONDS, times.to_seconds(rollout.wave_started_at))
+    sides = Sides(namespace=namespace, deployment=deployment, canary=rollout.revision, stable=stable)
+    settings = provider_settings(analysis, namespace=namespace)
 
     def query(metric: Metric, revision: str) -> MetricQuery:
+        window_seconds = max(now - since, 1.0)
+
+        def replaced(text: str | None) -> str:
+            return build_promql(text or "", sides, revision=revision, window_seconds=window_seconds)
+
         return MetricQuery(
-            preset=Preset(metric.preset or ""),
             namespace=namespace,
             deployment=deployment,
             revision=revision,
-            window_seconds=max(window, 1.0),
+            window_seconds=window_seconds,
+            since=since,
+            preset=preset_of(metric),
+            promql=replaced(metric.query),
+            samples_promql=replaced(metric.samples_query),
         )
 
     return tuple(
@@ -112,100 +169,141 @@ def due_measurements(
             metric=metric.name,
             canary=query(metric, rollout.revision),
             stable=query(metric, stable),
-            provider=ProviderSettings(),
+            provider=settings,
         )
         for metric in analysis.metrics
-        if _is_due(metric, states.get(metric.name), analysis, before_wave=before_wave, now=now)
+        if not is_read_off_pods(metric)
+        and is_wanted(metric, states.get(metric.name), before_wave=before_wave)
+        and seconds_until_due(metric, states.get(metric.name), analysis, now=now) <= 0
     )
 
 
-def _is_due(
-    metric: Metric, state: MetricState | None, analysis: Analysis, *, before_wave: bool, now: float
-) -> bool:
-    if before_wave and metric.max_degradation is None:
-        return False
-    if state is None or state.measured_at is None:
-        return True
-    if before_wave and state.verdict != Verdict.PROVIDER_ERROR:
-        return False
-    return now - times.to_seconds(state.measured_at) >= duration_seconds(analysis.interval)
+def provider_settings(analysis: Analysis, *, namespace: str) -> ProviderSettings:
+    """Whom to ask, and as whom."""
+    if analysis.provider == "Direct":
+        return ProviderSettings(kind="Direct", namespace=namespace)
+    prometheus = analysis.prometheus
+    return ProviderSettings(
+        kind="Prometheus",
+        namespace=namespace,
+        url=prometheus.url or "",
+        secret=prometheus.secret_ref or "",
+        tenant=prometheus.tenant or "",
+        timeout_seconds=min(duration_seconds(prometheus.timeout), MAX_TIMEOUT_SECONDS),
+    )
 
 
 def next_measurement_seconds(analysis: Analysis, rollout: RolloutStatus, *, now: float) -> float | None:
     """Seconds until a measurement that is not due yet becomes due; None when there is none.
 
-    Those that are due already are under way; their readings wake the planner.
+    Those that are due already are under way, and their readings wake the planner; but what is read off
+    the pods needs another look.
     """
-    if rollout.step not in _MEASURED_STEPS:
+    if rollout.step not in MEASURED_STEPS:
         return None
     states = {state.name: state for state in rollout.metrics}
     before_wave = rollout.step == "Prefetching"
-    interval = duration_seconds(analysis.interval)
     waits = []
     for metric in analysis.metrics:
         state = states.get(metric.name)
-        if state is None or state.measured_at is None:
+        if not is_wanted(metric, state, before_wave=before_wave):
             continue
-        if before_wave and state.verdict != Verdict.PROVIDER_ERROR:
-            continue
-        wait = interval - (now - times.to_seconds(state.measured_at))
+        wait = seconds_until_due(metric, state, analysis, now=now)
+        if is_read_off_pods(metric):
+            wait = max(wait, SOON_SECONDS)
         if wait > 0:
             waits.append(wait)
     return min(waits, default=None)
 
 
-def fold_readings(analysis: Analysis, rollout: RolloutStatus, readings: Sequence[Reading]) -> RolloutStatus:
+def fold_readings(
+    analysis: Analysis, rollout: RolloutStatus, readings: Sequence[Reading], *, classes: int = 1
+) -> RolloutStatus:
     """Take fresh readings into the rollout's counts, history and baseline.
 
-    A reading from before the wave's clock started belongs to an earlier wave and is dropped.
+    `classes` is the number of device classes (variants) that may be compared. A reading from before the
+    wave's clock started belongs to an earlier wave and is dropped.
     """
     metrics = {metric.name: metric for metric in analysis.metrics}
     # Status keeps whole seconds, so a reading of the same second belongs to the wave.
     since = times.to_seconds(rollout.wave_started_at)
     for reading in readings:
         metric = metrics.get(reading.metric)
-        if metric is None or reading.at < since or rollout.step not in _MEASURED_STEPS:
+        if metric is None or reading.at < since or rollout.step not in MEASURED_STEPS:
             continue
-        rollout = _fold(metric, rollout, reading)
+        tests = count_tests(
+            # One that is tried out is judged as strictly as it would be in earnest.
+            (m if m is not metric else m.model_copy(update={"dry_run": False}) for m in analysis.metrics),
+            waves=len(rollout.waves),
+            classes=max(classes, len(reading.canary)),
+        )
+        required = required_log_e(float(analysis.false_rollback_rate), tests)
+        rollout = _fold(metric, rollout, reading, metrics=metrics, required=required)
     return rollout
 
 
-def _fold(metric: Metric, rollout: RolloutStatus, reading: Reading) -> RolloutStatus:
-    baseline = {entry.metric: entry for entry in rollout.baseline}
-    if (
-        not reading.error
-        and single(reading.stable).value is not None
-        and single(reading.stable).samples >= min_samples(metric)
-    ):
-        baseline[metric.name] = Baseline(
-            metric=metric.name,
-            value=repr(single(reading.stable).value),
-            samples=single(reading.stable).samples,
-            at=times.to_text(reading.at),
-        )
-    elif not reading.error and metric.name in baseline:
-        known = baseline[metric.name]
-        reading = Reading(
-            metric=reading.metric,
-            canary=reading.canary,
-            stable={"": Sample(value=float(known.value), samples=known.samples)},
-            at=reading.at,
-        )
+def _fold(
+    metric: Metric, rollout: RolloutStatus, reading: Reading, *, metrics: dict[str, Metric], required: float
+) -> RolloutStatus:
     states = {state.name: state for state in rollout.metrics}
     measurements: list[Measurement] = list(rollout.measurements)
+    baseline = keep_stable(rollout.baseline, metric, reading, metrics=metrics)
     if rollout.step == "Prefetching":
-        verdict = Verdict.PROVIDER_ERROR if reading.error else ""
-        states[metric.name] = MetricState(
-            name=metric.name, verdict=verdict, measured_at=times.to_text(reading.at)
-        )
+        states[metric.name] = _state_before_wave(states.get(metric.name), reading)
     else:
+        found = assess_reading(
+            metric, reading, required_log_e=required, kept=samples_of(baseline, metric.name)
+        )
         wave = rollout.waves[rollout.wave].name
-        states[metric.name], measurement = fold_reading(metric, states.get(metric.name), reading, wave=wave)
+        states[metric.name], measurement = fold_assessment(
+            metric, states.get(metric.name), found, wave=wave, at=reading.at
+        )
         measurements.append(measurement)
     return rollout.model_copy(
         update={
             "metrics": [states[name] for name in sorted(states)],
             "measurements": measurements[-MAX_MEASUREMENTS:],
-            "baseline": [baseline[name] for name in sorted(baseline)],
+            "baseline": baseline,
+        }
+    )
+
+
+def _state_before_wave(state: MetricState | None, reading: Reading) -> MetricState:
+    return MetricState(
+        name=reading.metric,
+        verdict=Verdict.PROVIDER_ERROR if reading.error else "",
+        consecutive_errors=(state.consecutive_errors if state else 0) + 1 if reading.error else 0,
+        measured_at=times.to_text(reading.at),
+    )
+
+
+def terminate_measurements(analysis: Analysis, rollout: RolloutStatus, *, now: float) -> RolloutStatus:
+    """The rollout of a failed wave with the measurements that are still under way shown Terminated.
+
+    Under way is what was due and has not been answered; its answer is dropped when it comes.
+    """
+    states = {state.name: state for state in rollout.metrics}
+    failed = [m.name for m in analysis.metrics if m.name in states and _has_failed(m, states[m.name])]
+    measurements = list(rollout.measurements)
+    for metric in analysis.metrics:
+        state = states.get(metric.name, MetricState(name=metric.name))
+        under_way = seconds_until_due(metric, state, analysis, now=now) <= 0
+        if metric.name in failed or is_read_off_pods(metric) or not under_way:
+            continue
+        states[metric.name] = state.model_copy(update={"verdict": Verdict.TERMINATED.value})
+        measurements.append(
+            Measurement(
+                metric=metric.name,
+                wave=rollout.waves[rollout.wave].name,
+                at=times.to_text(now),
+                verdict=Verdict.TERMINATED,
+                message=f"the wave failed on {', '.join(failed) or 'its nodes'}"[:512],
+                dry_run=metric.dry_run,
+            )
+        )
+    return rollout.model_copy(
+        update={
+            "metrics": [states[name] for name in sorted(states)],
+            "measurements": measurements[-MAX_MEASUREMENTS:],
         }
     )

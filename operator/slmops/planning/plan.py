@@ -25,12 +25,14 @@ from slmops.planning.objects import (
     revisions_to_keep,
 )
 from slmops.planning.operations import Standing, heed, retry
+from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.resolution import Resolution, resolve
 from slmops.planning.revision import Revision, build_revision_data, parse_revision
 from slmops.planning.rollout import decide
 from slmops.planning.timers import requeue_seconds
 from slmops.planning.transitions import transitions_between
 from slmops.planning.validate import validate
+from slmops.planning.validate_analysis import find_analysis_problem
 from slmops.planning.validate_rollout import find_fleet_problem, find_rollout_problem
 from slmops.planning.waves import effective_rollout
 
@@ -52,7 +54,7 @@ def plan(observed: Observed, now: float) -> Plan:
         reason = finding.reason if finding else "InvalidSpec"
         message = finding.message if finding else deployment.spec_error
         return _refuse(observed, reason, f"{message}; nothing that runs is touched", now)
-    finding = find_rollout_problem(deployment.spec)
+    finding = find_rollout_problem(deployment.spec) or find_analysis_problem(deployment.spec, observed.config)
     return _plan_accepted(observed, _in_force(deployment.spec, deployment.annotations), finding, now)
 
 
@@ -98,7 +100,9 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, finding: Finding
     if finding is None and _begins(standing):
         finding = find_fleet_problem(spec.rollout.waves, [state.node for state in fleet.eligible])
     if rollout is not None and not spec.rollout.paused:
-        rollout = fold_readings(spec.rollout.analysis, rollout, observed.readings)
+        analysis = spec.rollout.analysis
+        readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
+        rollout = fold_readings(analysis, rollout, readings, classes=len(spec.variants))
     decision = decide(
         fleet,
         stable_revision=standing.stable,
@@ -159,7 +163,7 @@ def _plan_accepted(observed: Observed, spec: SLMDeploymentSpec, finding: Finding
         }
     )
     measure: tuple[MeasureRequest, ...] = ()
-    if decision.rollout is not None and not decision.paused:
+    if decision.rollout is not None and decision.measures:
         measure = due_measurements(
             spec.rollout.analysis,
             decision.rollout,

@@ -5,7 +5,7 @@ from slmops.api import SLMDeploymentSpec
 from slmops.api.base import duration_seconds
 from slmops.api.status import RolloutStatus
 from slmops.planning import times
-from slmops.planning.decision import ACTIVE, FINISHED, NOT_ACCEPTED, Decision
+from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.judge import next_measurement_seconds
 from slmops.planning.resolution import Resolution
 from slmops.planning.wave_steps import soak_seconds
@@ -24,7 +24,10 @@ def requeue_seconds(
     if rollout is not None and rollout.step in ACTIVE and not decision.paused:
         change = seconds_to_change(spec.rollout.windows, now)
         waits += [] if change is None else [change]
-    if rollout is not None and rollout.step not in FINISHED and not decision.paused:
+    if rollout is not None and rollout.step not in FINISHED and decision.measures:
+        measurement = next_measurement_seconds(spec.rollout.analysis, rollout, now=now)
+        waits += [] if measurement is None else [measurement]
+    if rollout is not None and rollout.step not in FINISHED and rollout.paused_at is None:
         waits += _timers(spec, rollout, now)
     return max(0.1, min(waits)) if waits else None
 
@@ -34,8 +37,7 @@ def _starts_again(decision: Decision, rollout: RolloutStatus, target: str) -> bo
     return (
         rollout.step in ("Failed", "Cancelled")
         and rollout.revision == target != decision.stable_revision
-        and not decision.paused
-        and (decision.hold is None or decision.hold.reason != NOT_ACCEPTED)
+        and decision.measures
         and all(entry.revision != target for entry in decision.failed)
     )
 
@@ -44,15 +46,10 @@ def _timers(spec: SLMDeploymentSpec, rollout: RolloutStatus, now: float) -> list
     step_age = now - times.to_seconds(rollout.step_started_at)
     wave_age = now - times.to_seconds(rollout.wave_started_at)
     waits = []
-    if rollout.paused_at is not None:
-        return []  # timers stand
     if rollout.step == "Prefetching":
         waits.append(duration_seconds(spec.rollout.prefetch_deadline) - step_age)
     else:
         waits.append(duration_seconds(spec.rollout.progress_deadline) - wave_age)
     if rollout.step == "Soaking":
         waits.append(soak_seconds(spec.rollout, rollout.wave) - step_age)
-    measurement = next_measurement_seconds(spec.rollout.analysis, rollout, now=now)
-    if measurement is not None:
-        waits.append(measurement)
     return [wait for wait in waits if wait > 0]

@@ -19,7 +19,7 @@ from slmops.planning.decision import (
     update_wave,
 )
 from slmops.planning.fleet import Fleet, WaveView, canary_problem, failures_elsewhere, view_wave
-from slmops.planning.judge import Judgement, judge_metrics
+from slmops.planning.judge import Judgement, judge_metrics, terminate_measurements
 from slmops.planning.revision import Revision
 
 
@@ -60,6 +60,7 @@ def step_wave(
     judgement = judge_metrics(fleet.spec.rollout.analysis, rollout)
     if rollout.step != "Prefetching" and rollout.promoted_at is None:
         if judgement.failed:
+            rollout = terminate_measurements(fleet.spec.rollout.analysis, rollout, now=now)
             return _fail(decision, rollout, fleet, "AnalysisFailed", judgement.failed, now)
         if judgement.limit_reached:
             return _deadline(decision, rollout, fleet, judgement.limit_reached, now)

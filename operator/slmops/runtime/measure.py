@@ -6,14 +6,15 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from slmops.model.observed import Reading
+from slmops.model.observed import Reading, Samples
 from slmops.model.plan import MeasureRequest
 from slmops.ports.clock import Clock
 from slmops.ports.metrics import MetricsProvider, ProviderError
 
-PARALLEL_MEASUREMENTS: Final = 8
-READ_LIMIT_SECONDS: Final = 15.0
-"""The provider bounds itself; this is for one that does not."""
+PARALLEL_MEASUREMENTS: Final = 4
+"""Of one deployment: one whose provider hangs leaves slots to the others."""
+READ_LIMIT_SECONDS: Final = 40.0
+"""The provider bounds itself (a Secret and two queries of 15 s); this is for one that does not."""
 _log = logging.getLogger(__name__)
 
 
@@ -31,6 +32,7 @@ class Meter:
         self._provider = provider
         self._clock = clock
         self._slots = slots
+        self._own_slots = asyncio.Semaphore(PARALLEL_MEASUREMENTS)
         self._on_reading = on_reading
         self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._readings: list[tuple[str, Reading]] = []
@@ -62,7 +64,7 @@ class Meter:
 
     async def _measure(self, request: MeasureRequest, key: tuple[str, str]) -> None:
         try:
-            async with self._slots:
+            async with self._own_slots, self._slots:
                 reading = await self._read(request)
             self._readings.append((request.canary.revision, reading))
         finally:
@@ -75,8 +77,7 @@ class Meter:
         at = self._clock.now()
         try:
             async with asyncio.timeout(READ_LIMIT_SECONDS):
-                canary = await self._provider.read(request.canary, request.provider)
-                stable = await self._provider.read(request.stable, request.provider)
+                canary, stable = await self._read_both(request)
             return Reading(metric=request.metric, canary=canary, stable=stable, at=at)
         except ProviderError as error:
             message = str(error)
@@ -87,3 +88,14 @@ class Meter:
             _log.exception("metrics provider failed")
             message = "the metrics provider failed; the operator's log has the details"
         return Reading(metric=request.metric, canary={}, stable={}, at=at, error=message[:512])
+
+    async def _read_both(self, request: MeasureRequest) -> tuple[Samples, Samples]:
+        # At the same time, so that both sides are of one moment; a failure of one ends the other.
+        canary = asyncio.ensure_future(self._provider.read(request.canary, request.provider))
+        stable = asyncio.ensure_future(self._provider.read(request.stable, request.provider))
+        try:
+            return await asyncio.gather(canary, stable)
+        finally:
+            for side in (canary, stable):
+                side.cancel()
+            await asyncio.gather(canary, stable, return_exceptions=True)

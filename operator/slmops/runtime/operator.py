@@ -3,7 +3,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from slmops.runtime.worker import Planner, Services, Worker
 from slmops.runtime.world import World
 
 PARALLEL_LOOKS: Final = 16
-PARALLEL_MEASUREMENTS: Final = 8
+PARALLEL_MEASUREMENTS: Final = 32
 PARALLEL_RESOLUTIONS: Final = 4
 SWEEP_SECONDS: Final = 600.0
 _log = logging.getLogger("slmops")
@@ -44,6 +44,8 @@ class Parts:
     watch_namespaces: tuple[str, ...] = ()
     planner: Planner = plan
     metrics: OperatorMetrics = field(default_factory=OperatorMetrics)
+    on_gone: Callable[[DeploymentKey], None] = lambda key: None
+    """Called when a deployment is gone, for what others remember of it."""
     lease_seconds: float = DURATION_SECONDS
     sweep_seconds: float = SWEEP_SECONDS
 
@@ -135,6 +137,7 @@ class Operator:
         if entry is not None:
             entry[1].cancel()
         self._parts.metrics.forget(key.namespace, key.name)
+        self._parts.on_gone(key)
         self._parts.metrics.workers.set(len(self._tasks))
 
     def _wake(self, key: DeploymentKey) -> None:

@@ -7,15 +7,19 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from slmops.model.config import OperatorConfig
+from slmops.model.urls import is_allowed_url
 
 DEFAULT_METRICS_PORT: Final = 9090
 DEFAULT_HEALTH_PORT: Final = 8081
 _PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
 _LOG_FORMATS: Final = ("json", "text")
 _LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
+_URL: Final = re.compile(r"https?://[^\s/?#@]+[^\s?#@]*")
+_TENANT: Final = re.compile(r"[A-Za-z0-9!._*'()|-]{0,150}")
 _NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -29,7 +33,10 @@ class Settings:
 
     planner: OperatorConfig
     prometheus_url: str
-    """Empty: none configured, rollouts that need metrics hold."""
+    """Empty: none configured, rollouts that ask it hold."""
+    prometheus_credentials_dir: str
+    """Folder that its Secret is mounted at; empty: no credentials."""
+    prometheus_tenant: str
     namespace: str
     """Where the operator's Lease lies."""
     watch_namespaces: tuple[str, ...]
@@ -59,10 +66,27 @@ def read_settings(
             "SLMOPS_RUNTIME_IMAGE is not set: name the inference server's image (chart value runtimeImage)"
         )
     url = text("SLMOPS_PROMETHEUS_URL")
-    if url and not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", url):
+    if url and not _URL.fullmatch(url):
+        shown = "(with credentials)" if "@" in url else url
         raise SettingsError(
-            f"SLMOPS_PROMETHEUS_URL={url}: must be a URL such as http://prometheus.monitoring:9090, "
-            "without a query"
+            f"SLMOPS_PROMETHEUS_URL={shown}: must be a URL such as http://prometheus.monitoring:9090, "
+            "without a query; credentials belong into a Secret (chart value prometheus.existingSecret)"
+        )
+    credentials_dir = text("SLMOPS_PROMETHEUS_CREDENTIALS_DIR")
+    if credentials_dir and not Path(credentials_dir).is_dir():
+        raise SettingsError(
+            f"SLMOPS_PROMETHEUS_CREDENTIALS_DIR={credentials_dir}: is no folder; mount the Secret there or "
+            "leave it unset"
+        )
+    if credentials_dir and not url.startswith("https://"):
+        raise SettingsError(
+            "SLMOPS_PROMETHEUS_CREDENTIALS_DIR: credentials go over https only; give SLMOPS_PROMETHEUS_URL "
+            "an https URL or leave this unset"
+        )
+    tenant = text("SLMOPS_PROMETHEUS_TENANT")
+    if not _TENANT.fullmatch(tenant):
+        raise SettingsError(
+            f"SLMOPS_PROMETHEUS_TENANT={tenant!r}: must be a tenant's id: letters, digits and !-_.*'()|"
         )
     namespaces = _list(text("SLMOPS_WATCH_NAMESPACES"))
     for namespace in namespaces:
@@ -80,8 +104,13 @@ def read_settings(
                 "SLMOPS_ALLOWED_HOST_PATHS", text("SLMOPS_ALLOWED_HOST_PATHS", "/var/lib/slmops")
             ),
             allowed_file_paths=_paths("SLMOPS_ALLOWED_FILE_PATHS", text("SLMOPS_ALLOWED_FILE_PATHS")),
+            allowed_prometheus_urls=_urls(
+                "SLMOPS_ALLOWED_PROMETHEUS_URLS", text("SLMOPS_ALLOWED_PROMETHEUS_URLS")
+            ),
         ),
         prometheus_url=url,
+        prometheus_credentials_dir=credentials_dir,
+        prometheus_tenant=tenant,
         namespace=text("SLMOPS_NAMESPACE", default_namespace),
         watch_namespaces=namespaces,
         log_format=_choice("SLMOPS_LOG_FORMAT", text("SLMOPS_LOG_FORMAT", "json"), _LOG_FORMATS),
@@ -121,3 +150,16 @@ def _paths(name: str, value: str) -> tuple[str, ...]:
         if not path.startswith("/") or ".." in path.split("/"):
             raise SettingsError(f"{name}: {path!r} must be an absolute path without ..")
     return paths
+
+
+def _urls(name: str, value: str) -> tuple[str, ...]:
+    urls = _list(value)
+    for url in urls:
+        # One that allows nothing, not even itself, is a slip of the pen.
+        if not _URL.fullmatch(url) or not is_allowed_url(url, (url,)):
+            shown = "(with credentials)" if "@" in url else url
+            raise SettingsError(
+                f"{name}: {shown!r} must be the beginning of a URL such as https://metrics.example/team-a, "
+                "without .., query and credentials"
+            )
+    return urls

@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The texts of generated queries; tests/apiserver/test_promql.py runs them on a real Prometheus."""
 
+import promql_parser
 import pytest
 
-from slmops.adapters.promql import build_questions, quote
+from slmops.adapters.promql import Row, build_query, quote, read_rows
 from slmops.model.observed import MetricQuery, Preset
 
+_MEASURED = [preset for preset in Preset if preset not in (Preset.RESTARTS, Preset.OOM_KILLS)]
+_WHO = 'slm_namespace="ns",slm_deployment="orders",slm_revision="abc"'
 
-def _query(preset: Preset, window_seconds: float = 29.2) -> MetricQuery:
+
+def _query(preset: Preset, window_seconds: float = 29.2, deployment: str = "orders") -> MetricQuery:
     return MetricQuery(
-        preset=preset, namespace="ns", deployment="orders", revision="abc", window_seconds=window_seconds
+        preset=preset, namespace="ns", deployment=deployment, revision="abc", window_seconds=window_seconds
     )
 
 
 def test_error_rate_leaves_out_what_clients_did_wrong() -> None:
-    who = 'slm_namespace="ns",slm_deployment="orders",slm_revision="abc"'
-    found = build_questions(_query(Preset.ERROR_RATE))
-    assert found.share
-    assert found.value == f'sum(increase(slmserve_requests_total{{{who},code=~"5.."}}[30s]))'
-    assert found.samples == f'sum(increase(slmserve_requests_total{{{who},code!~"4.."}}[30s]))'
+    assert build_query(_query(Preset.ERROR_RATE)) == (
+        f'sum by (slm_variant,code) (increase(slmserve_requests_total{{{_WHO},code!~"4.."}}[30s]))'
+    )
 
 
 @pytest.mark.parametrize(
@@ -28,17 +30,28 @@ def test_error_rate_leaves_out_what_clients_did_wrong() -> None:
         (Preset.TTFT_P95, "slmserve_time_to_first_token_seconds"),
     ],
 )
-def test_latencies_are_quantiles_over_all_pods(preset: Preset, name: str) -> None:
-    found = build_questions(_query(preset))
-    assert found.value.startswith(f"histogram_quantile(0.95, sum by (le) (increase({name}_bucket{{")
-    assert found.samples.startswith(f"sum(increase({name}_count{{")
-    assert not found.share
+def test_latencies_are_buckets_of_all_pods_of_a_variant(preset: Preset, name: str) -> None:
+    assert build_query(_query(preset)) == (
+        f"sum by (slm_variant,le) (increase({name}_bucket{{{_WHO}}}[30s]))"
+    )
+
+
+@pytest.mark.parametrize("preset", _MEASURED)
+@pytest.mark.parametrize("deployment", ["orders", 'or"de\\rs\n'])
+def test_every_query_is_promql(preset: Preset, deployment: str) -> None:
+    promql_parser.parse(build_query(_query(preset, deployment=deployment)))
 
 
 def test_window_is_whole_seconds_and_never_empty() -> None:
-    assert "[1s]" in build_questions(_query(Preset.ERROR_RATE, 0.0)).value
-    assert "[3600s]" in build_questions(_query(Preset.ERROR_RATE, 3600.0)).value
+    assert "[1s]" in build_query(_query(Preset.ERROR_RATE, 0.0))
+    assert "[3600s]" in build_query(_query(Preset.ERROR_RATE, 3600.0))
 
 
 def test_label_values_are_escaped() -> None:
     assert quote('a"b\\c\nd') == '"a\\"b\\\\c\\nd"'
+
+
+def test_rows_without_their_labels_are_no_answer() -> None:
+    for preset in _MEASURED:
+        with pytest.raises(ValueError, match="without the label"):
+            read_rows(preset, [Row(labels={"slm_variant": "a"}, value=1.0)])

@@ -66,6 +66,14 @@ def test_pod_identity() -> None:
     assert view.created_at == seconds_of("2026-01-02T03:04:05Z") > 0
 
 
+def test_only_a_serving_pod_s_address_is_kept() -> None:
+    body = _pod(podIP="10.42.0.7")
+    assert trim_pod(body).ip == ""
+    body["metadata"]["labels"][ROLE] = "serve"
+    assert trim_pod(body).ip == "10.42.0.7"
+    assert trim_pod(body | {"status": {}}).ip == ""
+
+
 def test_unscheduled_pod_belongs_to_the_node_it_is_meant_for() -> None:
     body = _pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}])
     field = {"key": "metadata.name", "operator": "In", "values": ["far"]}

@@ -42,8 +42,12 @@ def test_only_structural_keywords_are_used() -> None:
 
 def test_every_node_has_a_type_or_is_a_number_or_text() -> None:
     untyped = {path for path, node in ALL.items() if "type" not in node}
-    assert untyped == {".spec.rollout.maxUnavailable"}
-    assert at(".spec.rollout.maxUnavailable")["x-kubernetes-int-or-string"] is True
+    assert untyped == {
+        ".spec.rollout.maxUnavailable",
+        ".spec.rollout.maxFailures",
+        ".spec.rollout.rollback.maxUnavailable",
+    }
+    assert all(at(path)["x-kubernetes-int-or-string"] is True for path in untyped)
 
 
 def test_every_field_is_described() -> None:

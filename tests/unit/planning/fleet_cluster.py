@@ -34,7 +34,13 @@ class Behaviour:
     score: float | None = 0.99
     """Evaluation score; None for no data, NaN for 0/0."""
     error_rate: float | None = 0.0
+    error_rates: Mapping[str, float] = field(default_factory=dict)
+    """By variant, where it differs."""
+    p95_seconds: float = 1.0
     samples: int = 1000
+    """Behind each value, per variant."""
+    restarts_later: int = 0
+    """Restarts of each serving pod after it got ready."""
 
 
 @dataclass(kw_only=True)
@@ -276,6 +282,7 @@ class Cluster:
             pod.phase_at += CRASH_SECONDS * 2 ** min(pod.restarts, 6)
         else:
             pod.phase = "Ready"
+            pod.restarts += behaviour.restarts_later if pod.role is Role.SERVE else 0
 
 
 def _selector(body: Mapping[str, Any]) -> tuple[str, str]:

@@ -20,11 +20,9 @@ from slmops.model.observed import (
     MetricQuery,
     Observed,
     OwnedKind,
-    Preset,
     Reading,
     Resolved,
     ResolveFailure,
-    Sample,
     Samples,
 )
 from slmops.model.plan import (
@@ -42,6 +40,7 @@ from slmops.planning.names import Names
 from slmops.planning.plan import plan
 from slmwire.reasons import Reason
 from tests.unit.planning.fleet_cluster import Behaviour, Cluster, SimNode
+from tests.unit.planning.fleet_samples import sample_of
 from tests.unit.planning.fleet_spec import manifest_of, merged
 
 EPOCH = 1_750_000_000.25
@@ -89,6 +88,8 @@ class FleetSim:
         self.deleting_since: float | None = None
         self.gone = False
         self.provider_error = ""
+        self.answer_seconds: dict[str, float] = {}
+        """How long the provider takes for a metric, where it is not 0.3 s."""
         self.unresolvable: set[str] = set()
         self.writes = 0
         self.kill_at: int | None = None
@@ -421,17 +422,16 @@ class FleetSim:
                 )
             )
 
-        self.at(0.3, answer)
+        self.at(self.answer_seconds.get(request.metric, 0.3), answer)
 
     def sample(self, query: MetricQuery) -> Samples:
         """What Prometheus would say: no series of pods that do not run or cannot be scraped."""
-        nodes = [
-            node.name
-            for node in self.cluster.nodes.values()
-            if node.online and query.revision in self.cluster.serving_revisions(node.name)
-        ]
+        variants = {
+            pod.variant
+            for pod in self.cluster.pods
+            if self.cluster.nodes[pod.node].online
+            and pod.revision == query.revision in self.cluster.serving_revisions(pod.node)
+        }
         behaviour = self.cluster.behaviour(self.cluster.version_of(query.revision))
-        value = behaviour.error_rate if query.preset is Preset.ERROR_RATE else behaviour.score
-        if not nodes or value is None or value != value:
-            return {}
-        return {"int4": Sample(value=value, samples=behaviour.samples)}
+        found = {variant: sample_of(behaviour, query.preset, variant) for variant in sorted(variants)}
+        return {variant: sample for variant, sample in found.items() if sample is not None}

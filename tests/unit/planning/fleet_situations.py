@@ -8,7 +8,9 @@ from tests.unit.planning.fleet_cluster import Behaviour
 from tests.unit.planning.fleet_sim import FleetSim
 from tests.unit.planning.fleet_spec import GIB, spec_body
 
-ERRORS = {"name": "errors", "preset": "ErrorRate", "max": "0.05"}
+ERRORS = {"name": "errors", "preset": "ErrorRate", "max": "0.05", "test": "Threshold"}
+PROVEN_ERRORS = {"name": "errors", "preset": "ErrorRate", "max": "0.05"}
+"""The same with the default test, Sequential."""
 
 
 def installed(nodes: int = 5, *, behaviours: dict[str, Behaviour] | None = None, **spec: Any) -> FleetSim:

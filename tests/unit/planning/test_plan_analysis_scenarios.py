@@ -9,7 +9,7 @@ from slmops.model.observed import OwnedKind
 from slmops.model.plan import ApplyObject, PatchNodeLabels
 from slmwire.labels import Role
 from tests.unit.planning.fleet_cluster import Behaviour
-from tests.unit.planning.fleet_situations import ERRORS, canary_node, installed, reach
+from tests.unit.planning.fleet_situations import ERRORS, PROVEN_ERRORS, canary_node, installed, reach
 
 
 def test_promotion_gives_every_node_the_new_version_and_leaves_nothing_else() -> None:
@@ -95,8 +95,9 @@ def test_scenario_05_deadline_policy_decides_after_an_outage(policy: str, versio
     assert set(sim.versions().values()) == {version}
 
 
-def test_scenario_06_a_small_sample_never_fails_a_large_one_does() -> None:
-    sim = installed(metrics=[ERRORS], behaviours={"v2": Behaviour(error_rate=1 / 3, samples=3)})
+@pytest.mark.parametrize("errors", [ERRORS, PROVEN_ERRORS])
+def test_scenario_06_a_small_sample_never_fails_a_large_one_does(errors: dict[str, str]) -> None:
+    sim = installed(metrics=[errors], behaviours={"v2": Behaviour(error_rate=1 / 3, samples=3)})
     sim.set_version("v2")
     reach(sim, "Analysing")
     sim.run(300)
@@ -134,14 +135,31 @@ def test_scenario_07_two_failures_in_a_row_roll_back() -> None:
     assert len(fails) == 2 and sim.step == "Failed"
 
 
-def test_scenario_08_equally_bad_stable_takes_no_blame() -> None:
+@pytest.mark.parametrize("errors", [ERRORS, PROVEN_ERRORS])
+def test_scenario_08_equally_bad_stable_takes_no_blame(errors: dict[str, str]) -> None:
     bad = {"v1": Behaviour(error_rate=0.5), "v2": Behaviour(error_rate=0.5)}
-    sim = installed(metrics=[ERRORS], behaviours=bad)
+    sim = installed(metrics=[errors], behaviours=bad)
     sim.set_version("v2")
     reach(sim, "Analysing")
     sim.run(600)
     assert sim.step == "Analysing" and not sim.status.failed_revisions
     assert sim.condition("Progressing") == ("False", "Inconclusive")
+
+
+def test_scenario_09_others_under_way_are_shown_terminated() -> None:
+    slow = {"name": "slow", "preset": "LatencyP95", "max": "5"}
+    sim = installed(metrics=[PROVEN_ERRORS, slow], behaviours={"v2": Behaviour(error_rate=0.5)})
+    sim.answer_seconds["slow"] = 8.0
+    sim.set_version("v2")
+    sim.settle()
+    rollout = sim.status.rollout
+    assert rollout and sim.step == "Failed" and set(sim.versions().values()) == {"v1"}
+    assert {state.name: state.verdict for state in rollout.metrics} == {
+        "errors": "Fail",
+        "slow": "Terminated",
+    }
+    assert [m.metric for m in rollout.measurements if m.verdict == "Terminated"] == ["slow"]
+    assert sim.status.failed_revisions[0].message.startswith("errors: ")
 
 
 def test_scenario_10_killed_between_status_and_label_write() -> None:

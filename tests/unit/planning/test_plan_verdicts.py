@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verdicts on readings, the counts that are kept of them, and what they make of a wave."""
+"""Verdicts of the Threshold rule, the counts that are kept of them, and what they make of a wave."""
 
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -11,14 +12,19 @@ from slmops.api.spec import Analysis, Metric
 from slmops.api.status import MetricState, RolloutStatus, WaveStatus
 from slmops.model.observed import Reading, Sample
 from slmops.planning import times
-from slmops.planning.analysis import Verdict, assess_reading, fold_reading
+from slmops.planning.analysis import Assessment, Verdict, assess_reading, fold_assessment
 from slmops.planning.judge import due_measurements, fold_readings, judge_metrics, next_measurement_seconds
 
 NOW = 1_750_000_000.0
 
 
 def metric(preset: str = "ErrorRate", **bounds: Any) -> Metric:
-    return Metric(name="m", preset=preset, **bounds)
+    return Metric.model_validate({"name": "m", "preset": preset, "test": "Threshold", **bounds})
+
+
+def assess(judge: Metric, seen: Reading) -> tuple[Verdict, str]:
+    found = assess_reading(judge, seen, required_log_e=0.0)
+    return found.verdict, found.message
 
 
 def reading(
@@ -31,8 +37,8 @@ def reading(
 ) -> Reading:
     return Reading(
         metric="m",
-        canary=Sample(value=canary, samples=samples if canary is not None else 0),
-        stable=Sample(value=stable, samples=samples if stable is not None else 0),
+        canary={} if canary is None else {"int4": Sample(value=canary, samples=samples)},
+        stable={} if stable is None else {"int4": Sample(value=stable, samples=samples)},
         at=at,
         error=error,
     )
@@ -74,59 +80,71 @@ BOTH = metric(max="0.05", max_degradation="0.02")
     ],
 )
 def test_verdicts(judge: Metric, canary: float | None, stable: float | None, verdict: str) -> None:
-    found, message = assess_reading(judge, reading(canary, stable))
+    found, message = assess(judge, reading(canary, stable))
     assert found == verdict and message
 
 
 @pytest.mark.parametrize(("samples", "verdict"), [(0, "Inconclusive"), (49, "Inconclusive"), (50, "Fail")])
 def test_too_few_samples_judge_nothing(samples: int, verdict: str) -> None:
-    assert assess_reading(MAX, reading(1.0, samples=samples))[0] == verdict
+    assert assess(MAX, reading(1.0, samples=samples))[0] == verdict
 
 
 def test_own_number_of_samples_counts() -> None:
     judge = metric(max="0.05", min_samples=3000)
-    assert assess_reading(judge, reading(1.0, samples=2999))[0] is Verdict.INCONCLUSIVE
-    assert assess_reading(judge, reading(1.0, samples=3000))[0] is Verdict.FAIL
+    assert assess(judge, reading(1.0, samples=2999))[0] is Verdict.INCONCLUSIVE
+    assert assess(judge, reading(1.0, samples=3000))[0] is Verdict.FAIL
 
 
 def test_stable_with_too_few_samples_is_no_comparison() -> None:
     few = Reading(
-        metric="m", canary=Sample(value=0.5, samples=99), stable=Sample(value=0.0, samples=9), at=NOW
+        metric="m",
+        canary={"int4": Sample(value=0.5, samples=99)},
+        stable={"int4": Sample(value=0.0, samples=9)},
+        at=NOW,
     )
-    assert assess_reading(WORSE, few)[0] is Verdict.INCONCLUSIVE
+    assert assess(WORSE, few)[0] is Verdict.INCONCLUSIVE
 
 
 def test_error_of_the_provider_is_no_verdict_on_the_revision() -> None:
-    verdict, message = assess_reading(MAX, reading(1.0, error="503 Service Unavailable"))
+    verdict, message = assess(MAX, reading(1.0, error="503 Service Unavailable"))
     assert verdict is Verdict.PROVIDER_ERROR and "503" in message
 
 
 @given(st.sampled_from([MAX, MIN, WORSE, WORSE_PERCENT, SCORE, BOTH]), st.none() | st.floats(0, 1))
 def test_nothing_passes_or_fails_without_a_value(judge: Metric, stable: float | None) -> None:
-    assert assess_reading(judge, reading(None, stable))[0] is Verdict.NO_DATA
+    assert assess(judge, reading(None, stable))[0] is Verdict.NO_DATA
 
 
 @given(st.sampled_from([MAX, MIN, SCORE, WORSE, BOTH]), st.floats(0, 1), st.floats(0, 1), st.integers(1, 9))
 def test_too_small_a_sample_never_passes_or_fails(
     judge: Metric, canary: float, stable: float, samples: int
 ) -> None:
-    verdict, _ = assess_reading(judge, reading(canary, stable, samples=samples))
+    verdict, _ = assess(judge, reading(canary, stable, samples=samples))
     assert verdict in (Verdict.INCONCLUSIVE, Verdict.NO_DATA)
 
 
-@given(st.lists(st.sampled_from([0.0, 1.0, None, "error"]), max_size=30))
-def test_counts_are_of_results_in_a_row(values: list[float | str | None]) -> None:
+@given(st.lists(st.sampled_from(list(Verdict)[:5]), max_size=30))
+def test_counts_are_of_results_in_a_row(verdicts: list[Verdict]) -> None:
     state: MetricState | None = None
     passes = failures = 0
-    for value in values:
-        error = "503" if value == "error" else ""
-        seen = reading(None if isinstance(value, str) else value, error=error)
-        state, measurement = fold_reading(MAX, state, seen, wave="w")
-        if value == 0.0:
+    for index, verdict in enumerate(verdicts):
+        state, measurement = fold_assessment(
+            MAX, state, Assessment(verdict=verdict, message="x"), wave="w", at=NOW
+        )
+        if verdict is Verdict.PASS:
             passes, failures = passes + 1, 0
-        elif value == 1.0:
+        elif verdict is Verdict.FAIL:
             passes, failures = 0, failures + 1
+        elif verdict is Verdict.INCONCLUSIVE:
+            passes = 0
         assert (state.consecutive_passes, state.consecutive_failures) == (passes, failures)
+        row = len(list(takewhile(verdict.__eq__, reversed(verdicts[: index + 1]))))
+        counts = {
+            Verdict.INCONCLUSIVE: state.consecutive_inconclusive,
+            Verdict.NO_DATA: state.consecutive_no_data,
+            Verdict.PROVIDER_ERROR: state.consecutive_errors,
+        }
+        assert counts == {kind: row if kind is verdict else 0 for kind in counts}
         assert measurement.verdict == state.verdict
 
 
@@ -231,12 +249,13 @@ def test_measurements_are_due_once_an_interval(age_seconds: float, due: bool) ->
     assert wait == (None if due else pytest.approx(10 - age_seconds))
 
 
-def test_window_begins_with_the_wave_and_ends_after_an_hour() -> None:
-    for age_seconds, window in ((0.2, 1.0), (90.0, 90.0), (9000.0, 3600.0)):
+def test_window_begins_with_the_wave_and_is_a_day_at_most() -> None:
+    for age_seconds, window in ((0.2, 1.0), (90.0, 90.0), (90000.0, 86400.0)):
         (request,) = due_measurements(
             REQUIRED, rollout(), namespace="a", deployment="b", stable="old", now=NOW + age_seconds
         )
         assert request.canary.window_seconds == request.stable.window_seconds == window
+        assert request.canary.since == max(NOW, NOW + age_seconds - 86400)
         assert (request.canary.revision, request.stable.revision) == ("new", "old")
 
 
@@ -253,8 +272,7 @@ def test_before_a_wave_only_what_is_compared_is_measured_and_only_once() -> None
     (request,) = due_measurements(analysis, found, namespace="a", deployment="b", stable="old", now=NOW)
     assert request.metric == "s"
     assert judge_metrics(analysis, found).missing_baseline
-    nothing = Sample(value=None, samples=0)
-    seen = Reading(metric="s", canary=nothing, stable=nothing, at=NOW)
+    seen = Reading(metric="s", canary={}, stable={}, at=NOW)
     after = fold_readings(analysis, found, [seen])
     assert not judge_metrics(analysis, after).missing_baseline, "no data does not stop a wave"
     assert not due_measurements(analysis, after, namespace="a", deployment="b", stable="old", now=NOW + 99)

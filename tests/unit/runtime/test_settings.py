@@ -2,6 +2,7 @@
 """Settings from the environment."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -16,15 +17,20 @@ def test_defaults() -> None:
     assert found.planner.allowed_host_paths == ("/var/lib/slmops",)
     assert found.planner.allowed_file_paths == ()
     assert (found.namespace, found.watch_namespaces, found.prometheus_url) == ("slmops-system", (), "")
+    assert (found.prometheus_credentials_dir, found.prometheus_tenant) == ("", "")
+    assert found.planner.allowed_prometheus_urls == ()
     assert (found.metrics_port, found.health_port) == (9090, 8081)
     assert (found.log_format, found.log_level) == ("json", logging.INFO)
 
 
-def test_everything_set() -> None:
+def test_everything_set(tmp_path: Path) -> None:
     found = read_settings(
         IMAGE
         | {
             "SLMOPS_PROMETHEUS_URL": "https://prometheus.example/prom",
+            "SLMOPS_PROMETHEUS_CREDENTIALS_DIR": str(tmp_path),
+            "SLMOPS_PROMETHEUS_TENANT": "edge|lab",
+            "SLMOPS_ALLOWED_PROMETHEUS_URLS": "https://metrics.example/team-a, http://prom:9090",
             "SLMOPS_RUNTIME_PULL_POLICY": "Always",
             "SLMOPS_NAMESPACE": "ops",
             "SLMOPS_WATCH_NAMESPACES": "a, b,",
@@ -37,6 +43,9 @@ def test_everything_set() -> None:
         }
     )
     assert found.watch_namespaces == ("a", "b")
+    assert found.prometheus_credentials_dir == str(tmp_path)
+    assert found.prometheus_tenant == "edge|lab"
+    assert found.planner.allowed_prometheus_urls == ("https://metrics.example/team-a", "http://prom:9090")
     assert found.planner.runtime_pull_policy == "Always"
     assert found.planner.allowed_host_paths == ("/data", "/var/lib/slmops")
     assert (found.log_format, found.log_level, found.metrics_port) == ("text", logging.DEBUG, 0)
@@ -48,6 +57,14 @@ def test_everything_set() -> None:
         ("SLMOPS_RUNTIME_IMAGE", "", "name the inference server's image"),
         ("SLMOPS_PROMETHEUS_URL", "prometheus:9090", "such as http://"),
         ("SLMOPS_PROMETHEUS_URL", "http://p/?x=1", "without a query"),
+        ("SLMOPS_PROMETHEUS_URL", "http://u:top-secret@p", "belong into a Secret"),
+        ("SLMOPS_PROMETHEUS_CREDENTIALS_DIR", "/nowhere", "mount the Secret there"),
+        ("SLMOPS_PROMETHEUS_CREDENTIALS_DIR", "/", "https only"),
+        ("SLMOPS_PROMETHEUS_TENANT", "a b", "tenant's id"),
+        ("SLMOPS_PROMETHEUS_TENANT", "a\r\nX: y", "tenant's id"),
+        ("SLMOPS_ALLOWED_PROMETHEUS_URLS", "https://a.example,metrics.example", "'metrics.example' must be"),
+        ("SLMOPS_ALLOWED_PROMETHEUS_URLS", "https://a.example/../b", "without .."),
+        ("SLMOPS_ALLOWED_PROMETHEUS_URLS", "https://u:top-secret@a.example", "and credentials"),
         ("SLMOPS_RUNTIME_PULL_POLICY", "Sometimes", "one of Always, IfNotPresent, Never"),
         ("SLMOPS_WATCH_NAMESPACES", "Prod", "'Prod' is not the name of a namespace"),
         ("SLMOPS_ALLOWED_HOST_PATHS", "var/lib", "absolute path"),
@@ -64,3 +81,4 @@ def test_wrong_value_names_the_variable_and_the_cure(name: str, value: str, cure
     assert name in str(caught.value)
     assert cure in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "top-secret" not in str(caught.value)

@@ -13,7 +13,16 @@ from slmops.adapters.errors import KubeError, Unavailable
 from slmops.adapters.resources import DEPLOYMENTS, NODES
 from slmops.api.status import RolloutStatus
 from slmops.model.config import OperatorConfig
-from slmops.model.observed import MetricQuery, Observed, Preset, Resolved, ResolveFailure, Sample
+from slmops.model.observed import (
+    MetricQuery,
+    Observed,
+    Preset,
+    ProviderSettings,
+    Resolved,
+    ResolveFailure,
+    Sample,
+    Samples,
+)
 from slmops.model.plan import MeasureRequest, PatchNodeLabels, Plan, ResolveRequest, Transition
 from slmops.planning.revision import source_hash
 from slmops.ports.sources import SourceError
@@ -54,12 +63,12 @@ class Bench:
         bench = self
 
         class Provider:
-            async def read(self, query: MetricQuery) -> Sample:
+            async def read(self, query: MetricQuery, settings: ProviderSettings) -> Samples:
                 result = bench.read(query)
                 if asyncio.iscoroutine(result):
                     result = await result
                 assert isinstance(result, Sample)
-                return result
+                return {"int4": result}
 
         class Resolver:
             async def resolve(self, *_: Any, **__: Any) -> Resolved:
@@ -295,7 +304,9 @@ def _measuring(revision: str = "r2") -> Planner:
             return Plan(status=status.model_copy(update={"canary": observed.readings[0].error or "measured"}))
         if status.canary:
             return Plan(status=status)
-        request = MeasureRequest(metric="errors", canary=query(revision), stable=query("r1"))
+        request = MeasureRequest(
+            metric="errors", canary=query(revision), stable=query("r1"), provider=ProviderSettings()
+        )
         return Plan(status=status, measure=(request,))
 
     return plan
@@ -309,7 +320,7 @@ async def test_reading_is_handed_in_once_it_is_there_and_only_once() -> None:
     with_readings = [look for look in bench.looks if look.readings]
     assert len(with_readings) == 1
     (reading,) = with_readings[0].readings
-    assert (reading.metric, reading.error, reading.canary.samples) == ("errors", "", 9)
+    assert (reading.metric, reading.error, reading.canary["int4"].samples) == ("errors", "", 9)
     assert reading.at == bench.clock.now()
 
 

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of `spec.rollout.analysis` that the API server cannot make; each is a pure function.
+
+A finding here blocks only the rollout: the stable revision is still looked after.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from slmops.api import SLMDeploymentSpec
+from slmops.api.analysis import Analysis
+from slmops.api.base import duration_seconds
+from slmops.model.config import OperatorConfig
+from slmops.model.urls import is_allowed_url
+from slmops.planning.finding import Finding
+from slmops.planning.judge import MAX_TIMEOUT_SECONDS
+from slmops.planning.metric_rules import asks_each_side, is_sequential
+from slmops.planning.queries import find_query_problem
+
+_WHERE: Final = "spec.rollout.analysis"
+
+
+def find_analysis_problem(spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    """First finding, with reason InvalidQuery or ProviderNotAllowed; None when all is well."""
+    analysis = spec.rollout.analysis
+    return next((found for check in _CHECKS if (found := check(analysis, config)) is not None), None)
+
+
+def _invalid(field: str, message: str) -> Finding:
+    return Finding(reason="InvalidQuery", message=f"{_WHERE}.{field}: {message}")
+
+
+def _direct(analysis: Analysis, config: OperatorConfig) -> Finding | None:
+    if analysis.provider != "Direct":
+        return None
+    prometheus = analysis.prometheus
+    for field, value in (
+        ("url", prometheus.url),
+        ("secretRef", prometheus.secret_ref),
+        ("tenant", prometheus.tenant),
+    ):
+        if value is not None:
+            return _invalid(
+                f"prometheus.{field}",
+                "provider: Direct asks no Prometheus; leave it out or use provider: Prometheus",
+            )
+    for index, metric in enumerate(analysis.metrics):
+        if metric.query is not None:
+            return _invalid(
+                f"metrics[{index}].query",
+                "provider: Direct knows no PromQL; use a preset or provider: Prometheus",
+            )
+    return None
+
+
+def _timeout(analysis: Analysis, config: OperatorConfig) -> Finding | None:
+    seconds = duration_seconds(analysis.prometheus.timeout)
+    if 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        return None
+    return _invalid(
+        "prometheus.timeout",
+        f"{analysis.prometheus.timeout} must be above 0s and at most {MAX_TIMEOUT_SECONDS:g}s",
+    )
+
+
+def _queries(analysis: Analysis, config: OperatorConfig) -> Finding | None:
+    for index, metric in enumerate(analysis.metrics):
+        for field, text in (("query", metric.query), ("samplesQuery", metric.samples_query)):
+            problem = find_query_problem(text) if text is not None else ""
+            if problem:
+                return _invalid(f"metrics[{index}].{field}", problem)
+    return None
+
+
+def _metrics(analysis: Analysis, config: OperatorConfig) -> Finding | None:
+    for index, metric in enumerate(analysis.metrics):
+        where = f"metrics[{index}]"
+        if metric.query is not None and metric.samples_query is None and metric.min_samples is not None:
+            return _invalid(
+                f"{where}.minSamples",
+                "nobody counts the samples of a query; give samplesQuery or leave minSamples out",
+            )
+        if metric.query is not None and metric.max_degradation is not None and not asks_each_side(metric):
+            return _invalid(
+                f"{where}.maxDegradation",
+                "the query gives the same value for both sides; write $selector where it names $canary",
+            )
+        if is_sequential(metric) and metric.min is not None:
+            return _invalid(
+                f"{where}.min",
+                "a Sequential test proves only what is too high; leave min out or use test: Threshold",
+            )
+    return None
+
+
+def _url(analysis: Analysis, config: OperatorConfig) -> Finding | None:
+    url = analysis.prometheus.url
+    if analysis.provider == "Direct" or url is None or is_allowed_url(url, config.allowed_prometheus_urls):
+        return None
+    allowed = ", ".join(config.allowed_prometheus_urls) or "any allowed URL (none is)"
+    return Finding(
+        reason="ProviderNotAllowed",
+        message=f"{_WHERE}.prometheus.url: {url} is not below {allowed}; leave it out to use the operator's "
+        "Prometheus or let an administrator allow it (chart value prometheus.allowedURLs)",
+    )
+
+
+_CHECKS: Final[tuple[Callable[[Analysis, OperatorConfig], Finding | None], ...]] = (
+    _direct,
+    _timeout,
+    _queries,
+    _metrics,
+    _url,
+)
