@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from e2e.bench.fleet_measure import rest, work
+from e2e.bench.fleet_peers import build_side
 from e2e.bench.fleet_rows import (
     ARGO,
     DAEMON_SETS,
@@ -38,7 +39,7 @@ from e2e.bench.fleet_rows import (
     build_same_work_rows,
     replace_part,
 )
-from e2e.bench.fleet_sides import CANARY_PERCENT, MAX_UNAVAILABLE, build_side
+from e2e.bench.fleet_sides import CANARY_PERCENT, MAX_UNAVAILABLE
 from e2e.bench.fleet_site import Site, say
 from e2e.rig import RigError
 from e2e.rig.control_plane import Store

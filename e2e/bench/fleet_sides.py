@@ -1,46 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who does the work: our operator, Argo Rollouts, or nobody but the DaemonSet controller.
-
-All have the same pods, one Service each, the same bound on unavailable pods, and, but for the last,
-a canary of 20 % that one measurement of the same server judges.
-"""
+"""Who does the work of the fleet benchmark, as the measurement sees it; and our operator as the first."""
 
 import sys
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
-import yaml
-
 from e2e.bench.fleet_numbers import WRITE_VERBS, Labels, Page, read_page
-from e2e.bench.fleet_rows import ARGO, DAEMON_SETS, OURS
+from e2e.bench.fleet_rows import OURS
 from e2e.bench.fleet_site import GROUP_LABEL, NAMESPACE, Body, Site, group_name
 from e2e.rig import RigError
 from e2e.rig.control_plane import free_ports
 from e2e.rig.paths import CHECKOUT
 from e2e.rig.progress import wait_until
-from e2e.rig.shell import run
-from e2e.rig.tools import FAMILY_OF, source_dir, tool
-from slmops.api import API_VERSION, KIND, SLMDeploymentSpec
+from slmops.api import API_VERSION, KIND
 from slmops.api.crd import build_crd
-from slmops.model.config import OperatorConfig
-from slmops.planning.build import build_templates
-from slmops.planning.names import Names
 from slmwire.labels import DEPLOYMENT, REVISION, ROLE, Role
 
 IMAGE: Final = "registry.example/runtime:1"
 MODELS: Final = "/srv/models"
-VERSION_LABEL: Final = "bench.slmops.dev/version"
 MAX_UNAVAILABLE: Final = 2
 CANARY_PERCENT: Final = 20
-SERVICES: Final = f"/api/v1/namespaces/{NAMESPACE}/services"
 SLM_DEPLOYMENTS: Final = f"/apis/{API_VERSION}/namespaces/{NAMESPACE}/slmdeployments"
-ROLLOUTS: Final = f"/apis/argoproj.io/v1alpha1/namespaces/{NAMESPACE}/rollouts"
-DAEMON_SET_PATH: Final = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets"
-_ARGO_NAMESPACE: Final = "argo-rollouts"
-_TEMPLATE: Final = "error-share"
 _DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -55,6 +37,9 @@ class Requests:
         """Whether a series counts writes; renewing a Lease is no work."""
         verb, resource = labels.get("verb", "").lower(), labels.get(self.resource_label, "").lower()
         return verb in WRITE_VERBS and not resource.startswith("lease")
+
+
+OUR_REQUESTS: Final = Requests(metric="slmops_kubernetes_requests_total", resource_label="resource")
 
 
 class Side(Protocol):
@@ -119,8 +104,8 @@ def build_deployment(name: str, version: str) -> Body:
 class Ours:
     """The operator as a process of its own."""
 
-    key = OURS
-    requests = Requests(metric="slmops_kubernetes_requests_total", resource_label="resource")
+    key: str = OURS
+    requests: Requests | None = OUR_REQUESTS
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -130,7 +115,7 @@ class Ours:
         """Install the CRD, start `python -m slmops`, wait until it holds its Lease."""
         plane = self._site.plane
         plane.kubectl.apply(build_crd())
-        _wait_established(self._site, "slmdeployments.slmops.dev")
+        wait_established(self._site, "slmdeployments.slmops.dev")
         health, self._metrics_port = free_ports(2)
         self._site.controller.start(
             [sys.executable, "-m", "slmops"],
@@ -146,11 +131,11 @@ class Ours:
                 "SLMOPS_PROMETHEUS_URL": self._site.evidence.url,
             },
         )
-        _wait_page(self._site, self)
+        wait_page(self._site, self)
 
     def page(self) -> Page:
         """See Side."""
-        return _read_url(f"http://127.0.0.1:{self._metrics_port}/metrics")
+        return read_url(f"http://127.0.0.1:{self._metrics_port}/metrics")
 
     def apply(self, index: int, version: str) -> None:
         """See Side."""
@@ -184,243 +169,7 @@ def promoted_deployments(items: Iterable[Body], version: str) -> dict[str, str]:
     return found
 
 
-def build_pod_template(name: str, version: str) -> Body:
-    """The very pod that our operator makes, with labels of the peer's and held to its group of nodes."""
-    spec = SLMDeploymentSpec.model_validate(build_deployment(name, version)["spec"])
-    templates = build_templates(
-        Names(NAMESPACE, name),
-        spec,
-        config=OperatorConfig(runtime_image=IMAGE, allowed_file_paths=(MODELS,)),
-        revision=version,
-        digests={"int4": "0" * 64},
-    )
-    serve, _ = templates["int4"]
-    return {
-        "metadata": {"labels": {GROUP_LABEL: name, VERSION_LABEL: version}},
-        "spec": {**serve["spec"], "nodeSelector": {GROUP_LABEL: name}},
-    }
-
-
-def build_service(name: str) -> Body:
-    """What our operator makes for its deployments."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "selector": {GROUP_LABEL: name},
-            "internalTrafficPolicy": "Local",
-            "ports": [{"name": "http", "port": 80, "targetPort": 8080}],
-        },
-    }
-
-
-class _Peer:
-    """What both peers have in common."""
-
-    def __init__(self, site: Site, *, pods: int) -> None:
-        self._site = site
-        self._pods = pods
-
-    def mark_of(self, pod: Body) -> tuple[str, str]:
-        """See Side."""
-        labels = pod["metadata"]["labels"]
-        return labels[GROUP_LABEL], labels[VERSION_LABEL]
-
-    def _apply(self, path: str, index: int, body: Body) -> None:
-        name = group_name(index)
-        self._site.api.apply(f"{SERVICES}/{name}", build_service(name))
-        self._site.api.apply(f"{path}/{name}", body)
-
-
-class Argo(_Peer):
-    """Argo Rollouts' controller with the settings that it comes with."""
-
-    key = ARGO
-    requests = Requests(metric="controller_clientset_k8s_request_total", resource_label="kind")
-
-    def start(self) -> None:
-        """Apply its own manifests without the Deployment, and start the controller here."""
-        kubectl = self._site.plane.kubectl
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _ARGO_NAMESPACE}}
-        bodies = [
-            _in_namespace(body)
-            for body in yaml.safe_load_all((argo_module() / "manifests" / "install.yaml").read_text())
-            if body and body["kind"] != "Deployment"
-        ]
-        kubectl.apply(namespace, *bodies, timeout_seconds=180)
-        _wait_established(self._site, "rollouts.argoproj.io")
-        _wait_established(self._site, "analysistemplates.argoproj.io")
-        kubectl.apply(build_analysis_template(self._site.evidence.url))
-        health, self._metrics_port = free_ports(2)
-        self._site.controller.start(
-            [
-                tool("rollouts-controller"),
-                f"--kubeconfig={self._site.plane.kubeconfig}",
-                f"--metricsPort={self._metrics_port}",
-                f"--healthzPort={health}",
-            ],
-            env={"NO_PROXY": "127.0.0.1"},
-        )
-        _wait_page(self._site, self)
-
-    def page(self) -> Page:
-        """See Side."""
-        return _read_url(f"http://127.0.0.1:{self._metrics_port}/metrics")
-
-    def apply(self, index: int, version: str) -> None:
-        """See Side."""
-        self._apply(ROLLOUTS, index, build_rollout(group_name(index), version, pods=self._pods))
-
-    def promoted(self, version: str) -> dict[str, str]:
-        """See Side."""
-        return promoted_rollouts(self._site.api.items(ROLLOUTS), version)
-
-
-def build_rollout(name: str, version: str, *, pods: int) -> Body:
-    """A Rollout: a fifth of the pods, one measurement, the rest."""
-    template = {"templateName": _TEMPLATE}
-    return {
-        "apiVersion": "argoproj.io/v1alpha1",
-        "kind": "Rollout",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "replicas": pods,
-            "revisionHistoryLimit": 1,
-            "selector": {"matchLabels": {GROUP_LABEL: name}},
-            "template": build_pod_template(name, version),
-            "strategy": {
-                "canary": {
-                    "maxSurge": 0,
-                    "maxUnavailable": MAX_UNAVAILABLE,
-                    "steps": [
-                        {"setWeight": CANARY_PERCENT},
-                        {"analysis": {"templates": [template]}},
-                        {"setWeight": 100},
-                    ],
-                }
-            },
-        },
-    }
-
-
-def build_analysis_template(url: str) -> Body:
-    """One measurement of the share of errors."""
-    query = "sum(increase(errors_total[1m])) / sum(increase(requests_total[1m]))"
-    return {
-        "apiVersion": "argoproj.io/v1alpha1",
-        "kind": "AnalysisTemplate",
-        "metadata": {"name": _TEMPLATE, "namespace": NAMESPACE},
-        "spec": {
-            "metrics": [
-                {
-                    "name": "errors",
-                    "count": 1,
-                    "successCondition": "result[0] <= 0.05",
-                    "provider": {"prometheus": {"address": url, "query": query}},
-                }
-            ]
-        },
-    }
-
-
-def promoted_rollouts(items: Iterable[Body], version: str) -> dict[str, str]:
-    """Rollouts that are healthy with the template of `version` -> `version`."""
-    found = {}
-    for item in items:
-        status = item.get("status") or {}
-        labels = item["spec"]["template"]["metadata"]["labels"]
-        if (
-            labels[VERSION_LABEL] == version
-            and status.get("phase") == "Healthy"
-            and status.get("observedGeneration") == str(item["metadata"]["generation"])
-            and status.get("stableRS")
-            and status["stableRS"] == status.get("currentPodHash")
-        ):
-            found[item["metadata"]["name"]] = version
-    return found
-
-
-class DaemonSets(_Peer):
-    """A DaemonSet for each group: no canary, no measurement; as fast as Kubernetes goes."""
-
-    key = DAEMON_SETS
-    requests = None
-
-    def start(self) -> None:
-        """Nothing but the controller-manager works here."""
-
-    def page(self) -> Page:
-        """See Side."""
-        return ()
-
-    def apply(self, index: int, version: str) -> None:
-        """See Side."""
-        self._apply(DAEMON_SET_PATH, index, build_daemon_set(group_name(index), version))
-
-    def promoted(self, version: str) -> dict[str, str]:
-        """See Side."""
-        return promoted_daemon_sets(self._site.api.items(DAEMON_SET_PATH), version)
-
-
-def build_daemon_set(name: str, version: str) -> Body:
-    """The same pods as a DaemonSet with a rolling update."""
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "DaemonSet",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "selector": {"matchLabels": {GROUP_LABEL: name}},
-            "revisionHistoryLimit": 1,
-            "updateStrategy": {
-                "type": "RollingUpdate",
-                "rollingUpdate": {"maxUnavailable": MAX_UNAVAILABLE, "maxSurge": 0},
-            },
-            "template": build_pod_template(name, version),
-        },
-    }
-
-
-def promoted_daemon_sets(items: Iterable[Body], version: str) -> dict[str, str]:
-    """DaemonSets whose pods are all new and available -> `version`."""
-    found = {}
-    for item in items:
-        status = item.get("status") or {}
-        wanted = status.get("desiredNumberScheduled", 0)
-        labels = item["spec"]["template"]["metadata"]["labels"]
-        if (
-            labels[VERSION_LABEL] == version
-            and status.get("observedGeneration") == item["metadata"]["generation"]
-            and wanted > 0
-            and status.get("updatedNumberScheduled") == wanted == status.get("numberAvailable")
-        ):
-            found[item["metadata"]["name"]] = version
-    return found
-
-
-def argo_module() -> Path:
-    """Argo Rollouts' source as Go has it in its cache; its manifests fit the built controller."""
-    family = FAMILY_OF["rollouts-controller"]
-    listed = run(
-        ["go", "list", "-m", "-f", "{{.Dir}}", family.module],
-        cwd=source_dir(family),
-        env={"GOFLAGS": "-mod=readonly", "GOWORK": "off"},
-    )
-    directory = listed.stdout.strip()
-    if not directory:
-        run(["go", "mod", "download", family.module], cwd=source_dir(family), env={"GOWORK": "off"})
-        return argo_module()
-    return Path(directory)
-
-
-def _in_namespace(body: Body) -> Body:
-    namespaced = body["kind"] in ("ServiceAccount", "ConfigMap", "Secret", "Service")
-    if namespaced:
-        body["metadata"]["namespace"] = _ARGO_NAMESPACE
-    return body
-
-
-def _read_url(url: str) -> Page:
+def read_url(url: str) -> Page:
     try:
         with _DIRECT.open(url, timeout=10) as answer:
             return read_page(answer.read().decode())
@@ -428,7 +177,7 @@ def _read_url(url: str) -> Page:
         raise RigError(f"{url}: {error}") from error
 
 
-def _wait_page(site: Site, side: Side) -> None:
+def wait_page(site: Site, side: Side) -> None:
     def answers() -> bool:
         site.check()
         try:
@@ -439,17 +188,10 @@ def _wait_page(site: Site, side: Side) -> None:
     wait_until("the controller's metrics", answers, timeout_seconds=90, interval_seconds=0.3)
 
 
-def _wait_established(site: Site, crd: str) -> None:
+def wait_established(site: Site, crd: str) -> None:
     def established() -> bool:
         status: Mapping[str, Any] = site.plane.kubectl.get("crd", crd).get("status") or {}
         conditions = status.get("conditions") or ()
         return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
     wait_until(f"the CRD {crd} being established", established, timeout_seconds=60)
-
-
-def build_side(key: str, site: Site, *, pods: int) -> Side:
-    """A side by its name; `pods` for each deployment."""
-    if key == OURS:
-        return Ours(site)
-    return Argo(site, pods=pods) if key == ARGO else DaemonSets(site, pods=pods)

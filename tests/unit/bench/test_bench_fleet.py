@@ -10,6 +10,7 @@ import yaml
 from e2e.bench.fleet import parse_names, parse_size
 from e2e.bench.fleet_measure import Settled, count_settled, count_writes
 from e2e.bench.fleet_numbers import Page, cpu_seconds, growth, memory_bytes, quantile, read_page
+from e2e.bench.fleet_peers import ARGO_REQUESTS, build_pod_template, promoted_daemon_sets, promoted_rollouts
 from e2e.bench.fleet_rows import (
     ARGO,
     DAEMON_SETS,
@@ -25,15 +26,7 @@ from e2e.bench.fleet_rows import (
     build_same_work_rows,
     replace_part,
 )
-from e2e.bench.fleet_sides import (
-    Argo,
-    Ours,
-    build_deployment,
-    build_pod_template,
-    promoted_daemon_sets,
-    promoted_deployments,
-    promoted_rollouts,
-)
+from e2e.bench.fleet_sides import OUR_REQUESTS, build_deployment, promoted_deployments
 from e2e.bench.fleet_site import answer_query, render_kwok
 from e2e.rig.fleet import KWOK_CONFIG
 from slmops.adapters.promql import quote
@@ -61,14 +54,14 @@ def test_growth_counts_series_that_are_new() -> None:
 
 
 def test_writes_leave_out_what_reads_and_what_renews_the_lease() -> None:
-    assert count_writes(read_page(BEFORE), read_page(AFTER), Ours.requests) == {"nodes": 5, "services": 2}
+    assert count_writes(read_page(BEFORE), read_page(AFTER), OUR_REQUESTS) == {"nodes": 5, "services": 2}
     text = (
         'controller_clientset_k8s_request_total{kind="rollouts",verb="Patch"} 3\n'
         'controller_clientset_k8s_request_total{kind="replicasets",verb="Update"} 2\n'
         'controller_clientset_k8s_request_total{kind="pods",verb="List"} 1\n'
         'controller_clientset_k8s_request_total{kind="leases",verb="Update"} 7\n'
     )
-    assert count_writes((), read_page(text), Argo.requests) == {"rollouts": 3, "replicasets": 2}
+    assert count_writes((), read_page(text), ARGO_REQUESTS) == {"rollouts": 3, "replicasets": 2}
 
 
 def buckets(*counts: tuple[str, float]) -> Page:
