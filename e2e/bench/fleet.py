@@ -17,7 +17,9 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,7 @@ from e2e.bench.fleet_rows import (
     build_idle_rows,
     build_moves_rows,
     build_same_work_rows,
+    in_short,
     replace_part,
 )
 from e2e.bench.fleet_sides import CANARY_PERCENT, MAX_UNAVAILABLE
@@ -114,9 +117,17 @@ def run_side(key: str, size: Size, options: Options) -> Run:
             if not installed.reached:
                 return _not_begun(size, f"v1 was not installed: {installed.problem}")
             return work(site, side, "v2", **sizes)
-    except RigError as error:
-        say(f"{key}: {error}")
-        return _not_begun(size, str(error))
+    except Exception as error:  # whatever it is, the other sides and parts go on
+        return _not_begun(size, _tell(key, error))
+
+
+def _tell(name: str, error: Exception) -> str:
+    """Say what went wrong; the same in one line for the rows."""
+    if isinstance(error, RigError):
+        say(f"{name}: {error}")
+        return str(error)
+    say(f"{name}: {''.join(traceback.format_exception(error))}")
+    return f"{type(error).__name__}: {error}"
 
 
 def _open_site(name: str, size: Size, options: Options) -> Site:
@@ -124,7 +135,7 @@ def _open_site(name: str, size: Size, options: Options) -> Site:
 
 
 def _not_begun(size: Size, problem: str) -> Run:
-    return Run(wanted=size.deployments, done=0, moved=0, wall_seconds=0.0, problem=problem[-500:])
+    return Run(wanted=size.deployments, done=0, moved=0, wall_seconds=0.0, problem=problem)
 
 
 Save = Callable[[list[Row]], None]
@@ -167,12 +178,12 @@ def run_idle(options: Options, save: Save) -> None:
                 rest(site, side, seconds=min(20.0, options.rest_seconds))  # what the install left behind
                 say(f"idle: {options.rest_seconds:g} s at rest")
                 quiet = rest(site, side, seconds=options.rest_seconds)
-    except RigError as error:
-        say(f"idle: {error}")
+    except Exception as error:
+        problem = _tell("idle", error)
         if install.reached:
-            load += f"; {str(error)[-500:]}"
+            load += f"; not left at rest: {in_short(problem)}"
         else:
-            install = _not_begun(size, str(error))
+            install = _not_begun(size, problem)
     save(build_idle_rows(install, quiet, load=load))
 
 
@@ -241,6 +252,8 @@ def _read_options() -> tuple[tuple[str, ...], Options]:
 def main() -> int:
     """Run the parts, print and write the result; 1 when a target is missed."""
     parts, options = _read_options()
+    # Whoever ends us must not leave a control plane behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     missed = False
     for name in parts:
         title, run_part = PARTS[name]

@@ -23,12 +23,13 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """Counters at one moment."""
+    """Counters at one moment. Being looked at costs the controller something, which is left out."""
 
-    at: float
     page: Page
     server: Page
-    cpu_seconds: float | None
+    cpu_seconds_before: float | None
+    """Before the controller was asked for its metrics."""
+    cpu_seconds_after: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +44,26 @@ class Settled:
 
 def take_look(site: Site, side: Side) -> Look:
     """Read all counters."""
-    pid = site.controller.pid
+    cpu_before = _controller_cpu_seconds(site)
+    page = side.page()
+    cpu_after = _controller_cpu_seconds(site)
     return Look(
-        at=time.monotonic(),
-        page=side.page(),
+        page=page,
         server=site.api.metrics(),
-        cpu_seconds=cpu_seconds(read_process(pid, "stat"), ticks_per_second=_TICKS) if pid else None,
+        cpu_seconds_before=cpu_before,
+        cpu_seconds_after=cpu_after,
     )
+
+
+def _controller_cpu_seconds(site: Site) -> float | None:
+    pid = site.controller.pid
+    return cpu_seconds(read_process(pid, "stat"), ticks_per_second=_TICKS) if pid else None
+
+
+def _spent(before: Look, after: Look) -> float | None:
+    if before.cpu_seconds_after is None or after.cpu_seconds_before is None:
+        return None
+    return after.cpu_seconds_before - before.cpu_seconds_after
 
 
 def count_settled(
@@ -84,30 +98,35 @@ def work(
     """
     before = take_look(site, side)
     say(f"{side.key}: {version} to {deployments} deployments of {nodes_each} nodes")
+    began = time.monotonic()
     settled, problem = Settled(done=0, moved=0), ""
     try:
         for index in range(deployments):
             side.apply(index, version)
         problem = _wait(
             site, side, version, deployments=deployments, nodes_each=nodes_each,
-            deadline=before.at + deadline_seconds,
+            deadline=began + deadline_seconds,
         )  # fmt: skip
     except RigError as error:
         problem = str(error)
-    ended = time.monotonic()
+    seconds = time.monotonic() - began
     try:
         settled = _settled(site, side, side.promoted(version), nodes_each)
         after = take_look(site, side)
     except RigError as error:
+        say(f"{side.key}: {version} ended after {seconds:.0f} s: {problem or error}")
         return Run(
-            wanted=deployments, done=settled.done, moved=settled.moved, wall_seconds=ended - before.at,
+            wanted=deployments, done=settled.done, moved=settled.moved, wall_seconds=seconds,
             problem=problem or str(error),
         )  # fmt: skip
-    say(f"{side.key}: {version} {settled.done} of {deployments} after {ended - before.at:.0f} s {problem}")
-    return _build_run(
-        site, side, before, after, wanted=deployments, settled=settled, wall_seconds=ended - before.at,
-        problem=problem,
-    )  # fmt: skip
+    run = _build_run(
+        site, side, before, after, wanted=deployments, settled=settled, wall_seconds=seconds, problem=problem
+    )
+    say(f"{side.key}: {version} {run.done} of {run.wanted} in {seconds:.0f} s {problem}".rstrip())
+    if run.requests is not None:
+        writes = ", ".join(f"{resource} {count:g}" for resource, count in run.writes.items())
+        say(f"{side.key}: {run.requests:g} requests; writes: {writes}")
+    return run
 
 
 def _wait(site: Site, side: Side, version: str, *, deployments: int, nodes_each: int, deadline: float) -> str:
@@ -147,15 +166,12 @@ def _build_run(
     problem: str,
 ) -> Run:
     pid, requests = site.controller.pid, side.requests
-    cpu = None
-    if before.cpu_seconds is not None and after.cpu_seconds is not None:
-        cpu = after.cpu_seconds - before.cpu_seconds
     return Run(
         wanted=wanted,
         done=settled.done,
         moved=settled.moved,
         wall_seconds=wall_seconds,
-        cpu_seconds=cpu,
+        cpu_seconds=_spent(before, after),
         peak_bytes=memory_bytes(read_process(pid, "status"), "VmHWM") if pid else None,
         requests=growth(before.page, after.page, requests.metric) if requests else None,
         writes=count_writes(before.page, after.page, requests) if requests else {},
@@ -184,13 +200,15 @@ def rest(site: Site, side: Side, *, seconds: float) -> Rest:
         raise RigError("the controller does not run")
     nodes = _node_versions(site)
     before = take_look(site, side)
+    began = time.monotonic()
     time.sleep(seconds)
+    slept = time.monotonic() - began
     after = take_look(site, side)
     site.check()
     beats = sum(1 for name, version in _node_versions(site).items() if nodes.get(name) != version)
     return Rest(
-        seconds=after.at - before.at,
-        cpu_seconds=(after.cpu_seconds or 0.0) - (before.cpu_seconds or 0.0),
+        seconds=slept,
+        cpu_seconds=_spent(before, after) or 0.0,
         resident_bytes=memory_bytes(read_process(pid, "status"), "VmRSS"),
         requests=growth(before.page, after.page, requests.metric),
         beats=beats,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of docs/benchmarks/fleet.json from what the parts have measured. Pure functions."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -93,11 +94,17 @@ def _megabytes(size: int | None) -> float | None:
 def _explained(load: str, **runs: Run | None) -> str:
     """The load, and what was not reached."""
     problems = [
-        f"{name} reached {run.done} of {run.wanted}: {run.problem or 'not all'}"
+        f"{name} reached {run.done} of {run.wanted}: {in_short(run.problem) or 'not all'}"
         for name, run in runs.items()
         if run is not None and not run.reached
     ]
     return "; ".join([load, *problems])
+
+
+def in_short(problem: str) -> str:
+    """A problem for a table: its first clause, without folders of the machine."""
+    first = re.split(r"[;\n]", problem, maxsplit=1)[0]
+    return re.sub(r"(/[\w.@+-]+)+(/[\w.@+-]+)", r"\2", first)[:200]
 
 
 def build_done_row(part: str, run: Run, *, load: str, peer: Run | None = None, peer_name: str = "") -> Row:

@@ -6,6 +6,7 @@ Every side of a comparison gets one of its own, made the same way.
 
 import http.client
 import json
+import os
 import ssl
 import sys
 import threading
@@ -22,6 +23,7 @@ from e2e.bench.fleet_numbers import Page, read_page
 from e2e.rig import ControlPlane, RigError
 from e2e.rig.control_plane import Store
 from e2e.rig.fleet import KWOK_CONFIG, apply_fleet, start_fleet
+from e2e.rig.paths import instance_dir, instances
 from e2e.rig.process import Daemon
 from slmwire.metrics import LABEL_VARIANT
 
@@ -32,6 +34,8 @@ GROUP_LABEL: Final = "bench.slmops.dev/group"
 REPORT_MILLISECONDS: Final = (10_000, 590_000)
 NODE_GRACE_SECONDS: Final = 50
 """The controller-manager's own default; the rig's tests have a shorter one."""
+_INSTANCE: Final = "fleet-"
+_CONTROLLER: Final = "controller"
 
 Body = dict[str, Any]
 
@@ -98,13 +102,16 @@ class Site:
     """A control plane of its own with `nodes` fake nodes, while the block runs."""
 
     def __init__(self, name: str, *, nodes: int, nodes_per_group: int, store: Store) -> None:
-        self.plane = ControlPlane(f"fleet-{name}", store=store, node_grace_seconds=NODE_GRACE_SECONDS)
+        # One per run, so that two runs on one machine do not meet.
+        self.plane = ControlPlane(
+            f"{_INSTANCE}{name}-{os.getpid()}", store=store, node_grace_seconds=NODE_GRACE_SECONDS
+        )
         self._nodes = nodes
         self._nodes_per_group = nodes_per_group
         self.evidence = Evidence()
 
     def __enter__(self) -> "Site":
-        self._down()  # what a run left that was killed
+        take_down_leftovers()
         try:
             self._up()
         except BaseException:
@@ -118,11 +125,7 @@ class Site:
     @property
     def controller(self) -> Daemon:
         """The process under test, running or not."""
-        return self.daemon("controller")
-
-    def daemon(self, part: str) -> Daemon:
-        """A process that lives as long as the site."""
-        return self.plane.daemon(part)
+        return self.plane.daemon(_CONTROLLER)
 
     def check(self) -> None:
         """Raise RigError when anything that should run does not."""
@@ -148,8 +151,22 @@ class Site:
 
     def _down(self) -> None:
         self.evidence.stop()
-        self.controller.stop(grace_seconds=5)
-        self.plane.down()
+        _take_down(self.plane)
+
+
+def _take_down(plane: ControlPlane) -> None:
+    plane.daemon(_CONTROLLER).stop(grace_seconds=5)
+    plane.down()
+    # The name is never used again, and a lock per run would pile up.
+    instance_dir(plane.name).with_suffix(".lock").unlink(missing_ok=True)
+
+
+def take_down_leftovers() -> None:
+    """End what runs have left behind that were killed before they could."""
+    for name in instances():
+        owner = name.rpartition("-")[2]
+        if name.startswith(_INSTANCE) and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            _take_down(ControlPlane(name))
 
 
 def group_name(index: int) -> str:

@@ -24,6 +24,7 @@ from e2e.bench.fleet_rows import (
     build_idle_rows,
     build_moves_rows,
     build_same_work_rows,
+    in_short,
     replace_part,
 )
 from e2e.bench.fleet_sides import OUR_REQUESTS, build_deployment, promoted_deployments
@@ -147,6 +148,15 @@ def test_what_was_not_reached_is_said_and_never_met() -> None:
     # The same for the peer: an unfinished race is no comparison.
     rows = build_same_work_rows({OURS: run(), ARGO: late}, load="x")
     assert (by_measure(rows, "until all")["peer"], by_measure(rows, "until all")["met"]) == (None, None)
+
+
+def test_a_problem_in_a_table_is_short_and_names_no_folder_of_the_machine() -> None:
+    text = "controller is not running; the end of /home/u/.cache/x/run/controller.log:\nTraceback"
+    assert in_short(text) == "controller is not running"
+    assert in_short("/home/u/.cache/tools/kubectl --kubeconfig /x/y.kubeconfig exited 1: no") == (
+        "/kubectl --kubeconfig /y.kubeconfig exited 1: no"
+    )
+    assert len(in_short("x" * 5000)) == 200
 
 
 def test_moves_are_counted_for_each_node_that_moved() -> None:
