@@ -146,9 +146,8 @@ def run_same_work(options: Options, save: Save) -> None:
     if ARGO in options.sides:
         tool("rollouts-controller")  # built before anything is under the clock
     version = family_version(FAMILY_OF["rollouts-controller"])
-    load = (
-        f"{_rollout_load(options.same, options)}, one measurement of each wave (Argo {version}: of the first)"
-    )
+    judged = f"judged by one measurement of each wave (Argo {version}: of the first)"
+    load = f"{_rollout_load(options.same, options)}, {judged}"
     runs: dict[str, Run] = {}
     for key in options.sides:
         runs[key] = run_side(key, options.same, options)

@@ -98,7 +98,7 @@ def work(
     """
     before = take_look(site, side)
     say(f"{side.key}: {version} to {deployments} deployments of {nodes_each} nodes")
-    began = time.monotonic()
+    asked, began = site.evidence.asked, time.monotonic()
     settled, problem = Settled(done=0, moved=0), ""
     try:
         for index in range(deployments):
@@ -125,7 +125,8 @@ def work(
     say(f"{side.key}: {version} {run.done} of {run.wanted} in {seconds:.0f} s {problem}".rstrip())
     if run.requests is not None:
         writes = ", ".join(f"{resource} {count:g}" for resource, count in run.writes.items())
-        say(f"{side.key}: {run.requests:g} requests; writes: {writes}")
+        asked = site.evidence.asked - asked
+        say(f"{side.key}: {run.requests:g} requests; writes: {writes}; {asked} questions to Prometheus")
     return run
 
 

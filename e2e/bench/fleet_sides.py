@@ -90,7 +90,7 @@ def build_deployment(name: str, version: str) -> Body:
                 "maxUnavailable": MAX_UNAVAILABLE,
                 "soak": "0s",
                 "analysis": {
-                    "interval": "1s",
+                    "interval": "10s",
                     "passes": 1,
                     "metrics": [
                         {"name": "errors", "preset": "ErrorRate", "max": "0.05", "test": "Threshold"}
