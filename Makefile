@@ -48,6 +48,7 @@ e2e: venv ## real nodes, containers, Prometheus, faults
 bench: venv ## benchmarks beside their peers; writes docs/benchmarks/*.json and docs/benchmarks.md
 	$(PY) -m e2e.bench.serve
 	$(PY) -m e2e.bench.rollout
+	$(PY) -m e2e.bench.fleet
 	$(PY) -m e2e.bench.evidence
 	$(PY) -m e2e.bench.simulate
 	$(PY) -m e2e.bench.planner

@@ -33,6 +33,8 @@ API_SERVICE_ADDRESS: Final = "10.43.0.1"
 DNS_SERVICE_ADDRESS: Final = "10.43.0.10"
 ISSUER: Final = "https://kubernetes.default.svc.cluster.local"
 READY_SECONDS: Final = 90
+NODE_GRACE_SECONDS: Final = 20
+"""Kubelets report every 5 s (render.py): a node is NotReady this long after its link is cut."""
 # A unix socket's path ends at 107 characters; kine adds none.
 _SOCKET_PATH_LIMIT: Final = 100
 
@@ -74,15 +76,22 @@ class ControlPlane:
     """One control plane, known by name; an object for a name that runs already takes it over.
 
     `address` is where the API server listens: loopback, or the bridge of a full rig. `api_port` 0
-    picks a free port.
+    picks a free port. A node that has been silent for `node_grace_seconds` is NotReady.
     """
 
     def __init__(
-        self, name: str = "default", *, store: Store = "kine", address: str = "127.0.0.1", api_port: int = 0
+        self,
+        name: str = "default",
+        *,
+        store: Store = "kine",
+        address: str = "127.0.0.1",
+        api_port: int = 0,
+        node_grace_seconds: int = NODE_GRACE_SECONDS,
     ) -> None:
         self.name = name
         self.directory = instance_dir(name)
         self._wanted = (store, address, api_port)
+        self._node_grace_seconds = node_grace_seconds
 
     # Files
 
@@ -311,8 +320,7 @@ class ControlPlane:
             "use-service-account-credentials": "true",
             "allocate-node-cidrs": "true",
             "cluster-cidr": POD_CIDR,
-            # Kubelets report every 5 s (render.py): a node is NotReady 20 s after its link is cut.
-            "node-monitor-grace-period": "20s",
+            "node-monitor-grace-period": f"{self._node_grace_seconds}s",
             "node-monitor-period": "2s",
         }
         scheduler = {"kubeconfig": self.directory / "scheduler.kubeconfig", "secure-port": ports[1]}

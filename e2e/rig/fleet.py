@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thousands of fake nodes by KWOK beside the real ones: they count as a fleet, they run nothing."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ FLEET_LABEL: Final = "slmops.dev/fleet"
 FLEET_VALUE: Final = "kwok"
 _MANAGE_ANNOTATION: Final = "kwok.x-k8s.io/node"
 _CHUNK_NODES: Final = 500
+KWOK_CONFIG: Final = RIG_SOURCE / "kwok.yaml"
 
 
 def fleet_daemon(directory: Path, *, name: str) -> Daemon:
@@ -44,8 +46,8 @@ def render_fleet_node(index: int) -> dict[str, Any]:
     }
 
 
-def start_fleet(directory: Path, *, name: str, kubeconfig: Path) -> None:
-    """Start the KWOK controller unless it runs."""
+def start_fleet(directory: Path, *, name: str, kubeconfig: Path, config: Path = KWOK_CONFIG) -> None:
+    """Start the KWOK controller unless it runs; `config` says how its nodes and pods behave."""
     daemon = fleet_daemon(directory, name=name)
     if daemon.alive:
         return
@@ -55,7 +57,7 @@ def start_fleet(directory: Path, *, name: str, kubeconfig: Path) -> None:
             "--kubeconfig",
             kubeconfig,
             "--config",
-            RIG_SOURCE / "kwok.yaml",
+            config,
             "--manage-all-nodes=false",
             f"--manage-nodes-with-annotation-selector={_MANAGE_ANNOTATION}=fake",
             "--node-ip=10.99.255.1",
@@ -66,10 +68,21 @@ def start_fleet(directory: Path, *, name: str, kubeconfig: Path) -> None:
     daemon.check()
 
 
-def apply_fleet(kubectl: Kubectl, *, count: int) -> None:
-    """Make the nodes and wait until all are Ready: the pods of a node that is not yet would flap."""
+def apply_fleet(
+    kubectl: Kubectl, *, count: int, labels: Callable[[int], Mapping[str, str]] = lambda index: {}
+) -> None:
+    """Make the nodes and wait until all are Ready: the pods of a node that is not yet would flap.
+
+    `labels` gives each node, by its index, labels beside those that all have.
+    """
+
+    def render(index: int) -> dict[str, Any]:
+        node = render_fleet_node(index)
+        node["metadata"]["labels"] |= labels(index)
+        return node
+
     for begin in range(0, count, _CHUNK_NODES):
-        nodes = (render_fleet_node(index) for index in range(begin, min(begin + _CHUNK_NODES, count)))
+        nodes = (render(index) for index in range(begin, min(begin + _CHUNK_NODES, count)))
         kubectl.apply(*nodes, timeout_seconds=300)
 
     def ready() -> bool:

@@ -37,6 +37,8 @@ class Family:
     """What `go install` calls the only binary, where its package path gives it another name."""
     version_variable: str = ""
     """Go package of the gitVersion, gitMajor and gitMinor variables that the build must set."""
+    by_name_only: bool = False
+    """Built when it is named or asked for, and not with the rest: a benchmark's peer, which takes minutes."""
 
 
 FAMILIES: Final = (
@@ -79,6 +81,12 @@ FAMILIES: Final = (
     Family(name="helm", module="helm.sh/helm/v4", binaries=("helm",)),
     Family(name="kwok", module="sigs.k8s.io/kwok", binaries=("kwok",)),
     Family(name="etcd", module="go.etcd.io/etcd/server/v3", binaries=("etcd",), installed_as="server"),
+    Family(
+        name="argo-rollouts",
+        module="github.com/argoproj/argo-rollouts",
+        binaries=("rollouts-controller",),
+        by_name_only=True,
+    ),
 )
 """In the order of need: a first `build` has the control plane's parts before the rest."""
 
@@ -193,10 +201,10 @@ def tool(binary: str) -> Path:
 
 
 def build_tools(names: Sequence[str] = ()) -> None:
-    """Build the named families (all when none is named), in the order of need."""
+    """Build the named families, in the order of need; none named: all but those by name only."""
     unknown = set(names) - {family.name for family in FAMILIES}
     if unknown:
         raise RigError(f"no tool family {', '.join(sorted(unknown))}")
     for family in FAMILIES:
-        if not names or family.name in names:
+        if family.name in names or not (names or family.by_name_only):
             build_family(family)

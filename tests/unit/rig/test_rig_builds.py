@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.rig import tools
 from e2e.rig.apt import parse_installed, parse_packages
 from e2e.rig.base_image import parse_codename, parse_mirror, prune_base
 from e2e.rig.images import RECIPES, hash_inputs, render_pip_config
@@ -24,6 +25,16 @@ def test_every_family_has_its_module_files_and_a_version() -> None:
             assert (source_dir(family) / "go.sum").stat().st_size > 0, family.name
             assert family_version(family).startswith("v"), family.name
     assert len(FAMILY_OF) == sum(len(family.binaries) for family in FAMILIES)
+
+
+def test_a_peer_of_the_benchmark_is_built_only_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    monkeypatch.setattr(tools, "build_family", lambda family: built.append(family.name))
+    tools.build_tools()
+    assert "argo-rollouts" not in built
+    assert len(built) == len(FAMILIES) - 1
+    tools.build_tools(["argo-rollouts"])
+    assert built[-1] == "argo-rollouts"
 
 
 def test_version_is_read_from_either_form_of_require() -> None:
