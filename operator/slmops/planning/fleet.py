@@ -13,7 +13,7 @@ from slmops.planning.nodes import (
     OOM_PROBLEM,
     NodeState,
     Problem,
-    choose_variant,
+    choose_for,
 )
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.waves import assign_waves
@@ -32,10 +32,12 @@ class Fleet:
     """Revision that spec stands for; None while its sources are not resolved."""
     wave_of: Mapping[str, int]
     """Wave index of each eligible node, by name."""
+    left_out: tuple[str, ...] = ()
+    """Nodes that match placement and have no site, where replicas are counted by site."""
 
     def variant(self, revision: Revision, state: NodeState) -> RevisionVariant | None:
         """Variant of `revision` for the node."""
-        return choose_variant(revision, state.node)
+        return choose_for(revision, state)
 
     @property
     def eligible(self) -> tuple[NodeState, ...]:
@@ -60,6 +62,7 @@ def build_fleet(
     stable: str,
     target: str,
     key: str,
+    left_out: tuple[str, ...] = (),
 ) -> Fleet:
     """Sort the nodes out; `key` seeds the order of nodes in percentage waves."""
     stable_revision, target_revision = revisions.get(stable), revisions.get(target)
@@ -67,7 +70,7 @@ def build_fleet(
     eligible = [
         state.node
         for state in states
-        if state.matched and judge is not None and choose_variant(judge, state.node) is not None
+        if state.matched and judge is not None and choose_for(judge, state) is not None
     ]
     return Fleet(
         spec=spec,
@@ -75,7 +78,15 @@ def build_fleet(
         revisions=revisions,
         stable=stable_revision,
         target=target_revision,
-        wave_of=assign_waves(spec.rollout.waves, eligible, key=key, site_label=spec.placement.site_label),
+        wave_of=assign_waves(
+            spec.rollout.waves,
+            eligible,
+            key=key,
+            site_label=spec.placement.site_label,
+            # Of several replicas one stays with the stable revision until the last wave.
+            reserve=1 if spec.placement.mode == "Replicas" and len(eligible) > 1 else 0,
+        ),
+        left_out=left_out,
     )
 
 

@@ -38,7 +38,13 @@ def observe(
         nodes=world.nodes,
         pods=tuple(sorted((pod.view for pod in world.pods_of(key)), key=lambda pod: pod.name)),
         owned=tuple(
-            OwnedView(kind=meta.kind, name=meta.name, drifted=world.has_drifted(meta), deleting=meta.deleting)
+            OwnedView(
+                kind=meta.kind,
+                name=meta.name,
+                drifted=world.has_drifted(meta),
+                deleting=meta.deleting,
+                replicas=meta.replicas,
+            )
             for meta in owned
         ),
         revisions=tuple(_revision(meta) for meta in owned if meta.kind is OwnedKind.CONTROLLER_REVISION),
