@@ -123,7 +123,7 @@ class ReplicaCluster(Cluster):
         )
 
     def _schedule(self, pod: SimPod) -> None:
-        if pod.node:
+        if pod.node or (OwnedKind.DEPLOYMENT, pod.workload) not in self.objects:
             return
         spec = self.objects[OwnedKind.DEPLOYMENT, pod.workload]["spec"]["template"]["spec"]
         required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
@@ -195,8 +195,19 @@ class ReplicaWatch:
         body = status.to_body()
         assert SLMDeploymentStatus.model_validate(body) == status
         assert len(str(body)) < STATUS_LIMIT_BYTES
+        self.check_order(sim, look)
         self.check_serving(sim, look)
         self.check_stable(sim, look)
+
+    def check_order(self, sim: ReplicaSim, look: Look) -> None:
+        """What adds pods is written before what takes some away: whoever is killed in between has more."""
+        before = sim.cluster.replicas()
+        less = [
+            isinstance(action, DeleteObject) or action.body["spec"]["replicas"] < before.get(action.name, 0)
+            for action in look.plan.actions
+            if isinstance(action, ApplyObject | DeleteObject) and action.kind is OwnedKind.DEPLOYMENT
+        ]
+        assert less == sorted(less)
 
     def check_serving(self, sim: ReplicaSim, look: Look) -> None:
         """Make before break: no write takes a site below what is wanted, as far as it was ready."""
@@ -210,6 +221,8 @@ class ReplicaWatch:
         for site in before:
             if site and not sim.has_site(site):
                 continue
+            if slots[site] > sim.spec.placement.replicas:
+                continue  # scaled down: a canary that is still starting keeps its share
             have, left = sum(before[site].values()), sum(after[site].values())
             slack = 1 if any(entry.moving for entry in look.plan.status.replica_counts) else 0
             assert left >= min(have, slots[site], sim.spec.placement.replicas) - slack, (
@@ -225,7 +238,9 @@ class ReplicaWatch:
             return
         stable = look.plan.status.stable_revision
         before, after = _ready_by_site(sim), _ready_by_site(sim, look)
-        stuck = rollout.wave == len(rollout.waves) - 1 and any(not p.scheduled for p in sim.cluster.alive())
+        # Of several sites one may have had its turn as a whole before the last wave.
+        whole = rollout.wave == len(rollout.waves) - 1 or sim.spec.placement.replica_scope == "PerSite"
+        stuck = whole and any(not p.scheduled for p in sim.cluster.alive())
         for site, ready in before.items():
             if site and not sim.has_site(site):
                 continue

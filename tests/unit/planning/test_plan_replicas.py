@@ -124,6 +124,7 @@ def test_without_room_a_single_replica_is_not_taken_away() -> None:
     sim.run(4000)
     assert sim.ready() == {"v1": 1}
     assert sim.condition("Progressing") == ("False", "DeadlineExceeded")
+    assert sim.condition("Ready") == ("True", "AllNodesReady"), "what serves is still counted"
     assert [problem.reason for problem in sim.status.worst_nodes] == ["Unschedulable"]
 
 
@@ -217,6 +218,17 @@ def test_while_paused_replicas_are_added_and_none_is_moved() -> None:
     del sim.annotations["slmops.dev/paused"]
     sim.settle()
     assert sim.ready() == {"v2": 8}
+
+
+def test_a_pause_in_the_middle_of_a_wave_moves_nothing_on() -> None:
+    sim = installed(6)
+    sim.set_version("v2")
+    reach(sim, "Flipping", wave=1)
+    sim.annotations["slmops.dev/paused"] = "true"
+    sim.run(1)
+    before = sim.asked()
+    sim.run(300)
+    assert sim.asked() == before and before["v1"] >= 4
 
 
 def test_status_serves_the_scale_subresource() -> None:
