@@ -10,7 +10,8 @@ so the replicas that have the target are those whose turn has come.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
@@ -108,7 +109,8 @@ def fit(slots: Iterable[Slot], replicas: int, order: Order) -> list[Slot]:
 
     New ones are empty. When some have to go, the shares stay about the same: of two or more replicas one
     at least keeps to the stable revision, and one to the other where there was one; a single one keeps
-    to the stable revision.
+    the stable revision beside the other. What goes is taken over by what stays, as in any change: a pod
+    that serves does not go before the one that stays serves, too.
     """
     ordered = sorted((slot for slot in slots if slot.serve), key=order.rank)
     missing = replicas - len(ordered)
@@ -118,12 +120,29 @@ def fit(slots: Iterable[Slot], replicas: int, order: Order) -> list[Slot]:
     others = [slot for slot in ordered if set(slot.serve) != {order.stable}]
     if order.stable == order.target:
         # Nothing is tried: what is not on the stable revision yet goes first.
-        return sorted([*stable, *others][:replicas], key=order.rank)
-    if not stable or not others:
-        return ordered[:replicas]
-    share = (2 * len(others) * replicas + len(ordered)) // (2 * len(ordered))
-    share = min(max(share, 1), replicas - 1) if replicas > 1 else 0
-    return [*others[:share], *stable[: replicas - share]]
+        kept = _absorb([*stable, *others][:replicas], [*stable, *others][replicas:])
+    elif not stable or not others:
+        kept = ordered[:replicas]
+    elif replicas <= 1:
+        kept = _absorb(stable[:replicas], others)
+    else:
+        share = (2 * len(others) * replicas + len(ordered)) // (2 * len(ordered))
+        share = min(max(share, 1), replicas - 1)
+        # Not the other way round: a stable replica that was given the target would be a canary.
+        kept = [
+            *_absorb(others[:share], stable[replicas - share :]),
+            *stable[: replicas - share],
+        ]
+    return sorted(kept, key=order.rank)
+
+
+def _absorb(kept: Sequence[Slot], removed: Sequence[Slot]) -> list[Slot]:
+    """The slots that stay, each with what one of those that go has, too."""
+    pairs = zip_longest(kept, removed[: len(kept)])
+    return [
+        replace(slot, serve={**other.serve, **slot.serve}) if other is not None else slot
+        for slot, other in pairs
+    ]
 
 
 def sites_of(

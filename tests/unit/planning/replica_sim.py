@@ -221,8 +221,10 @@ class ReplicaWatch:
         for site in before:
             if site and not sim.has_site(site):
                 continue
-            if slots[site] > sim.spec.placement.replicas:
-                continue  # scaled down: a canary that is still starting keeps its share
+            if slots[site] > sim.spec.placement.replicas or sim.kills:
+                # Scaled down, or killed half-way through that: shares decide, also where the pod of one
+                # was just evicted.
+                continue
             have, left = sum(before[site].values()), sum(after[site].values())
             slack = 1 if any(entry.moving for entry in look.plan.status.replica_counts) else 0
             assert left >= min(have, slots[site], sim.spec.placement.replicas) - slack, (
