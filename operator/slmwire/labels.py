@@ -11,6 +11,8 @@ DEPLOYMENT: Final = f"{DOMAIN}/deployment"
 REVISION: Final = f"{DOMAIN}/revision"
 VARIANT: Final = f"{DOMAIN}/variant"
 ROLE: Final = f"{DOMAIN}/role"
+SITE: Final = f"{DOMAIN}/site"
+"""On pods of a Deployment that serves one site."""
 
 
 class Role(StrEnum):

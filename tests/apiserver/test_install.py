@@ -76,6 +76,7 @@ def may(control_plane: ControlPlane, verb: str, resource: str, *, namespace: str
         ("patch", "nodes", ""),
         ("watch", "pods", ""),
         ("create", "daemonsets.apps", ""),
+        ("patch", "deployments.apps", ""),
         ("patch", "controllerrevisions.apps", ""),
         ("delete", "services", ""),
         ("create", "configmaps", ""),

@@ -41,6 +41,7 @@ SECRETS: Final = Resource(group="", version="v1", plural="secrets", kind="Secret
 SERVICES: Final = Resource(group="", version="v1", plural="services", kind="Service")
 CONFIG_MAPS: Final = Resource(group="", version="v1", plural="configmaps", kind="ConfigMap")
 DAEMON_SETS: Final = Resource(group="apps", version="v1", plural="daemonsets", kind="DaemonSet")
+APPS_DEPLOYMENTS: Final = Resource(group="apps", version="v1", plural="deployments", kind="Deployment")
 CONTROLLER_REVISIONS: Final = Resource(
     group="apps", version="v1", plural="controllerrevisions", kind="ControllerRevision"
 )
@@ -49,6 +50,7 @@ LEASES: Final = Resource(group="coordination.k8s.io", version="v1", plural="leas
 
 OWNED: Final[Mapping[OwnedKind, Resource]] = {
     OwnedKind.DAEMON_SET: DAEMON_SETS,
+    OwnedKind.DEPLOYMENT: APPS_DEPLOYMENTS,
     OwnedKind.CONFIG_MAP: CONFIG_MAPS,
     OwnedKind.SERVICE: SERVICES,
     OwnedKind.CONTROLLER_REVISION: CONTROLLER_REVISIONS,

@@ -30,6 +30,7 @@ class OwnedMeta:
     resource_version: str
     labels: Mapping[str, str]
     deleting: bool
+    replicas: int | None = None
     number: int = 0
     data: Mapping[str, Any] | None = None
 
@@ -91,6 +92,8 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
         termination=_termination(containers),
         unschedulable=scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable",
         deleting="deletionTimestamp" in metadata,
+        site=tags.get(labels.SITE, ""),
+        ended=status.get("phase") in ("Failed", "Succeeded"),
     )
     return OwnedPod(
         namespace=metadata.get("namespace", ""),
@@ -117,6 +120,7 @@ def trim_owned(kind: OwnedKind, body: Mapping[str, Any]) -> OwnedMeta:
         resource_version=metadata.get("resourceVersion", "") if kind is OwnedKind.SERVICE else "",
         labels=dict(tags),
         deleting="deletionTimestamp" in metadata,
+        replicas=(body.get("spec") or {}).get("replicas") if kind is OwnedKind.DEPLOYMENT else None,
         number=int(body.get("revision") or 0) if revision else 0,
         data=(body.get("data") or {}) if revision else None,
     )

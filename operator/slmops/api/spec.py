@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spec` of an SLMDeployment: what the user wants."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
@@ -95,22 +95,79 @@ class Toleration(ApiModel):
     )
 
 
-class Placement(ApiModel):
-    """Which nodes run the model: one inference pod on every node that matches."""
+def _kept(name: str, default: str) -> str:
+    """CEL: the field is what it was, an absent one being its default (rules run before it is filled in)."""
+    before, after = (f"(has({v}.{name}) ? {v}.{name} : '{default}')" for v in ("oldSelf", "self"))
+    return f"{before} == {after}"
 
+
+_IS_REPLICAS: Final = "has(self.mode) && self.mode == 'Replicas'"
+_IS_PER_SITE: Final = "has(self.replicaScope) && self.replicaScope == 'PerSite'"
+_SITE_LABEL: Final = "topology.kubernetes.io/zone"
+
+
+class Placement(ApiModel):
+    """Where the model runs: one inference pod on every node that matches, or a number of replicas."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                _kept("mode", "PerNode"),
+                "mode cannot be changed, all pods would be taken away; make a new SLMDeployment and delete "
+                "this one when that one serves",
+            ),
+            cel(
+                _kept("replicaScope", "Total"),
+                "replicaScope cannot be changed, all pods would be taken away; make a new SLMDeployment and "
+                "delete this one when that one serves",
+            ),
+            cel(
+                f"!({_IS_PER_SITE}) || {_kept('siteLabel', _SITE_LABEL)}",
+                "siteLabel cannot be changed with replicaScope PerSite, all pods would be taken away; make a "
+                "new SLMDeployment and delete this one when that one serves",
+            ),
+            cel(
+                f"({_IS_REPLICAS}) || !has(self.replicas) || self.replicas == 1",
+                "replicas needs mode: Replicas; with mode PerNode every matching node runs one pod",
+            ),
+            cel(
+                f"({_IS_REPLICAS}) || !({_IS_PER_SITE})",
+                "replicaScope: PerSite needs mode: Replicas",
+            ),
+        )
+    )
+
+    mode: Literal["PerNode", "Replicas"] = Field(
+        default="PerNode",
+        description="PerNode runs one pod on every matching node, each with its own copy of the model. "
+        "Replicas runs a number of pods on any of the matching nodes; waves are shares of the replicas. It "
+        "cannot be changed.",
+    )
+    replicas: int = Field(
+        default=1,
+        ge=0,
+        le=1000,
+        description="With mode Replicas: pods in total or of each site. kubectl scale and a "
+        "HorizontalPodAutoscaler of the SLMDeployment set it.",
+    )
+    replica_scope: Literal["Total", "PerSite"] = Field(
+        default="Total",
+        description="What replicas counts: Total, or PerSite for as many at each value of siteLabel among "
+        "the matching nodes; nodes without the label are left out and reported then. It cannot be changed.",
+    )
     node_selector: LabelSelector = Field(
         description="Nodes that run the model. Nodes that no variant suits are left out and reported."
     )
     site_label: Annotated[
         str, StringConstraints(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9._-]+$", min_length=1, max_length=317)
     ] = Field(
-        default="topology.kubernetes.io/zone",
+        default=_SITE_LABEL,
         description="Node label whose value names the node's site; limits per site go by it. Nodes without "
         "it are a site of their own each.",
     )
     tolerations: list[Toleration] = Field(
-        default_factory=list, max_length=20, description="Taints that the pods tolerate, beside not-ready "
-        "and unreachable, which they always do: an offline node keeps serving.",
+        default_factory=list, max_length=20, description="Taints that the pods tolerate. With mode PerNode "
+        "they always tolerate not-ready and unreachable, too: an offline node keeps serving.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )  # fmt: skip
     priority_class_name: str | None = Field(
@@ -157,7 +214,8 @@ class Service(ApiModel):
     traffic_policy: Literal["Local", "Cluster"] = Field(
         default="Local",
         description="Local answers on each node with that node's pod, so prompts do not leave the node; "
-        "Cluster spreads over all nodes.",
+        "Cluster spreads over all nodes. With placement.mode Replicas it is Cluster always: most nodes have "
+        "no pod of their own.",
     )
 
 

@@ -33,9 +33,9 @@ class ConditionType(StrEnum):
     """Every variant's files are known by digest. Reasons: Resolved (True); Resolving (Unknown);
     SourceUnavailable, AccessDenied, RateLimited, IntegrityMismatch, Unfit, InternalError (False)."""
     READY = "Ready"
-    """Every reachable matching node serves. Reasons: AllNodesReady (True); NodesNotReady or the reason
-    of the first node that does not serve, NodesOffline, NoMatchingNodes, NotAccepted,
-    ModelNotResolved, Deleting (False)."""
+    """Every reachable matching node (with mode Replicas: every replica) serves. Reasons: AllNodesReady,
+    ScaledToZero (True); NodesNotReady or the reason of the first node that does not serve, NodesOffline,
+    NoMatchingNodes, NotAccepted, ModelNotResolved, Deleting (False)."""
     PROGRESSING = "Progressing"
     """Nodes are being moved or judged. Reasons: Resolving, Installing, Prefetching, Flipping, Soaking,
     Analysing, RollingBack, Converging (True); Complete, Paused, ModelNotResolved, and what a rollout is
@@ -235,6 +235,31 @@ class PinnedRevision(ApiModel):
     at: str = Field(description="When it was asked for.")
 
 
+class ReplicaRevision(ApiModel):
+    """A revision that a replica has beside another one."""
+
+    revision: str = Field(description="The revision.")
+    variant: str = Field(description="Its variant.")
+
+
+class ReplicaCount(ApiModel):
+    """Replicas of one site that were given the same."""
+
+    site: str = Field(default="", description="The site; empty with replicaScope Total.")
+    revision: str = Field(description="Revision that they serve or are to serve.")
+    variant: str = Field(description="Variant of it.")
+    replicas: int = Field(ge=0, description="How many.")
+    beside: list[ReplicaRevision] = Field(
+        default_factory=list,
+        description="Revisions that they have beside it until the change is over, a further pod for each.",
+        json_schema_extra=_ATOMIC,
+    )
+    moving: str = Field(
+        default="",
+        description="Rollout that took their pods away before others were ready; empty when they are.",
+    )
+
+
 class SLMDeploymentStatus(ApiModel):
     """What the operator found and decided."""
 
@@ -253,7 +278,17 @@ class SLMDeploymentStatus(ApiModel):
     pinned: PinnedRevision | None = Field(
         default=None, description="Set while a revision other than spec's is wanted."
     )
-    nodes: NodeCounts = Field(default_factory=NodeCounts, description="Counts of nodes.")
+    nodes: NodeCounts = Field(
+        default_factory=NodeCounts, description="Counts of nodes; with mode Replicas, of replicas."
+    )
+    replicas: int = Field(default=0, description="With mode Replicas: inference pods of all revisions.")
+    selector: str = Field(default="", description="With mode Replicas: label selector of these pods.")
+    replica_counts: list[ReplicaCount] = Field(
+        default_factory=list,
+        description="With mode Replicas: what the replicas were given. It decides how far each Deployment "
+        "is scaled.",
+        json_schema_extra=_ATOMIC,
+    )
     reasons: list[ReasonCount] = Field(
         default_factory=list, description="Problems by reason.", json_schema_extra=keyed("reason")
     )

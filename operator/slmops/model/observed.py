@@ -51,12 +51,17 @@ class PodView:
     unschedulable: bool = False
     """Condition PodScheduled is False with reason Unschedulable."""
     deleting: bool = False
+    site: str = ""
+    """Of a replica that belongs to one site."""
+    ended: bool = False
+    """Phase Failed or Succeeded: evicted, for example. It does not come back, another one takes its place."""
 
 
 class OwnedKind(StrEnum):
     """Kinds of objects that an SLMDeployment owns."""
 
     DAEMON_SET = "DaemonSet"
+    DEPLOYMENT = "Deployment"
     CONFIG_MAP = "ConfigMap"
     SERVICE = "Service"
     CONTROLLER_REVISION = "ControllerRevision"
@@ -70,6 +75,8 @@ class OwnedView:
     name: str
     drifted: bool = False
     deleting: bool = False
+    replicas: int | None = None
+    """`spec.replicas` of a Deployment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from slmops.api.spec import Source, Variant
 from slmops.model.config import OperatorConfig
 from slmops.planning.names import Names
 from slmops.planning.revision import Revision, RevisionVariant
+from slmops.planning.scheduling import build_scheduling
 from slmwire import env, labels, paths
 from slmwire.labels import Role
 
@@ -20,13 +21,6 @@ STARTUP_SECONDS: Final = 600
 """Loading a model and answering its golden set may take this long before the kubelet restarts it."""
 
 Body = dict[str, Any]
-
-_OFFLINE_TOLERATIONS: Final[tuple[Body, ...]] = tuple(
-    # Without a time limit: an edge node that lost its link goes on serving, and its pod must still be
-    # there when the link comes back.
-    {"key": f"node.kubernetes.io/{condition}", "operator": "Exists", "effect": "NoExecute"}
-    for condition in ("not-ready", "unreachable")
-)
 
 
 def object_labels(names: Names, *, revision: str = "", variant: str = "", role: Role | None = None) -> Body:
@@ -170,10 +164,7 @@ class _Fetch:
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": grace_seconds,
-            "tolerations": [
-                *_OFFLINE_TOLERATIONS,
-                *(toleration.to_body() for toleration in spec.placement.tolerations),
-            ],
+            **build_scheduling(spec, self.variant, pods=object_labels(self.names, role=Role.SERVE)),
             "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
             "containers": containers,
             "volumes": self.volumes(),
@@ -386,7 +377,9 @@ def build_service(names: Names, spec: SLMDeploymentSpec) -> Body:
         },
         "spec": {
             "type": "ClusterIP",
-            "internalTrafficPolicy": spec.service.traffic_policy,
+            "internalTrafficPolicy": (
+                "Cluster" if spec.placement.mode == "Replicas" else spec.service.traffic_policy
+            ),
             "selector": object_labels(names, role=Role.SERVE),
             "ports": [
                 {

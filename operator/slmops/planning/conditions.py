@@ -70,7 +70,7 @@ def count_nodes(fleet: Fleet, problems: dict[str, Problem], decision: Decision, 
         updated=sum(1 for s in matched if target in s.serve),
         offline=len(offline),
         failed=sum(1 for name in problems if name not in offline),
-        unfit=unfit,
+        unfit=unfit + len(fleet.left_out),
     )
 
 
@@ -80,11 +80,11 @@ def _offline(states: Iterable[NodeState]) -> frozenset[str]:
 
 def find_problems(fleet: Fleet) -> dict[str, Problem]:
     """One problem for each node that has one, the gravest first found."""
-    problems: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {name: _no_site(fleet) for name in fleet.left_out}
     judge = fleet.target or fleet.stable
     for state in fleet.matched:
         if judge is not None and fleet.variant(judge, state) is None:
-            problems[state.name] = unfit_reason(judge, state.node)
+            problems[state.name] = unfit_reason(judge, state)
             continue
         if not state.online:
             problems[state.name] = Problem(reason="NodeNotReady", message="the kubelet does not report")
@@ -94,6 +94,14 @@ def find_problems(fleet: Fleet) -> dict[str, Problem]:
         if found:
             problems[state.name] = found[0]
     return problems
+
+
+def _no_site(fleet: Fleet) -> Problem:
+    return Problem(
+        reason="NoSite",
+        message=f"the node has no label {fleet.spec.placement.site_label}, so no replica comes to it; "
+        "label it with its site",
+    )
 
 
 def worst_nodes(problems: dict[str, Problem]) -> list[NodeProblem]:
@@ -118,8 +126,8 @@ def say_accepted(finding: Finding | None) -> Says:
     return Says(
         status="False",
         reason=finding.reason,
-        message=f"{finding.message}; until then no rollout begins or "
-        "goes on, and the stable revision is looked after",
+        message=f"{finding.message}; until then no rollout begins or goes on, and the stable revision is "
+        "looked after",
     )
 
 
@@ -146,6 +154,8 @@ def say_resolved(resolution: Resolution) -> Says:
 
 def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) -> Says:
     """Ready: every reachable node that the model is meant for serves."""
+    if fleet.spec.placement.mode == "Replicas" and fleet.spec.placement.replicas == 0:
+        return Says(status="True", reason="ScaledToZero", message="spec.placement.replicas is 0")
     if counts.total == 0:
         message = "no node matches spec.placement.nodeSelector"
         if counts.unfit:
@@ -175,9 +185,10 @@ def _awaited(state: NodeState) -> str:
     """What a node without a problem waits for."""
     if not state.serve or any(p.role is Role.SERVE and not p.deleting for p in state.pods):
         return "starting"
-    # Admission refuses pods to the DaemonSet alone, which says so in Events that are not ours to read.
+    # Admission refuses pods to the controller alone, which says so in Events that are not ours to read.
+    kind = "daemonset" if state.suits is None else "replicaset"
     return (
-        "no pod yet; if that lasts, kubectl describe daemonset names the cause (Pod Security level, quota, "
+        f"no pod yet; if that lasts, kubectl describe {kind} names the cause (Pod Security level, quota, "
         "priority class)"
     )
 

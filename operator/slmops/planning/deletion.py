@@ -41,7 +41,6 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
         if not actions:
             actions.append(RemoveFinalizer())
         return Plan(status=deployment.status, actions=tuple(actions), requeue_after_seconds=RETRY_SECONDS)
-    states = tuple(s for s in read_nodes(names, spec, observed.nodes, observed.pods) if s.labelled)
     waited = now - (deployment.deleting_since or now)
     release = (
         spec.cache.deletion_policy == "Delete"
@@ -50,9 +49,22 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
         # A spec that was refused for its folder must not get it mounted by being deleted.
         and is_host_path_allowed(spec, observed.config)
     )
+    hosts = _replica_hosts(spec, observed) if release else frozenset()
+    states = tuple(
+        s
+        for s in read_nodes(names, spec, observed.nodes, observed.pods)
+        if s.labelled or (s.online and s.name in hosts)
+    )
     patches = tuple(p for s in states if (p := _patch(names, s, release=release)) is not None)
     actions = [*_release_workload(names, spec, observed, states, release=release)]
     actions += patches
+    if not states or hosts:
+        # After the labels: a node is found by the replicas that run on it.
+        actions += [
+            DeleteObject(kind=view.kind, name=view.name, why="the SLMDeployment is deleted")
+            for view in observed.owned
+            if view.kind is OwnedKind.DEPLOYMENT and not view.deleting
+        ]
     transitions: tuple[Transition, ...] = ()
     if not states:
         actions += [
@@ -75,6 +87,13 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
         transitions=transitions,
         requeue_after_seconds=RETRY_SECONDS,
     )
+
+
+def _replica_hosts(spec: SLMDeploymentSpec, observed: Observed) -> frozenset[str]:
+    """Nodes that replicas run on: their models are there, though no label says so."""
+    if spec.placement.mode != "Replicas":
+        return frozenset()
+    return frozenset(pod.node for pod in observed.pods if pod.role is Role.SERVE and not pod.deleting)
 
 
 def _patch(names: Names, state: NodeState, *, release: bool) -> PatchNodeLabels | None:

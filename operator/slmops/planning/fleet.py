@@ -31,6 +31,8 @@ class Fleet:
     """Revision that spec stands for; None while its sources are not resolved."""
     wave_of: Mapping[str, int]
     """Wave index of each eligible node, by name."""
+    left_out: tuple[str, ...] = ()
+    """Nodes that match placement and have no site, where replicas are counted by site."""
 
     eligible: tuple[NodeState, ...] = field(init=False, compare=False, repr=False)
     """Matching nodes that the target (before it is known, the stable) has a variant for."""
@@ -60,6 +62,7 @@ def build_fleet(
     stable: str,
     target: str,
     key: str,
+    left_out: tuple[str, ...] = (),
 ) -> Fleet:
     """Sort the nodes out; `key` seeds the order of nodes in percentage waves."""
     stable_revision, target_revision = revisions.get(stable), revisions.get(target)
@@ -75,7 +78,15 @@ def build_fleet(
         revisions=revisions,
         stable=stable_revision,
         target=target_revision,
-        wave_of=assign_waves(spec.rollout.waves, eligible, key=key, site_label=spec.placement.site_label),
+        wave_of=assign_waves(
+            spec.rollout.waves,
+            eligible,
+            key=key,
+            site_label=spec.placement.site_label,
+            # Of several replicas one stays with the stable revision until the last wave.
+            reserve=1 if spec.placement.mode == "Replicas" and len(eligible) > 1 else 0,
+        ),
+        left_out=left_out,
     )
 
 

@@ -224,13 +224,25 @@ def _take(
     """Change over at once. A node that serves pays for it and is marked until it serves again."""
     if not state.serving:
         return _patch(state, labels, why)  # it has nothing to lose
+    if _is_last_replica(look.fleet, state):
+        return None
     cost = 0 if state.name in look.moving else 1
     if cost > budget:
         return None
     return _patch(state, {**labels, look.names.moving_label: look.cause}, why, cost=cost)
 
 
+def _is_last_replica(fleet: Fleet, state: NodeState) -> bool:
+    """No other replica of its site serves, so its pod stays until another one is ready."""
+    if state.suits is None or fleet.spec.rollout.strategy != "Waves":
+        return False
+    site = state.node.labels
+    return not any(s.serving for s in fleet.states if s.name != state.name and s.node.labels == site)
+
+
 def _fits_both(fleet: Fleet, state: NodeState, variant: RevisionVariant) -> bool:
+    if state.suits is not None:
+        return True  # the scheduler finds a place, or says that there is none
     allocatable = state.node.allocatable_memory_bytes
     if allocatable == 0:
         return False

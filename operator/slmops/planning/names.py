@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of the objects and node labels that belong to an SLMDeployment."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,6 +46,11 @@ class Names:
     def workload(self, revision: str, variant: str) -> str:
         """DaemonSet and ConfigMap of one variant of one revision."""
         return f"{self.name}-{revision}-{variant}"
+
+    def replica_workload(self, revision: str, variant: str, site: str) -> str:
+        """Deployment of one variant of one revision, of one site unless `site` is empty."""
+        digest = hashlib.sha256(site.encode()).hexdigest()[:8] if site else ""
+        return f"{self.workload(revision, variant)}{digest and '-' + digest}"
 
     def prefetch_workload(self, revision: str, variant: str) -> str:
         """DaemonSet that fetches ahead."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each node was given, what runs on it and what is wrong with it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
@@ -45,6 +45,8 @@ class NodeState:
     moving: str
     """Rollout that took the node's serving pod away and has not brought one back; mostly empty."""
     pods: tuple[PodView, ...]
+    suits: frozenset[tuple[str, str]] | None = None
+    """Of a replica: the (revision, variant) pairs that some node can run. None: this is a node."""
 
     # What follows is derived once: a look asks each node for it many times.
     name: str = field(init=False, compare=False)
@@ -94,15 +96,18 @@ class NodeState:
         return any(served == revision for served, _ in self._serves)
 
     def cached(self, revision: str, variant: str) -> bool:
-        """The node is known to hold the verified model: it is prefetched or being served."""
-        return (revision, variant) in self._holds
+        """The node is known to hold the verified model: it is prefetched or being served.
+
+        A replica fetches on whichever node it comes to, so nothing is to be fetched ahead for it.
+        """
+        return self.suits is not None or (revision, variant) in self._holds
 
     def variant_of(self, revision: Revision) -> RevisionVariant | None:
-        """Variant of the revision for this node, see `choose_variant`."""
+        """Variant of the revision for this node, see `choose_for`."""
         known = self._chosen.get(revision.revision)
         if known is not None and known[0] is revision:
             return known[1]
-        chosen = choose_variant(revision, self.node)
+        chosen = choose_for(revision, self)
         self._chosen[revision.revision] = revision, chosen
         return chosen
 
@@ -272,8 +277,42 @@ def choose_variant(revision: Revision, node: NodeView) -> RevisionVariant | None
     )
 
 
-def unfit_reason(revision: Revision, node: NodeView) -> Problem:
+def choose_variant_names(
+    revisions: Iterable[Revision], nodes: Sequence[NodeView]
+) -> frozenset[tuple[str, str]]:
+    """(revision, variant) pairs that any of the nodes can run."""
+    # A node that has just joined does not say yet how much memory it has; better ask the others.
+    known = [node for node in nodes if node.allocatable_memory_bytes] or nodes
+    return frozenset(
+        (revision.revision, variant.name)
+        for revision in revisions
+        for variant in revision.variants
+        if any(matches(variant.node_selector, n.labels) and _fits(variant.memory_bytes, n) for n in known)
+    )
+
+
+def choose_for(revision: Revision, state: NodeState) -> RevisionVariant | None:
+    """The variant of the revision for the node; for a replica the first that suits any node.
+
+    A replica keeps the variant that it has while there is a node for it: that a node has joined is no
+    reason to take pods away.
+    """
+    if state.suits is None:
+        return choose_variant(revision, state.node)
+    kept = revision.variant(state.serve.get(revision.revision, ""))
+    variants = (kept, *revision.variants) if kept else revision.variants
+    return next((v for v in variants if (revision.revision, v.name) in state.suits), None)
+
+
+def unfit_reason(revision: Revision, state: NodeState) -> Problem:
     """Why no variant suits the node, with the numbers."""
+    if state.suits is not None:
+        return Problem(
+            reason=Reason.UNFIT,
+            message="no node that matches spec.placement.nodeSelector suits any variant; label a node for "
+            "it, or add a smaller variant",
+        )
+    node = state.node
     selected = [v for v in revision.variants if matches(v.node_selector, node.labels)]
     if not selected:
         return Problem(

@@ -19,6 +19,8 @@ class Needs:
 
     serve: frozenset[tuple[str, str]]
     prefetch: frozenset[tuple[str, str]]
+    deployments: frozenset[str] = frozenset()
+    """Names of the Deployments of replicas."""
 
     @property
     def revisions(self) -> frozenset[str]:
@@ -98,6 +100,7 @@ def delete_unneeded(
     prefetches = {names.prefetch_workload(*pair) for pair in needs.prefetch}
     wanted = {
         OwnedKind.DAEMON_SET: workloads | prefetches,
+        OwnedKind.DEPLOYMENT: needs.deployments,
         OwnedKind.CONFIG_MAP: workloads | {names.workload(*pair) for pair in needs.prefetch},
         OwnedKind.CONTROLLER_REVISION: {names.controller_revision(r) for r in keep_revisions},
         OwnedKind.SERVICE: {names.name},

@@ -26,9 +26,11 @@ from slmops.planning.objects import (
 )
 from slmops.planning.operations import Standing, heed, retry
 from slmops.planning.pod_metrics import pod_readings
+from slmops.planning.replicas import plan_replicas, status_fields
 from slmops.planning.resolution import Resolution, resolve
 from slmops.planning.revision import Revision, build_revision_data, parse_revision
 from slmops.planning.rollout import decide
+from slmops.planning.slots import Order, find_site_problem, lay_out
 from slmops.planning.timers import requeue_seconds
 from slmops.planning.transitions import transitions_between
 from slmops.planning.validate import validate
@@ -51,7 +53,7 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
     if not deployment.has_finalizer:
         # Before anything is written to nodes it must be certain that it will be cleaned up.
         return Plan(status=deployment.status, actions=(AddFinalizer(),))
-    finding = validate(deployment, observed.config)
+    finding = validate(deployment, observed.config) or find_site_problem(deployment.spec, observed.nodes)
     if finding is not None or deployment.spec is None:
         reason = finding.reason if finding else "InvalidSpec"
         message = finding.message if finding else deployment.spec_error
@@ -97,7 +99,18 @@ def _plan_accepted(
 
     if memory is not None:
         revisions = memory.same_revisions(revisions)
-    states = read_nodes(names, spec, observed.nodes, observed.pods, memory=memory)
+    layout = lay_out(
+        spec,
+        counts=old.replica_counts,
+        nodes=observed.nodes,
+        pods=observed.pods,
+        revisions=revisions,
+        order=Order(target=target, stable=standing.stable),
+        key=deployment.uid,
+    )
+    states = (
+        layout.states if layout else read_nodes(names, spec, observed.nodes, observed.pods, memory=memory)
+    )
     fleet = build_fleet(
         spec,
         states=states,
@@ -105,6 +118,7 @@ def _plan_accepted(
         stable=standing.stable,
         target=target,
         key=deployment.uid,
+        left_out=layout.left_out if layout else (),
     )
     rollout = standing.rollout
     if finding is None and _begins(standing):
@@ -131,17 +145,22 @@ def _plan_accepted(
     limits = limits_of(fleet, back=back)
     patches = (
         ()
-        if decision.paused
+        if decision.paused and layout is None
         else plan_moves(names, fleet, wishes, key=deployment.uid, cause=cause, limits=limits)
     )
     active = decision.rollout is not None and decision.rollout.step in ACTIVE
-    needs = needs_of(
-        names,
-        fleet,
-        wishes,
-        patches,
-        prefetching=decision.rollout.revision if active and decision.rollout else "",
-    )
+    replicas = plan_replicas(names, fleet, layout, patches, decision, observed.owned) if layout else None
+    if replicas:
+        needs, workloads, patches = replicas.needs, replicas.writes, ()
+    else:
+        needs = needs_of(
+            names,
+            fleet,
+            wishes,
+            patches,
+            prefetching=decision.rollout.revision if active and decision.rollout else "",
+        )
+        workloads = apply_workloads(names, fleet, needs, observed.owned)
     keep = revisions_to_keep(
         revisions.values(),
         needed=needs.revisions | {r for r in (decision.stable_revision, target, resolution.revision) if r},
@@ -150,7 +169,7 @@ def _plan_accepted(
     any_node = bool(observed.nodes) or observed.other_nodes
     actions: list[Action] = [
         *new_revision,
-        *apply_workloads(names, fleet, needs, observed.owned),
+        *workloads,
         *_service(names, spec, observed),
         *patches,
         # That there is no node at all is no reason to take every workload down.
@@ -171,6 +190,7 @@ def _plan_accepted(
             "operations": operations.answers,
             "pinned": standing.pinned,
         }
+        | status_fields(observed, replicas)
     )
     measure: tuple[MeasureRequest, ...] = ()
     if decision.rollout is not None and decision.measures:

@@ -34,9 +34,9 @@ def source_hash(source: Source) -> str:
 def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
     """First 10 hex digits of the hash of what changes the pods.
 
-    `digests` maps each variant's name to its manifest digest. Placement's node selector, rollout,
-    service and history do not change pods; cache limits take effect with the next revision; the
-    operator's defaults are left out so that changing one rolls nothing out.
+    `digests` maps each variant's name to its manifest digest. Placement's node selector (with mode
+    PerNode), rollout, service and history do not change pods; cache limits take effect with the next
+    revision; the operator's defaults are left out so that changing one rolls nothing out.
     """
     body = {
         "model": spec.model.to_body(),
@@ -47,6 +47,9 @@ def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
         "hostPath": spec.cache.host_path,
         "evaluate": spec.evaluation.enabled,
     }
+    if spec.placement.mode == "Replicas":
+        # Here the node selector is part of the pods. Nothing may be added for mode PerNode.
+        body |= {"mode": "Replicas", "nodeSelector": spec.placement.node_selector.to_body()}
     return hashlib.sha256(canonical(body).encode()).hexdigest()[:REVISION_LENGTH]
 
 

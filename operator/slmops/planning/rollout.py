@@ -130,7 +130,12 @@ def _start_or_stop(decision: Decision, fleet: Fleet, target: str, now: float, *,
                 decision, rollout=roll_back(rollout, REVERTED, "spec went back to the stable revision", now)
             )
         return decision
-    if blocked or any(entry.revision == target for entry in decision.failed):
+    if any(entry.revision == target for entry in decision.failed):
+        if rollout is not None and rollout.revision != target and rollout.step in ACTIVE:
+            message = "spec went on to a revision that failed before"
+            return replace(decision, rollout=roll_back(rollout, SUPERSEDED, message, now))
+        return decision
+    if blocked:
         return decision
     if rollout is None or rollout.revision != target or rollout.step in FINISHED:
         rollout = begin_rollout(target, [wave.name for wave in fleet.spec.rollout.waves], rollout, now)

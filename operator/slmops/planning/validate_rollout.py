@@ -14,7 +14,8 @@ from slmops.planning.windows import load_zone
 
 def find_rollout_problem(spec: SLMDeploymentSpec) -> Finding | None:
     """First finding in the waves and windows as written; None when they make sense."""
-    return _wave_order(spec.rollout.waves) or _wave_kinds(spec.rollout.waves) or _windows(spec)
+    replicas = _replica_waves(spec.rollout.waves) if spec.placement.mode == "Replicas" else None
+    return replicas or _wave_order(spec.rollout.waves) or _wave_kinds(spec.rollout.waves) or _windows(spec)
 
 
 def find_fleet_problem(waves: Sequence[Wave], nodes: Sequence[NodeView]) -> Finding | None:
@@ -39,6 +40,16 @@ def find_fleet_problem(waves: Sequence[Wave], nodes: Sequence[NodeView]) -> Find
 
 def _invalid(message: str) -> Finding:
     return Finding(reason="InvalidWaves", message=message)
+
+
+def _replica_waves(waves: Sequence[Wave]) -> Finding | None:
+    for index, wave in enumerate(waves):
+        if wave.node_selector is not None:
+            return _invalid(
+                f"spec.rollout.waves[{index}].nodeSelector: with placement.mode Replicas waves are shares of "
+                "the replicas; use count, percent or exponential"
+            )
+    return None
 
 
 def _wave_order(waves: Sequence[Wave]) -> Finding | None:

@@ -65,14 +65,15 @@ def expand(waves: Sequence[Wave]) -> list[Wave]:
 
 
 def assign_waves(
-    waves: Sequence[Wave], nodes: Sequence[NodeView], *, key: str, site_label: str = ""
+    waves: Sequence[Wave], nodes: Sequence[NodeView], *, key: str, site_label: str = "", reserve: int = 0
 ) -> Mapping[str, int]:
     """Map each node's name to the index of its wave.
 
     A node belongs to the first selector wave that matches it. The others are ordered by a stable
     hash and fill the waves by count and by percentage: after a wave of p percent, p percent (rounded
     up) of all nodes have had their turn, those of earlier waves included. A wave that takes only so
-    many nodes of a site passes the others on. The last wave takes what is left.
+    many nodes of a site passes the others on. The last wave takes what is left, of which `reserve`
+    nodes are kept for it.
     """
     chosen: dict[int, list[NodeView]] = {}
     pool: list[NodeView] = []
@@ -94,6 +95,8 @@ def assign_waves(
             pool = sorted([*pool, *left], key=order) if left else pool
         else:
             room = wave.count or -(-len(nodes) * (wave.percent or 100) // 100) - len(result)
+            if index < len(waves) - 1:
+                room = min(room, len(nodes) - reserve - len(result))
             taken, pool = _take(pool, room, wave, site_label, None)
         result.update((node.name, index) for node in taken)
     result.update((node.name, len(waves) - 1) for node in pool)

@@ -36,6 +36,7 @@ from slmwire.labels import REVISION
 PARALLEL_NODE_PATCHES: Final = 8
 _WHOLE_FIELDS: Final[Mapping[OwnedKind, tuple[str, ...]]] = {
     OwnedKind.DAEMON_SET: ("template", "updateStrategy"),
+    OwnedKind.DEPLOYMENT: ("template", "strategy", "replicas", "paused"),
     OwnedKind.SERVICE: ("ports", "selector"),
 }
 """Fields of spec that hold nothing but what we put there."""

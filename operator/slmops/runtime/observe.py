@@ -40,7 +40,13 @@ def observe(
         other_nodes=len(nodes) < world.node_count,
         pods=tuple(sorted((pod.view for pod in world.pods_of(key)), key=lambda pod: pod.name)),
         owned=tuple(
-            OwnedView(kind=meta.kind, name=meta.name, drifted=world.has_drifted(meta), deleting=meta.deleting)
+            OwnedView(
+                kind=meta.kind,
+                name=meta.name,
+                drifted=world.has_drifted(meta),
+                deleting=meta.deleting,
+                replicas=meta.replicas,
+            )
             for meta in owned
         ),
         revisions=tuple(_revision(meta) for meta in owned if meta.kind is OwnedKind.CONTROLLER_REVISION),

@@ -7,7 +7,7 @@ import pytest
 
 from slmops.adapters.trim import seconds_of, trim_node, trim_owned, trim_pod
 from slmops.model.observed import OwnedKind
-from slmwire.labels import DEPLOYMENT, REVISION, ROLE, VARIANT, Role
+from slmwire.labels import DEPLOYMENT, REVISION, ROLE, SITE, VARIANT, Role
 from slmwire.reasons import Reason, Termination
 
 
@@ -55,6 +55,15 @@ def _pod(**status: Any) -> dict[str, Any]:
         "spec": {"nodeName": "n"},
         "status": status,
     }
+
+
+@pytest.mark.parametrize(("phase", "ended"), [("Running", False), ("Failed", True), ("Succeeded", True)])
+def test_replica_of_a_site(phase: str, *, ended: bool) -> None:
+    body = _pod(phase=phase)
+    assert trim_pod(body).view.site == ""
+    body["metadata"]["labels"][SITE] = "north"
+    view = trim_pod(body).view
+    assert (view.site, view.ended) == ("north", ended)
 
 
 def test_pod_identity() -> None:
@@ -144,6 +153,9 @@ def test_owned_object_keeps_metadata_only() -> None:
     # Its resourceVersion changes with every pod's status: only the generation tells drift.
     assert (daemon_set.generation, daemon_set.resource_version, daemon_set.data) == (3, "", None)
     assert daemon_set.owner_uids == {"owner"}
+    assert daemon_set.replicas is None
     assert trim_owned(OwnedKind.SERVICE, body).resource_version == "77"
+    scaled = trim_owned(OwnedKind.DEPLOYMENT, body | {"spec": {"replicas": 0}})
+    assert (scaled.replicas, scaled.resource_version) == (0, "")
     revision = trim_owned(OwnedKind.CONTROLLER_REVISION, body)
     assert (revision.number, revision.data) == (4, {"a": 1})

@@ -429,7 +429,8 @@ class FleetSim:
         variants = {
             pod.variant
             for pod in self.cluster.pods
-            if self.cluster.nodes[pod.node].online
+            if pod.node in self.cluster.nodes
+            and self.cluster.nodes[pod.node].online
             and pod.revision == query.revision in self.cluster.serving_revisions(pod.node)
         }
         behaviour = self.cluster.behaviour(self.cluster.version_of(query.revision))

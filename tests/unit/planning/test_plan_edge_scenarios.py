@@ -22,6 +22,19 @@ def test_scenario_15_offline_after_its_flip_is_a_failure() -> None:
     assert sim.versions()[node] == "v1"
 
 
+def test_going_on_to_a_revision_that_failed_before_ends_the_rollout_under_way() -> None:
+    sim = installed(behaviours={"v2": Behaviour(score=0.4)})
+    sim.set_version("v2")
+    sim.settle()
+    assert sim.step == "Failed"
+    sim.set_version("v3")
+    reach(sim, "Soaking")
+    sim.set_version("v2")
+    sim.settle()
+    assert sim.step == "Cancelled" and sim.condition("Progressing") == ("False", "Complete")
+    assert set(sim.versions().values()) == {"v1"}
+
+
 def test_scenario_16_slow_fetch_leaves_the_healthy_copy_serving() -> None:
     sim = installed(memory_bytes=GIB + GIB // 2)
     for node in sim.cluster.nodes.values():

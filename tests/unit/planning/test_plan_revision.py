@@ -55,10 +55,19 @@ def test_identity_is_the_same_in_every_release() -> None:
         {"runtime": {"slots": 2}},
         {"cache": {"hostPath": "/var/lib/slmops/other"}},
         {"evaluation": {"enabled": False}},
+        {"placement": {"mode": "Replicas"}},
     ],
 )
 def test_what_changes_the_pods_changes_the_revision(changes: dict[str, Any]) -> None:
     assert identity(spec_of(changes)) != identity(spec_of())
+
+
+def test_replicas_carry_their_node_selector_and_nothing_else_of_placement() -> None:
+    replicas = {"placement": {"mode": "Replicas"}}
+    assert identity(spec_of(replicas)) == "44df7c1069"
+    assert identity(spec_of(merged(replicas, {"placement": {"replicas": 7}}))) == identity(spec_of(replicas))
+    narrower = {"placement": {"nodeSelector": {"matchLabels": {"a": "b"}}}}
+    assert identity(spec_of(merged(replicas, narrower))) != identity(spec_of(replicas))
 
 
 def test_bytes_and_resources_change_the_revision() -> None:
@@ -72,6 +81,7 @@ def test_bytes_and_resources_change_the_revision() -> None:
         {"placement": {"nodeSelector": {"matchLabels": {"a": "b"}}}},
         {"rollout": {"paused": True, "soak": "5m"}},
         {"service": {"port": 8080}},
+        {"placement": {"siteLabel": "room"}},
         {"cache": {"sizeLimit": "5Gi", "keepPrevious": 2, "deletionPolicy": "Retain"}},
         {"revisionHistoryLimit": 9},
     ],

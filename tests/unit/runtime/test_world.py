@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slmops.adapters.resources import CONFIG_MAPS, DAEMON_SETS, NODES, PODS, SERVICES
+from slmops.adapters.resources import APPS_DEPLOYMENTS, CONFIG_MAPS, DAEMON_SETS, NODES, PODS, SERVICES
 from slmops.model.observed import OwnedKind
 from slmops.runtime.resource import DeploymentKey
 from slmops.runtime.world import World
@@ -96,6 +96,7 @@ async def test_objects_of_an_earlier_deployment_of_that_name_are_not_ours() -> N
     [
         (OwnedKind.SERVICE, SERVICES, True),
         (OwnedKind.DAEMON_SET, DAEMON_SETS, True),
+        (OwnedKind.DEPLOYMENT, APPS_DEPLOYMENTS, True),
         (OwnedKind.CONFIG_MAP, CONFIG_MAPS, False),
     ],
 )
