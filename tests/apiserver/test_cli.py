@@ -33,7 +33,8 @@ class Shop:
     def __init__(self, plane: ControlPlane, namespace: str) -> None:
         self.plane, self.namespace = plane, namespace
         plane.kubectl("create", "namespace", namespace)
-        plane.kubectl.apply(deployment(namespace=namespace))
+        nowhere = {"nodeSelector": {"matchLabels": {"test": namespace}}}
+        plane.kubectl.apply(deployment(namespace=namespace, placement=nowhere))
         waves = [{"name": "canary", "nodes": 1, "verdict": "Pending"}, {"name": "rest", "verdict": ""}]
         at = {"stepStartedAt": AT, "waveStartedAt": AT, "startedAt": AT}
         rollout = {"revision": UPDATE, "step": "Soaking", "wave": 0, "waves": waves} | at

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which changes of status may wait a moment, so that a fleet on the move costs few writes.
 
-While nodes change over one by one, counters and texts differ at every look. They may be written
-together a little later: what the rollout has decided never waits, because it must be stored before
-anything is done about it.
+While nodes change over one by one and metrics come in, counters and texts differ at every look. They
+may be written together a little later: what the rollout has decided never waits, because it must be
+stored before anything is done about it.
 """
 
 import time
@@ -26,8 +26,15 @@ def _decisions(status: SLMDeploymentStatus) -> SLMDeploymentStatus:
     rollout = status.rollout
     if rollout is not None:
         counters = {"nodes": 0, "updated": 0, "ready": 0, "deferred": 0, "failed": 0}
+        # Readings are handed in again until they are stored, so a measurement that leads to no step may
+        # wait as well; one that does is stored with it.
         rollout = rollout.model_copy(
-            update={"waves": [wave.model_copy(update=counters) for wave in rollout.waves]}
+            update={
+                "waves": [wave.model_copy(update=counters) for wave in rollout.waves],
+                "metrics": [],
+                "measurements": [],
+                "baseline": [],
+            }
         )
     return status.model_copy(
         update={

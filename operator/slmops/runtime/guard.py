@@ -43,6 +43,8 @@ class LeaseGuard:
         self._on_change = on_change
         self._renewed_at = float("-inf")
         self._seen: tuple[str, float] = ("", float("-inf"))
+        self._lease: dict[str, Any] | None = None
+        """As our last write left it."""
 
     @property
     def retry_seconds(self) -> float:
@@ -94,6 +96,7 @@ class LeaseGuard:
         if not self.held():
             return
         self._renewed_at = float("-inf")
+        self._lease = None
         try:
             lease = await self._kube.get(LEASES, namespace=self.namespace, name=LEASE_NAME)
             if lease["spec"].get("holderIdentity") != self._identity:
@@ -107,6 +110,9 @@ class LeaseGuard:
         """Take or renew; the holder's identity when it is another one that is alive."""
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
+        if self._lease is not None and await self._renew(self._lease):
+            self._renewed_at = asked_at
+            return ""
         try:
             lease = await self._kube.get(LEASES, namespace=self.namespace, name=LEASE_NAME)
         except NotFound:
@@ -117,7 +123,7 @@ class LeaseGuard:
                 "spec": self._spec(transitions=0),
             }
             try:
-                await self._kube.create(LEASES, namespace=self.namespace, body=body)
+                self._lease = await self._kube.create(LEASES, namespace=self.namespace, body=body)
             except Conflict:
                 return "another process that was quicker"
             self._renewed_at = asked_at
@@ -138,12 +144,23 @@ class LeaseGuard:
             renewed = {**spec, "renewTime": renewed["renewTime"]}
         lease["spec"] = renewed
         try:
-            await self._kube.replace(LEASES, namespace=self.namespace, body=lease)
+            self._lease = await self._kube.replace(LEASES, namespace=self.namespace, body=lease)
         except Conflict:
             # Somebody edited our own Lease: renewed at the next turn.
             return "" if holder == self._identity else "another process that was quicker"
         self._renewed_at = asked_at
         return ""
+
+    async def _renew(self, lease: dict[str, Any]) -> bool:
+        """Renew the Lease as we wrote it last, unread; False when somebody has changed it since."""
+        self._lease = None
+        spec = {**lease["spec"], "renewTime": self._spec(transitions=0)["renewTime"]}
+        body = {**lease, "spec": spec}
+        try:
+            self._lease = await self._kube.replace(LEASES, namespace=self.namespace, body=body)
+        except (Conflict, NotFound):
+            return False
+        return True
 
     def _spec(self, *, transitions: int) -> dict[str, Any]:
         now = datetime.now(tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -280,7 +280,7 @@ class Worker:
             services.events.post(deployment, transition)
         seen = deployment.status.rollout.measurements if deployment.status.rollout else []
         for measurement in plan.status.rollout.measurements if plan.status.rollout else []:
-            if measurement not in seen:
+            if changed and measurement not in seen:
                 _log.info(
                     "measured %s: %s",
                     measurement.metric,

@@ -24,6 +24,8 @@ COUNTERS = [
     "readyNodes",
     "rollout.waves.1.ready",
     "rollout.waves.1.updated",
+    "rollout.measurements.0.verdict",
+    "rollout.metrics.0.verdict",
     "variants.0.nodes",
 ]
 DECISIONS = [
