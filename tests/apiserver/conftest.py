@@ -83,7 +83,8 @@ def make_cluster(
         kube = KubeClient(configuration)
         name = request.node.name + tail
         words = re.sub(r"[^a-z0-9]+", "-", name.removeprefix("test_").lower())[:24].strip("-")
-        short = f"{words}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"
+        # Two files may have a test of the same name.
+        short = f"{words}-{hashlib.sha256((request.node.nodeid + tail).encode()).hexdigest()[:4]}"
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": short}}
         await kube.create(NAMESPACES, body=body)
         await asyncio.to_thread(kwok.kubectl.apply, *lease_permission(short))
