@@ -10,6 +10,7 @@ import yaml
 
 from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.crd import FILE_NAME, build_crd, build_schema, main, render_crd
+from slmops.api.source import SecretKeyRef
 
 _STRUCTURAL = {
     "type", "format", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum", "minItems",
@@ -128,3 +129,14 @@ def test_a_spec_survives_the_round_trip_and_ignores_what_it_does_not_know() -> N
 
 def test_an_empty_status_is_valid() -> None:
     assert SLMDeploymentStatus.model_validate({}).to_body()["nodes"]["total"] == 0
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".", "..", "a..b", "-a", "A", "a b", "a\n", "a" * 254])
+def test_what_is_no_name_of_a_secret_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        SecretKeyRef(name=name)
+
+
+@pytest.mark.parametrize("name", ["a", "hub-token", "hub.example.com", "0" * 253])
+def test_names_of_secrets_are_taken(name: str) -> None:
+    assert SecretKeyRef(name=name).name == name
