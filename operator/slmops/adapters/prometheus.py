@@ -143,8 +143,8 @@ class PrometheusProvider:
         if own_tenant and settings.tenant not in ("", own_tenant):
             # A server without credentials goes by this header alone.
             raise ProviderError(
-                f"tenant {settings.tenant} cannot be read as the operator, which is tenant {own_tenant}: leave "
-                "analysis.prometheus.tenant out, or name a secretRef that may read it"
+                f"tenant {settings.tenant} cannot be read as the operator, which is tenant {own_tenant}: "
+                "leave analysis.prometheus.tenant out, or name a secretRef that may read it"
             )
         if settings.url or self._files is None:
             return _Target(
