@@ -21,6 +21,7 @@ from typing import Final
 
 from slmops.adapters.samples import build_latency, build_score, build_share, build_speed
 from slmops.model.observed import MetricQuery, Preset, Sample, Samples
+from slmops.planning.queries import quote
 from slmwire import metrics
 
 MAX_VARIANTS: Final = 64
@@ -133,9 +134,3 @@ def _select(metric: str, query: MetricQuery, *extra: str) -> str:
         *extra,
     ]
     return f"{metric}{{{','.join(matchers)}}}"
-
-
-def quote(text: str) -> str:
-    """A PromQL string literal."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'

@@ -4,8 +4,9 @@
 import promql_parser
 import pytest
 
-from slmops.adapters.promql import MAX_VARIANTS, Row, build_query, quote, read_rows
+from slmops.adapters.promql import MAX_VARIANTS, Row, build_query, read_rows
 from slmops.model.observed import MetricQuery, Preset
+from slmops.planning.queries import quote
 
 _MEASURED = [preset for preset in Preset if preset not in (Preset.RESTARTS, Preset.OOM_KILLS)]
 _WHO = 'slm_namespace="ns",slm_deployment="orders",slm_revision="abc"'
