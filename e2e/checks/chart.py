@@ -99,7 +99,8 @@ def check_forms() -> str:
                 "runtimeImage": image | {"repository": "a/runtime", "digest": "", "tag": "7"},
                 "prometheus": {
                     "url": "https://prometheus:9090",
-                    "existingSecret": "prometheus-login",
+                    # A name may be all digits, which YAML takes for a number.
+                    "existingSecret": "2026",
                     "tenant": "edge",
                     "allowedURLs": ["https://metrics.example/team-a", "http://prometheus.shop:9090"],
                 },
@@ -126,7 +127,7 @@ def check_forms() -> str:
             "image by digest": container["image"] == f"registry.example.com/a/operator@{_DIGEST}",
             "runtime image": environment["SLMOPS_RUNTIME_IMAGE"] == "registry.example.com/a/runtime:7",
             "prometheus.url": environment["SLMOPS_PROMETHEUS_URL"] == "https://prometheus:9090",
-            "prometheus.existingSecret": secrets == {"prometheus": "prometheus-login"}
+            "prometheus.existingSecret": secrets == {"prometheus": "2026"}
             and mounts["prometheus"] == environment["SLMOPS_PROMETHEUS_CREDENTIALS_DIR"],
             "prometheus.tenant": environment["SLMOPS_PROMETHEUS_TENANT"] == "edge",
             "prometheus.allowedURLs": environment["SLMOPS_ALLOWED_PROMETHEUS_URLS"]

@@ -42,7 +42,8 @@ def run(argv: Sequence[str], *, open_session: Callable[[argparse.Namespace], Any
         return BROKEN_PIPE
     except ImportError as error:
         sys.stderr.write(
-            f"error: {clean(str(error))}; install the program with its packages: pip install 'slmops[cli]'\n"
+            f"error: {clean(str(error))}; install the program with its packages, from a checkout: "
+            "pip install '.[cli]'\n"
         )
         return int(Exit.USAGE)
 

@@ -170,7 +170,7 @@ _BAD: list[tuple[str, Any, str, str]] = [
     ("spec.rollout.strategy", "Canary", "spec.rollout.strategy", "supported values"),
     (
         "spec.rollout.analysis.prometheus",
-        {"url": "http://prometheus:9090", "secretRef": "token"},
+        {"url": "http://prometheus:9090", "secretRef": {"name": "token"}},
         "spec.rollout.analysis.prometheus",
         "credentials go over https only",
     ),
@@ -186,6 +186,12 @@ _BAD: list[tuple[str, Any, str, str]] = [
         [{"name": "a", "query": "up", "max": "1", "test": "Sequential"}],
         "spec.rollout.analysis.metrics[0]",
         "use Threshold",
+    ),
+    (
+        "spec.rollout.analysis.metrics",
+        [{"name": "a", "preset": "LatencyP95", "max": "1", "direction": "HigherIsBetter"}],
+        "spec.rollout.analysis.metrics[0]",
+        "direction belongs to a query",
     ),
     (
         "spec.rollout.analysis.metrics",
@@ -247,3 +253,31 @@ def test_status_is_a_subresource(control_plane: ControlPlane) -> None:
     assert " ".join(table[0].split()) == "NAME READY REASON REVISION NODES CANARY VERSION MESSAGE AGE"
     assert table[1].split()[:5] == ["orders", "True", "AllNodesReady", "0123456789", "2/3"]
     control_plane.kubectl("delete", "namespace", "crd-status", "--wait=false")
+
+
+def test_a_baseline_without_variant_is_filled_in_and_refuses_no_change(control_plane: ControlPlane) -> None:
+    """An older operator kept one value for each metric; the list got a second key since."""
+    control_plane.kubectl("create", "namespace", "crd-older")
+    body = deployment(namespace="crd-older")
+    control_plane.kubectl.apply(body)
+    at = "2026-01-01T00:00:00Z"
+    rollout = {
+        "revision": "0123456789",
+        "step": "Analysing",
+        "stepStartedAt": at,
+        "waveStartedAt": at,
+        "startedAt": at,
+        "baseline": [{"metric": "errors", "value": "0.01", "samples": 300, "at": at}],
+    }
+    control_plane.kubectl(
+        "patch", "slmd", "orders", "-n", "crd-older", "--subresource=status", "--type=merge",
+        "-p", json.dumps({"status": {"rollout": rollout}}),
+    )  # fmt: skip
+    control_plane.kubectl(
+        "apply", "--server-side", "--force-conflicts", "-f", "-",
+        stdin=yaml.safe_dump(changed(body, "spec.rollout.paused", True)),
+    )  # fmt: skip
+    stored = control_plane.kubectl.get("slmd", "orders", "-n", "crd-older")
+    assert stored["spec"]["rollout"]["paused"] is True
+    assert stored["status"]["rollout"]["baseline"][0]["variant"] == ""
+    control_plane.kubectl("delete", "namespace", "crd-older", "--wait=false")

@@ -17,6 +17,8 @@ from slmwire import metrics
 
 MAX_LINES: Final = 2000
 """Of series that are looked at; the server has about 120."""
+MAX_TEXT_LINES: Final = 20_000
+"""Of all kinds: reading a megabyte of line breaks would hold up everything else in the process."""
 MAX_LINE_LETTERS: Final = 8192
 MAX_BUCKETS: Final = 100
 PROCESS_START: Final = "process_start_time_seconds"
@@ -81,6 +83,8 @@ def parse_exposition(text: str) -> Exposition:
     buckets: dict[str, dict[float, float]] = {_LATENCY: defaultdict(float), _FIRST_TOKEN: defaultdict(float)}
     requests = errors = 0.0
     seen: set[str] = set()
+    if text.count("\n") > MAX_TEXT_LINES:
+        raise ExpositionError(f"more than {MAX_TEXT_LINES} lines")
     lines = 0
     for number, line in enumerate(text.split("\n"), start=1):
         match = _NAME.match(line)

@@ -139,11 +139,18 @@ class PrometheusProvider:
                 timeout_seconds=timeout,
                 forget=lambda: self._secrets.forget(settings.namespace, settings.secret),
             )
+        own_tenant = "" if settings.url else self._own.tenant
+        if own_tenant and settings.tenant not in ("", own_tenant):
+            # A server without credentials goes by this header alone.
+            raise ProviderError(
+                f"tenant {settings.tenant} cannot be read as the operator, which is tenant {own_tenant}: "
+                "leave analysis.prometheus.tenant out, or name a secretRef that may read it"
+            )
         if settings.url or self._files is None:
             return _Target(
                 url=url.rstrip("/"),
                 credentials=NO_CREDENTIALS,
-                tenant=settings.tenant or ("" if settings.url else self._own.tenant),
+                tenant=settings.tenant or own_tenant,
                 timeout_seconds=timeout,
                 forget=lambda: None,
             )
@@ -152,7 +159,7 @@ class PrometheusProvider:
             raise ProviderError(
                 "credentials go over https only: change prometheus.url or leave out existingSecret"
             )
-        if credentials.signs_in and settings.tenant not in ("", self._own.tenant):
+        if credentials.signs_in and settings.tenant not in ("", own_tenant):
             raise ProviderError(
                 f"tenant {settings.tenant} cannot be read with the operator's credentials: name a secretRef "
                 "that may read it"
@@ -160,7 +167,7 @@ class PrometheusProvider:
         return _Target(
             url=url.rstrip("/"),
             credentials=credentials,
-            tenant=settings.tenant or self._own.tenant,
+            tenant=settings.tenant or own_tenant,
             timeout_seconds=timeout,
             forget=self._files.forget,
         )

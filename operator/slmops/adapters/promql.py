@@ -13,6 +13,7 @@ the same, at most one scrape interval per pod, and the evidence floor counts wha
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,12 @@ from typing import Final
 
 from slmops.adapters.samples import build_latency, build_score, build_share, build_speed
 from slmops.model.observed import MetricQuery, Preset, Sample, Samples
+from slmops.planning.queries import quote
 from slmwire import metrics
 
+MAX_VARIANTS: Final = 64
+"""A deployment has 16 at most."""
+_VARIANT: Final = re.compile(r"[a-z0-9-]{0,20}")
 _PART: Final = "part"
 """Label that we put on a row: which count it is."""
 
@@ -65,11 +70,17 @@ def build_query(query: MetricQuery) -> str:
 def read_rows(preset: Preset, rows: Iterable[Row]) -> Samples:
     """Samples by variant from the answer to `build_query`.
 
-    A variant with a value that is no finite number is left out. ValueError when labels are missing.
+    A variant with a value that is no finite number is left out, and so is what no variant can be named:
+    other pods may export anything under our labels, and names go into status. ValueError when labels are
+    missing or there are more variants than any deployment has.
     """
     by_variant: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        by_variant[row.labels.get(metrics.LABEL_VARIANT, "")].append(row)
+        variant = row.labels.get(metrics.LABEL_VARIANT, "")
+        if _VARIANT.fullmatch(variant):
+            by_variant[variant].append(row)
+    if len(by_variant) > MAX_VARIANTS:
+        raise ValueError(f"more than {MAX_VARIANTS} variants")
     found: dict[str, Sample] = {}
     for variant, group in by_variant.items():
         if all(math.isfinite(row.value) for row in group):
@@ -123,9 +134,3 @@ def _select(metric: str, query: MetricQuery, *extra: str) -> str:
         *extra,
     ]
     return f"{metric}{{{','.join(matchers)}}}"
-
-
-def quote(text: str) -> str:
-    """A PromQL string literal."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'

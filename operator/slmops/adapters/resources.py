@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import quote
 
 from slmops.api import GROUP, KIND, PLURAL, VERSION
 from slmops.model.observed import OwnedKind
@@ -25,13 +26,22 @@ class Resource:
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, *, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """URL path; without a namespace, that of all namespaces."""
+        """URL path; without a namespace, that of all namespaces. ValueError for what is no name.
+
+        A name with a slash would make it the path of another object, in another namespace even.
+        """
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
         if self.namespaced and namespace:
-            parts += ["namespaces", namespace]
+            parts += ["namespaces", _segment(namespace)]
         parts.append(self.plural)
-        parts += [part for part in (name, subresource) if part]
+        parts += [_segment(part) for part in (name, subresource) if part]
         return "/".join(parts)
+
+
+def _segment(text: str) -> str:
+    if text in (".", ".."):
+        raise ValueError(f"{text!r} is no name of an object")
+    return quote(text, safe="")
 
 
 DEPLOYMENTS: Final = Resource(group=GROUP, version=VERSION, plural=PLURAL, kind=KIND)

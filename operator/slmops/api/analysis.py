@@ -50,6 +50,10 @@ class Metric(ApiModel):
                 "Threshold",
             ),
             cel(
+                "!has(self.direction) || has(self.query)",
+                "direction belongs to a query; a preset knows which way is better",
+            ),
+            cel(
                 "!has(self.preset) || !(self.preset in ['Restarts', 'OOMKills']) || "
                 "!has(self.maxDegradation)",
                 "Restarts and OOMKills are counts per node; give them max, not maxDegradation",
@@ -85,11 +89,11 @@ class Metric(ApiModel):
     samples_query: Query | None = Field(
         default=None,
         description="PromQL that gives the number of samples behind `query`, with the same variables. "
-        "Without it one value is one sample, and minSamples is not looked at.",
+        "Without it one value is one sample, and minSamples is refused.",
     )
     direction: Literal["LowerIsBetter", "HigherIsBetter"] | None = Field(
         default=None,
-        description="Which way is better, for maxDegradation. Default for a query is LowerIsBetter; a preset "
+        description="Which way is better, for maxDegradation of a query. Unset is LowerIsBetter; a preset "
         "knows its own.",
     )
     max: Decimal | None = Field(default=None, description="Fails above this value.")
@@ -152,6 +156,14 @@ class Metric(ApiModel):
     )
 
 
+class CredentialsRef(ApiModel):
+    """A Secret in the SLMDeployment's namespace with `token`, or `username` and `password`, and if need be
+    `ca.crt`.
+    """
+
+    name: SecretName = Field(description="Name of the Secret.")
+
+
 class PrometheusSettings(ApiModel):
     """Another Prometheus than the operator's, or other credentials for it."""
 
@@ -171,10 +183,8 @@ class PrometheusSettings(ApiModel):
         description="Base URL of its HTTP API; the operator's administrator must allow it (chart value "
         "prometheus.allowedURLs). Unset takes the operator's.",
     )
-    secret_ref: SecretName | None = Field(
-        default=None,
-        description="Secret in the SLMDeployment's namespace with `token`, or `username` and `password`, and "
-        "if need be `ca.crt`; read anew as it rotates.",
+    secret_ref: CredentialsRef | None = Field(
+        default=None, description="How to sign in there; read anew as it rotates."
     )
     tenant: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!._*'()|-]+$", max_length=150)] | None = (
         Field(default=None, description="Value of the X-Scope-OrgID header.")

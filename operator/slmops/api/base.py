@@ -26,7 +26,15 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, min_length=1, max_
 """A short DNS label; it becomes part of object names."""
 Sha256 = Annotated[str, StringConstraints(pattern=SHA256_PATTERN, max_length=64)]
 """64 lower-case hexadecimal digits."""
-SecretName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+SecretName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        min_length=1,
+        max_length=253,
+    ),
+]
+"""A DNS subdomain, as the API server wants it: it becomes part of a request's path."""
 
 _DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

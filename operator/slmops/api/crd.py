@@ -201,13 +201,24 @@ def _node(raw: Mapping[str, Any], *, with_defaults: bool) -> dict[str, Any]:
 
 
 def _with_keys(items: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries of a list-map with all its keys required: the API server takes no key that may be absent.
+    """Entries of a list-map in which no key is ever absent, as the API server demands.
 
-    The models may still have a default for one, to read what an older operator has written.
+    A key that the model has a default for came later than the list: the API server puts the default into
+    what an older operator has stored, which would be refused at every change of the object if it were
+    required.
     """
-    required = items.get("required", [])
-    missing = [key for key in raw.get("x-kubernetes-list-map-keys", ()) if key not in required]
-    return items | {"required": [*required, *missing]} if missing else items
+    missing = [
+        key for key in raw.get("x-kubernetes-list-map-keys", ()) if key not in items.get("required", ())
+    ]
+    if not missing:
+        return items
+    model = models()[str(raw["items"]["$ref"]).rpartition("/")[2]]
+    properties = dict(items["properties"])
+    for name, field in model.model_fields.items():
+        alias = field.alias or name
+        if alias in missing:
+            properties[alias] |= {"default": field.get_default(call_default_factory=True, validated_data={})}
+    return items | {"properties": properties}
 
 
 def _union(raw: Mapping[str, Any], *, with_defaults: bool) -> dict[str, Any]:

@@ -37,7 +37,7 @@ _HEAD: Final = f"""<!-- Generated from operator/slmops/api by `make generate`; d
 `{KIND}` (`slmd`), `{API_VERSION}`, namespaced. `metadata.name` has at most 40 characters, begins with a
 letter and holds no dot: it becomes part of label keys and names the Service. Fields with a default may be
 left out; the API server fills them in. The annotation `{RETRY_ANNOTATION}`, set to a new value, lets a
-revision that was rolled back be tried once more.
+revision that was rolled back be tried once more; the others are in [operations](operations.md#by-hand).
 """
 
 

@@ -265,7 +265,9 @@ class SLMDeploymentStatus(ApiModel):
 
     observed_generation: int = Field(default=0, description="metadata.generation that status is about.")
     stable_revision: str = Field(default="", description="Revision promoted last; empty before the first.")
-    update_revision: str = Field(default="", description="Revision that spec stands for.")
+    update_revision: str = Field(
+        default="", description="Revision that is wanted: spec's, or the pinned one."
+    )
     model_version: str = Field(default="", description="spec.model.version of the stable revision.")
     ready_nodes: str = Field(default="", description="Ready of total nodes, for tables.")
     canary: str = Field(default="", description="State of the rollout, for tables.")

@@ -36,7 +36,8 @@ def _parse(url: str) -> _Parts | None:
         return None
     scheme, host, port, path = match.groups()
     segments = tuple(segment for segment in path.split("/") if segment)
-    # A client or server that resolves these would end up outside of the prefix.
-    if "." in segments or ".." in segments:
+    # A client or server that resolves these would end up outside of the prefix; some servers drop what
+    # follows a semicolon first.
+    if any(segment.partition(";")[0] in (".", "..") for segment in segments):
         return None
     return scheme.lower(), host.lower(), int(port or _PORTS[scheme.lower()]), segments

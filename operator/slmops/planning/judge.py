@@ -187,7 +187,7 @@ def provider_settings(analysis: Analysis, *, namespace: str) -> ProviderSettings
         kind="Prometheus",
         namespace=namespace,
         url=prometheus.url or "",
-        secret=prometheus.secret_ref or "",
+        secret=prometheus.secret_ref.name if prometheus.secret_ref else "",
         tenant=prometheus.tenant or "",
         timeout_seconds=min(duration_seconds(prometheus.timeout), MAX_TIMEOUT_SECONDS),
     )

@@ -72,9 +72,8 @@ def compares(metric: Metric) -> bool:
 
 def is_higher_better(metric: Metric) -> bool:
     """Which way is better."""
-    if metric.direction is not None:
-        return metric.direction == "HigherIsBetter"
-    return preset_of(metric) in _HIGHER_IS_BETTER
+    preset = preset_of(metric)
+    return metric.direction == "HigherIsBetter" if preset is None else preset in _HIGHER_IS_BETTER
 
 
 def min_samples(metric: Metric) -> int:

@@ -137,12 +137,17 @@ def _carry_out(operation: str, token: str, standing: Standing, now: float) -> _A
 def _undo(standing: Standing, revision: str, wave: str, now: float) -> _Answer:
     if revision == standing.target:
         return _Refused(message=f"revision {revision} is the one that is wanted already")
-    if any(entry.revision == revision for entry in standing.failed):
+    has_failed = any(entry.revision == revision for entry in standing.failed)
+    if revision == standing.wanted:
+        # Also one that failed: retry is about the revision that is wanted, and that must be it first.
+        again = "; it was rolled back before, slmops.dev/retry tries it again" if has_failed else ""
+        return _Done(
+            message=f"back to spec's revision {revision}{again}", standing=replace(standing, pinned=None)
+        )
+    if has_failed:
         return _Refused(
             message=f"revision {revision} was rolled back before; choose another one of `kubectl slm history`"
         )
-    if revision == standing.wanted:
-        return _Done(message=f"back to spec's revision {revision}", standing=replace(standing, pinned=None))
     if revision not in standing.known:
         return _Refused(
             message=f"revision {revision} is not in the history; see `kubectl slm history` or raise "

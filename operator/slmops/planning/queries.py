@@ -54,7 +54,7 @@ def build_matchers(sides: Sides, revision: str) -> str:
         metrics.LABEL_DEPLOYMENT: sides.deployment,
         metrics.LABEL_REVISION: revision,
     }
-    return ",".join(f"{name}={_quote(value)}" for name, value in labels.items())
+    return ",".join(f"{name}={quote(value)}" for name, value in labels.items())
 
 
 def find_query_problem(text: str) -> str:
@@ -112,6 +112,7 @@ def _shorten(message: str) -> str:
     return line if len(line) <= _MESSAGE_LENGTH else line[: _MESSAGE_LENGTH - 3] + "..."
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """A PromQL string literal."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

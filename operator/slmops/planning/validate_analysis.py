@@ -14,7 +14,7 @@ from slmops.model.config import OperatorConfig
 from slmops.model.urls import is_allowed_url
 from slmops.planning.finding import Finding
 from slmops.planning.judge import MAX_TIMEOUT_SECONDS
-from slmops.planning.metric_rules import asks_each_side, is_sequential
+from slmops.planning.metric_rules import asks_each_side, is_read_off_pods, is_sequential
 from slmops.planning.queries import find_query_problem
 
 _WHERE: Final = "spec.rollout.analysis"
@@ -63,6 +63,25 @@ def _timeout(analysis: Analysis, config: OperatorConfig) -> Finding | None:
     )
 
 
+def _shapes(analysis: Analysis, config: OperatorConfig) -> Finding | None:
+    # The API server refuses these; `kubectl slm simulate` asks none.
+    for index, metric in enumerate(analysis.metrics):
+        where = f"metrics[{index}]"
+        if (metric.preset is None) == (metric.query is None):
+            return _invalid(where, "set exactly one of preset, query")
+        if metric.max is None and metric.min is None and metric.max_degradation is None:
+            return _invalid(where, "set at least one of max, min, maxDegradation, or it judges nothing")
+        if metric.test == "Sequential" and not is_sequential(metric):
+            return _invalid(f"{where}.test", "there are no counts for a Sequential test; use Threshold")
+        if is_read_off_pods(metric) and metric.max_degradation is not None:
+            return _invalid(f"{where}.maxDegradation", "counts per node are compared with nothing; give max")
+        if metric.query is None and metric.direction is not None:
+            return _invalid(f"{where}.direction", "a preset knows which way is better; leave it out")
+    if analysis.metrics and all(metric.dry_run for metric in analysis.metrics):
+        return _invalid("metrics", "every metric is dryRun, nothing would judge a wave; set one to false")
+    return None
+
+
 def _queries(analysis: Analysis, config: OperatorConfig) -> Finding | None:
     for index, metric in enumerate(analysis.metrics):
         for field, text in (("query", metric.query), ("samplesQuery", metric.samples_query)):
@@ -108,6 +127,7 @@ def _url(analysis: Analysis, config: OperatorConfig) -> Finding | None:
 _CHECKS: Final[tuple[Callable[[Analysis, OperatorConfig], Finding | None], ...]] = (
     _direct,
     _timeout,
+    _shapes,
     _queries,
     _metrics,
     _url,

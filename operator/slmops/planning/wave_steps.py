@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 from slmops.api.base import duration_seconds
 from slmops.api.spec import Rollout
@@ -21,6 +22,8 @@ from slmops.planning.decision import (
 from slmops.planning.fleet import Fleet, WaveView, canary_problem, failures_elsewhere, view_wave
 from slmops.planning.judge import Judgement, judge_metrics, terminate_measurements
 from slmops.planning.revision import Revision
+
+_PASSED: Final = "the deadline passed: "
 
 
 def step_wave(
@@ -90,13 +93,15 @@ def _prefetching(
         return replace(decision, hold=Hold(reason="Prefetching", message=message))
     if not view.has_quorum(view.prepared, spec.quorum_percent):
         if late:
-            return _deadline(decision, rollout, fleet, _quorum_text(view, view.prepared, fleet), now)
+            return _deadline(
+                decision, rollout, fleet, _PASSED + _quorum_text(view, view.prepared, fleet), now
+            )
         return replace(
             decision, hold=Hold(reason="QuorumMissing", message=_quorum_text(view, view.prepared, fleet))
         )
     if judgement.missing_baseline and rollout.promoted_at is None:
         if late:
-            return _deadline(decision, rollout, fleet, judgement.missing_baseline, now)
+            return _deadline(decision, rollout, fleet, _PASSED + judgement.missing_baseline, now)
         return replace(decision, hold=Hold(reason="NoBaseline", message=judgement.missing_baseline))
     gate = _gate(decision, rollout, fleet)
     if gate is not None:
@@ -182,12 +187,11 @@ def soak_seconds(spec: Rollout, wave: int) -> float:
 def _wait(decision: Decision, rollout: RolloutStatus, fleet: Fleet, hold: Hold, now: float) -> Decision:
     deadline = duration_seconds(fleet.spec.rollout.progress_deadline)
     if now - times.to_seconds(rollout.wave_started_at) >= deadline:
-        return _deadline(decision, rollout, fleet, hold.message, now)
+        return _deadline(decision, rollout, fleet, _PASSED + hold.message, now)
     return replace(decision, hold=hold)
 
 
-def _deadline(decision: Decision, rollout: RolloutStatus, fleet: Fleet, message: str, now: float) -> Decision:
-    text = f"the deadline passed: {message}"
+def _deadline(decision: Decision, rollout: RolloutStatus, fleet: Fleet, text: str, now: float) -> Decision:
     if fleet.spec.rollout.on_deadline == "Rollback":
         return _fail(decision, rollout, fleet, "DeadlineExceeded", text, now)
     return replace(decision, hold=Hold(reason="DeadlineExceeded", message=text))

@@ -2,7 +2,7 @@
 """The decision log: one structured line for each look that decided something, with what it knew.
 
 A line can be read on its own: which step the rollout left and entered and why, the counts of the
-wave, the running counts of each metric, and how large the snapshot was.
+wave, the running counts and the latest measurement of each metric, and how large the snapshot was.
 """
 
 from typing import Any
@@ -40,5 +40,6 @@ def describe_decision(observed: Observed, plan: Plan, now: float) -> dict[str, A
     if after is not None and after.waves:
         result["wave"] = after.waves[after.wave].to_body()
         result["metrics"] = [state.to_body() for state in after.metrics]
-        result["measurements"] = [entry.to_body() for entry in after.measurements[-len(after.metrics) :]]
+        latest = {entry.metric: entry for entry in after.measurements}
+        result["measurements"] = [entry.to_body() for entry in latest.values()]
     return result

@@ -31,6 +31,8 @@ def test_below_a_prefix(url: str) -> None:
         "https://metrics.example",
         "https://metrics.example/team-ab",
         "https://metrics.example/team-a/../team-b",
+        "https://metrics.example/team-a/..;/team-b",
+        "https://metrics.example/team-a/..;x=y/team-b",
         "https://metrics.example/team-a/%2e%2E/team-b",
         "https://metrics.example/team-a/%2f../team-b",
         "https://metrics.example/team-a/%252e%252e/team-b",

@@ -11,6 +11,7 @@ from slmops.adapters.exposition import (
     BUCKETS_AT,
     MAX_BUCKETS,
     MAX_LINES,
+    MAX_TEXT_LINES,
     Exposition,
     ExpositionError,
     parse_exposition,
@@ -39,9 +40,9 @@ def test_reads_what_the_inference_server_writes(name: str, good: int, refused: i
     seen = parse_exposition(server.render(queue_depth=0, busy=0).decode())
     assert list(seen.counters[:BUCKETS_AT]) == [good + broken, broken, 99, pytest.approx(1003.4)]
     latency = dict(zip(seen.layout.latency, seen.counters[BUCKETS_AT:], strict=False))
-    assert (latency[0.15], latency[0.25], latency[5.0], latency[math.inf]) == (0, 2, 3, 4)
+    assert (latency[0.14], latency[0.27], latency[5.0], latency[math.inf]) == (0, 2, 3, 4)
     first = dict(zip(seen.layout.first_token, seen.counters[BUCKETS_AT + len(latency) :], strict=True))
-    assert (first[0.02], first[0.35], first[math.inf]) == (1, 2, 3)
+    assert (first[0.02], first[0.37], first[math.inf]) == (1, 2, 3)
     assert (seen.score, seen.cases) == (0.9, 40)
     assert seen.process_started_at is not None and seen.process_started_at > 1e9
 
@@ -90,6 +91,12 @@ def test_forms_of_the_format() -> None:
 def test_what_is_no_exposition_is_refused_by_line(text: str, words: str) -> None:
     with pytest.raises(ExpositionError, match=words):
         parse_exposition(text)
+
+
+def test_lines_of_no_interest_are_bounded_as_well() -> None:
+    assert parse_exposition(HIT + "\n" * (MAX_TEXT_LINES - 1)).counters[0] == 1
+    with pytest.raises(ExpositionError, match="more than 20000 lines"):
+        parse_exposition(HIT + "\n" * MAX_TEXT_LINES)
 
 
 @settings(deadline=None)

@@ -24,7 +24,7 @@ from slmops.adapters.errors import (
     error_from_status,
 )
 from slmops.adapters.kube import KubeClient, load_configuration
-from slmops.adapters.resources import DAEMON_SETS, DEPLOYMENTS, EVENTS, NODES, PODS
+from slmops.adapters.resources import DAEMON_SETS, DEPLOYMENTS, EVENTS, NODES, PODS, SECRETS
 
 
 @dataclass
@@ -33,9 +33,11 @@ class Server:
 
     answers: list[Any] = field(default_factory=list)
     requests: list[tuple[str, str, dict[str, str], str, Any]] = field(default_factory=list)
+    raw_paths: list[str] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
+        self.raw_paths.append(request.raw_path)
         self.requests.append(
             (
                 request.method,
@@ -199,3 +201,15 @@ async def test_missing_credentials_say_what_to_do(tmp_path: Path, monkeypatch: p
 
 def test_a_watch_outlives_the_gap_between_two_bookmarks() -> None:
     assert kube_module.WATCH_INACTIVITY_SECONDS > 60
+
+
+async def test_a_name_never_leads_to_another_object(server: tuple[Server, KubeClient]) -> None:
+    scripted, client = server
+    await client.get(SECRETS, namespace="shop", name="../../kube-system/secrets/key?x#y")
+    assert scripted.raw_paths == [
+        "/api/v1/namespaces/shop/secrets/..%2F..%2Fkube-system%2Fsecrets%2Fkey%3Fx%23y"
+    ]
+    for name in (".", ".."):
+        with pytest.raises(ValueError, match="no name of an object"):
+            await client.get(SECRETS, namespace="shop", name=name)
+    assert len(scripted.requests) == 1

@@ -383,9 +383,25 @@ async def test_own_credentials_stay_with_the_own_server(tmp_path: Path) -> None:
         with pytest.raises(ProviderError, match="not trusted"):
             await asked(url=server.url)
         assert len(server.requests) == sent
-        with pytest.raises(ProviderError, match="team-b cannot be read with the operator's credentials"):
+        with pytest.raises(ProviderError, match="team-b cannot be read as the operator, which is tenant ops"):
             await asked(tenant="team-b")
+        assert await asked(tenant="ops") == ("Basic b3BzOnBhc3Mgd29yZA==", "ops")
         await provider.close()
+        without = build(server.url, credentials_dir=str(folder))
+        with pytest.raises(ProviderError, match="team-b cannot be read with the operator's credentials"):
+            await without.read(preset(Preset.ERROR_RATE), ProviderSettings(tenant="team-b"))
+        await without.close()
+
+
+async def test_the_operator_s_tenant_is_kept_without_credentials_too() -> None:
+    async with prometheus(lambda _: vector([]), tenant="ops") as (provider, server):
+        await provider.read(preset(Preset.ERROR_RATE), ProviderSettings(tenant="ops"))
+        with pytest.raises(ProviderError, match="team-b cannot be read as the operator"):
+            await provider.read(preset(Preset.ERROR_RATE), ProviderSettings(tenant="team-b"))
+        assert [r.headers["X-Scope-OrgID"] for r in server.requests] == ["ops"]
+    async with prometheus(lambda _: vector([])) as (provider, server):
+        await provider.read(preset(Preset.ERROR_RATE), ProviderSettings(tenant="team-b"))
+        assert [r.headers["X-Scope-OrgID"] for r in server.requests] == ["team-b"]
 
 
 async def test_own_credentials_are_not_sent_without_tls(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@
 import promql_parser
 import pytest
 
-from slmops.adapters.promql import Row, build_query, quote, read_rows
+from slmops.adapters.promql import MAX_VARIANTS, Row, build_query, read_rows
 from slmops.model.observed import MetricQuery, Preset
+from slmops.planning.queries import quote
 
 _MEASURED = [preset for preset in Preset if preset not in (Preset.RESTARTS, Preset.OOM_KILLS)]
 _WHO = 'slm_namespace="ns",slm_deployment="orders",slm_revision="abc"'
@@ -55,3 +56,16 @@ def test_rows_without_their_labels_are_no_answer() -> None:
     for preset in _MEASURED:
         with pytest.raises(ValueError, match="without the label"):
             read_rows(preset, [Row(labels={"slm_variant": "a"}, value=1.0)])
+
+
+@pytest.mark.parametrize("variant", ["a" * 21, "A", "a b", "a\n", "\u202e"])
+def test_what_no_variant_can_be_named_is_left_out(variant: str) -> None:
+    rows = [Row(labels={"slm_variant": name, "code": "200"}, value=5.0) for name in ("int4", variant)]
+    assert set(read_rows(Preset.ERROR_RATE, rows)) == {"int4"}
+
+
+def test_more_variants_than_a_deployment_has_are_no_answer() -> None:
+    rows = [Row(labels={"slm_variant": f"v{i}", "code": "200"}, value=5.0) for i in range(MAX_VARIANTS + 1)]
+    assert len(read_rows(Preset.ERROR_RATE, rows[:-1])) == MAX_VARIANTS
+    with pytest.raises(ValueError, match="more than 64 variants"):
+        read_rows(Preset.ERROR_RATE, rows)

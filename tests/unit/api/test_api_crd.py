@@ -10,6 +10,7 @@ import yaml
 
 from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.crd import FILE_NAME, build_crd, build_schema, main, render_crd
+from slmops.api.source import SecretKeyRef
 
 _STRUCTURAL = {
     "type", "format", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum", "minItems",
@@ -57,13 +58,19 @@ def test_every_field_is_described() -> None:
     } == set()
 
 
-def test_keys_of_lists_are_required() -> None:
+def test_keys_of_lists_are_required_or_filled_in() -> None:
     """The API server refuses a list-map whose key may be absent."""
     keyed = {path: node for path, node in ALL.items() if node.get("x-kubernetes-list-type") == "map"}
     assert ".spec.rollout.waves" in keyed and ".status.conditions" in keyed
     for path, node in keyed.items():
         for key in node["x-kubernetes-list-map-keys"]:
-            assert key in node["items"]["required"], path
+            items = node["items"]
+            assert (key in items["required"]) is ("default" not in items["properties"][key]), path
+
+
+def test_what_an_older_operator_stored_is_filled_in_and_not_refused() -> None:
+    entry = at(".status.rollout.baseline[]")
+    assert "variant" not in entry["required"] and entry["properties"]["variant"]["default"] == ""
 
 
 def test_every_list_of_spec_says_how_it_is_merged_and_is_bounded() -> None:
@@ -80,7 +87,10 @@ def test_defaults_are_in_spec_and_none_in_status() -> None:
     assert at(".spec.rollout.waves")["default"][0] == {"name": "canary", "percent": 10}
     assert at(".spec.variants[].resources.requests")["default"] == {"cpu": "100m", "memory": "256Mi"}
     assert "default" not in at(".spec.placement.tolerations"), "an empty list is left out"
-    assert [path for path, node in ALL.items() if path.startswith(".status") and "default" in node] == []
+    # But for keys of lists: that of an entry which an older operator wrote.
+    assert [path for path, node in ALL.items() if path.startswith(".status") and "default" in node] == [
+        ".status.rollout.baseline[].variant"
+    ]
 
 
 def test_required_fields_are_those_without_default() -> None:
@@ -128,3 +138,14 @@ def test_a_spec_survives_the_round_trip_and_ignores_what_it_does_not_know() -> N
 
 def test_an_empty_status_is_valid() -> None:
     assert SLMDeploymentStatus.model_validate({}).to_body()["nodes"]["total"] == 0
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".", "..", "a..b", "-a", "A", "a b", "a\n", "a" * 254])
+def test_what_is_no_name_of_a_secret_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        SecretKeyRef(name=name)
+
+
+@pytest.mark.parametrize("name", ["a", "hub-token", "hub.example.com", "0" * 253])
+def test_names_of_secrets_are_taken(name: str) -> None:
+    assert SecretKeyRef(name=name).name == name

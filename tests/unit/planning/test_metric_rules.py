@@ -53,7 +53,7 @@ from tests.unit.planning.metric_readings import (
         ({"query": "foo", "samples_query": "bar"}, False, 30, False),
         ({"query": "foo", "samples_query": "bar", "min_samples": 9}, False, 9, False),
         ({"query": "foo", "direction": "HigherIsBetter"}, False, 1, True),
-        ({"preset": "TokensPerSecond", "direction": "LowerIsBetter"}, False, 30, False),
+        ({"preset": "TokensPerSecond", "direction": "LowerIsBetter"}, False, 30, True),
     ],
 )
 def test_defaults(fields: dict[str, Any], sequential: bool, samples: int, higher: bool) -> None:

@@ -195,6 +195,25 @@ def test_undo_knows_only_the_history_and_nothing_that_failed() -> None:
     assert answer.outcome == "Refused"
 
 
+def test_spec_s_revision_can_be_tried_again_after_it_failed_and_another_was_pinned() -> None:
+    sim = installed(behaviours={"v3": Behaviour(score=0.1)})
+    for version in ("v2", "v3"):
+        sim.set_version(version)
+        sim.settle()
+    assert sim.version == "v2"
+    assert sim.ask("undo", sim.revision_of("v1")).outcome == "Done"
+    sim.settle()
+    assert sim.version == "v1"
+    answer = sim.ask("undo", sim.revision_of("v3"))
+    assert answer.outcome == "Done" and "slmops.dev/retry" in answer.message
+    sim.settle()
+    assert sim.status.pinned is None
+    assert set(sim.versions().values()) == {"v1"}, "it is not tried again by itself"
+    assert sim.ask("retry", "1").outcome == "Done"
+    assert sim.status.rollout is not None
+    assert sim.status.rollout.revision == sim.revision_of("v3") and sim.step in ("Prefetching", "Flipping")
+
+
 def test_pause_by_annotation_stops_and_goes_on() -> None:
     sim = installed(20, maxUnavailable=2)
     sim.set_version("v2")

@@ -209,7 +209,8 @@ def test_a_limit_of_a_metric_calls_the_deadline_at_once(
         return
     assert set(sim.versions().values()) == {expected}
     if expected == "v1":
-        assert "noDataLimit is 3" in sim.status.failed_revisions[0].message
+        message = sim.status.failed_revisions[0].message
+        assert "noDataLimit is 3" in message and "deadline passed" not in message
 
 
 def test_waves_that_overlap_or_are_empty_are_refused_before_anything_moves() -> None:

@@ -117,9 +117,22 @@ QUERY = {"name": "m", "query": "sum(foo{$selector})", "max": "1"}
             "metrics[0].maxDegradation",
         ),
         ({"metrics": [{"name": "m", "preset": "ErrorRate", "min": "0.1"}]}, "metrics[0].min"),
+        ({"metrics": [{"name": "m", "max": "1"}]}, "metrics[0]"),
+        ({"metrics": [QUERY | {"preset": "ErrorRate"}]}, "metrics[0]"),
+        ({"metrics": [{"name": "m", "preset": "ErrorRate"}]}, "metrics[0]"),
+        ({"metrics": [QUERY | {"test": "Sequential"}]}, "metrics[0].test"),
+        (
+            {"metrics": [{"name": "m", "preset": "OOMKills", "maxDegradation": "1"}]},
+            "metrics[0].maxDegradation",
+        ),
+        (
+            {"metrics": [{"name": "m", "preset": "LatencyP95", "max": "1", "direction": "LowerIsBetter"}]},
+            "metrics[0].direction",
+        ),
+        ({"metrics": [QUERY | {"dryRun": True}]}, "metrics"),
         ({"metrics": [QUERY], "provider": "Direct"}, "metrics[0].query"),
         ({"provider": "Direct", "prometheus": {"url": "http://prometheus"}}, "prometheus.url"),
-        ({"provider": "Direct", "prometheus": {"secretRef": "login"}}, "prometheus.secretRef"),
+        ({"provider": "Direct", "prometheus": {"secretRef": {"name": "login"}}}, "prometheus.secretRef"),
         ({"provider": "Direct", "prometheus": {"tenant": "shop"}}, "prometheus.tenant"),
         ({"prometheus": {"timeout": "16s"}}, "prometheus.timeout"),
         ({"prometheus": {"timeout": "0s"}}, "prometheus.timeout"),
@@ -138,7 +151,7 @@ def test_what_makes_no_sense_is_refused_by_field(analysis: dict[str, Any], field
         {"metrics": [QUERY | {"samplesQuery": "count(foo{$selector})", "minSamples": 5}]},
         {"metrics": [{"name": "m", "preset": "ErrorRate", "min": "0.1", "test": "Threshold"}]},
         {"provider": "Direct"},
-        {"prometheus": {"timeout": "15s", "tenant": "shop", "secretRef": "login"}},
+        {"prometheus": {"timeout": "15s", "tenant": "shop", "secretRef": {"name": "login"}}},
     ],
 )
 def test_what_makes_sense_is_taken(analysis: dict[str, Any]) -> None:
@@ -191,7 +204,12 @@ def test_urls_are_compared_part_by_part(url: str, allowed: str, is_allowed: bool
 def test_requests_say_whom_to_ask_what_and_since_when() -> None:
     analysis = Analysis.model_validate(
         {
-            "prometheus": {"url": "https://m.example", "secretRef": "login", "tenant": "t", "timeout": "1m"},
+            "prometheus": {
+                "url": "https://m.example",
+                "secretRef": {"name": "login"},
+                "tenant": "t",
+                "timeout": "1m",
+            },
             "metrics": [
                 {
                     "name": "own",

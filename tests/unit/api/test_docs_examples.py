@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documentation shows is what the models take, and each reason that one may meet is explained."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from slmcli.simulate.inputs import read_fleet
+from slmops import api
+from slmops.api import SLMDeploymentSpec
+from slmops.api.rollout import Rollout
+
+ROOT = Path(__file__).parents[3]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+HEALTHY = {
+    "Accepted", "Resolved", "AllNodesReady", "Installing", "Prefetching", "Flipping", "Soaking", "Analysing",
+    "RollingBack", "Converging", "Complete", "Promoted", "InProgress",
+}  # fmt: skip
+"""Nobody has to do anything about these."""
+
+
+def examples() -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{path.name}:{text.count(chr(10), 0, block.start()) + 1}", yaml.safe_load(block[1]))
+        for path in DOCS
+        for text in [path.read_text()]
+        for block in re.finditer(r"```yaml\n(.*?)```", text, re.DOTALL)
+    ]
+
+
+@pytest.mark.parametrize(("where", "body"), examples(), ids=[where for where, _ in examples()])
+def test_every_example_is_taken(where: str, body: dict[str, Any], tmp_path: Path) -> None:
+    match body:
+        case {"kind": api.KIND, "spec": spec}:
+            SLMDeploymentSpec.model_validate(spec)
+        case {"rollout": rollout}:
+            Rollout.model_validate(rollout)
+        case {"groups": [*_]}:
+            file = tmp_path / "fleet.yaml"
+            file.write_text(yaml.safe_dump(body))
+            assert read_fleet(file)
+        case _:
+            values = yaml.safe_load((ROOT / "charts/slmops/values.yaml").read_text())
+            for section, given in body.items():
+                assert set(given) <= set(values[section]), where
+
+
+def anchors(path: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_link_within_the_repository_leads_somewhere() -> None:
+    for path in (*DOCS, ROOT / "README.md"):
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text()):
+            name, _, anchor = link.partition("#")
+            target = path.parent / name if name else path
+            assert target.exists(), f"{path.name}: {link}"
+            assert not anchor or anchor in anchors(target), f"{path.name}: {link}"
+
+
+def test_every_annotation_that_is_named_is_one_that_is_read() -> None:
+    known = {value for name, value in vars(api).items() if name.endswith("_ANNOTATION")}
+    known |= {"slmops.dev/edge", "slmops.dev/ring", "slmops.dev/role", "slmops.dev/v"}  # labels, the version
+    for path in (*DOCS, ROOT / "README.md"):
+        named = set(re.findall(r"(?<![.\w<>])slmops\.dev/[a-z]+", path.read_text()))
+        assert named - known == set(), path.name
+
+
+def test_each_reason_of_a_condition_is_in_the_table_of_troubleshooting() -> None:
+    reference = (ROOT / "docs/reference.md").read_text()
+    table = reference.partition("## Conditions")[2].partition("\n## ")[0]
+    rows = [line.split("|")[3] for line in table.splitlines() if line.startswith("| `")]
+    reasons = set(
+        re.findall(r"\b[A-Z][A-Za-z]+\b", re.sub(r"\((True|Unknown|False)[^)]*\)", "", " ".join(rows)))
+    )
+    troubleshooting = (ROOT / "docs/troubleshooting.md").read_text()
+    explained = {
+        word
+        for line in troubleshooting.splitlines()
+        if line.startswith("|")
+        for word in re.findall(r"\w+", line.split("|")[1])
+    }
+    assert len(reasons) > 30
+    assert reasons - HEALTHY - explained == set()
