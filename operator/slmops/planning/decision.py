@@ -69,6 +69,7 @@ def begin_wave(rollout: RolloutStatus, index: int, now: float) -> RolloutStatus:
         "step": "Prefetching",
         "step_started_at": at,
         "wave_started_at": at,
+        "paused_at": None,  # timers that begin now have not stood yet
         "metrics": [],
     }
     fresh = WaveStatus(name=rollout.waves[index].name)
@@ -81,6 +82,7 @@ def roll_back(rollout: RolloutStatus, reason: str, message: str, now: float) -> 
         update={
             "step": "RollingBack",
             "step_started_at": times.to_text(now),
+            "paused_at": None,
             "reason": reason,
             "message": message[:2048],
         }

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from slmops.planning import times
 from tests.unit.planning.fleet_cluster import Behaviour
 from tests.unit.planning.fleet_sim import FleetSim
 from tests.unit.planning.fleet_situations import installed, reach
@@ -230,3 +231,36 @@ def test_a_request_is_carried_out_once_whenever_the_operator_dies(operation: str
         sim, events = run(kill_after)
         assert sim.kills == 1 and sim.versions() == whole.versions() and sim.step == whole.step
         assert len(events) <= 1
+
+
+def wave_began_in_the_past(sim: FleetSim) -> bool:
+    return sim.status.rollout is not None and times.to_seconds(sim.status.rollout.wave_started_at) <= sim.now
+
+
+def test_a_skip_while_paused_does_not_move_timers_into_the_future() -> None:
+    sim = installed()
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    sim.annotations["slmops.dev/paused"] = "true"
+    sim.run(3600)
+    assert sim.ask("skip", sim.revision_of("v2")).outcome == "Done"
+    sim.run(3600)
+    del sim.annotations["slmops.dev/paused"]
+    sim.run(2)
+    assert wave_began_in_the_past(sim)
+    sim.run(600)
+    assert sim.version == "v2", "measurements count from the wave's begin on"
+
+
+def test_waves_edited_while_paused_begin_with_whole_timers() -> None:
+    sim = installed()
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    sim.edit(rollout={"paused": True})
+    sim.run(7200)
+    waves = [{"name": "first", "percent": 10}, {"name": "rest", "percent": 100}]
+    sim.edit(rollout={"paused": False, "waves": waves})
+    sim.run(2)
+    assert wave_began_in_the_past(sim)
+    sim.run(600)
+    assert sim.version == "v2"

@@ -123,3 +123,18 @@ def test_a_rollback_waits_for_no_window() -> None:
     sim.cluster.behaviours["v2"].score = 0.1
     sim.run(600)
     assert sim.step == "Failed" and set(sim.versions().values()) == {"v1"}
+
+
+def test_a_skip_outside_the_windows_begins_the_next_wave_now() -> None:
+    waves = [{"name": "half", "percent": 50}, {"name": "rest", "percent": 100}]
+    sim = installed(20, waves=waves, behaviours={"v2": Behaviour(start_seconds=20)})
+    sim.edit(rollout={"windows": [minutes_from_now(sim, -60, 1)]})
+    sim.set_version("v2")
+    sim.run(4 * 3600)
+    assert sim.step == "Flipping"
+    assert sim.ask("skip", sim.revision_of("v2")).outcome == "Done"
+    sim.run(60)
+    looks = len(sim.looks)
+    sim.run(600)
+    assert len(sim.looks) - looks < 30, "readings that are older than the wave are asked for again and again"
+    assert sim.status.rollout and sim.status.rollout.paused_at is None and sim.wave == 1
