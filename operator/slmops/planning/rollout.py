@@ -134,7 +134,9 @@ def _start_or_stop(decision: Decision, fleet: Fleet, target: str, now: float, *,
         return decision
     if rollout is None or rollout.revision != target or rollout.step in FINISHED:
         rollout = begin_rollout(target, [wave.name for wave in fleet.spec.rollout.waves], rollout, now)
-    elif [wave.name for wave in rollout.waves] != [wave.name for wave in fleet.spec.rollout.waves]:
+    elif rollout.step in ACTIVE and [wave.name for wave in rollout.waves] != [
+        wave.name for wave in fleet.spec.rollout.waves
+    ]:
         # The waves were edited meanwhile: keep what is known by name, go on at the first unjudged one.
         known = {wave.name: wave for wave in rollout.waves}
         waves = [known.get(w.name, WaveStatus(name=w.name)) for w in fleet.spec.rollout.waves]

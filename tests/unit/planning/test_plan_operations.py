@@ -264,3 +264,17 @@ def test_waves_edited_while_paused_begin_with_whole_timers() -> None:
     assert wave_began_in_the_past(sim)
     sim.run(600)
     assert sim.version == "v2"
+
+
+def test_a_retry_and_an_edit_of_the_waves_do_not_end_a_rollback() -> None:
+    half = {"name": "half", "percent": 50}
+    rest = {"name": "rest", "percent": 100}
+    behaviours = {"v2": Behaviour(score=0.1, start_seconds=1)}
+    sim = installed(20, waves=[half, rest], behaviours=behaviours, rollback={"maxUnavailable": 1})
+    sim.set_version("v2")
+    reach(sim, "RollingBack")
+    sim.retry()
+    sim.edit(rollout={"waves": [half, {"name": "more", "percent": 60}, rest]})
+    sim.run(2)
+    assert sim.step == "RollingBack", "a wave after the failed one would begin"
+    reach(sim, "Flipping", wave=0)
