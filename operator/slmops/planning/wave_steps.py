@@ -62,7 +62,8 @@ def step_wave(
         if judgement.failed:
             rollout = terminate_measurements(fleet.spec.rollout.analysis, rollout, now=now)
             return _fail(decision, rollout, fleet, "AnalysisFailed", judgement.failed, now)
-        if judgement.limit_reached:
+        # While nodes are still on their way it says nothing that there is no data yet.
+        if judgement.limit_reached and rollout.step != "Flipping":
             return _deadline(decision, rollout, fleet, judgement.limit_reached, now)
     handlers: dict[str, Callable[[Decision, RolloutStatus, Fleet, WaveView, Judgement, float], Decision]] = {
         "Prefetching": _prefetching,
