@@ -89,17 +89,18 @@ def _prefetching(
         names = ", ".join(state.name for state in view.pending_prefetch[:3])
         message = f"{len(view.pending_prefetch)} node(s) still fetch the model: {names}"
         return replace(decision, hold=Hold(reason="Prefetching", message=message))
+    # A wave that waits for people or for a window is not late, however long they take.
+    gate = _gate(decision, rollout, fleet)
     if not view.has_quorum(view.prepared, spec.quorum_percent):
-        if late:
+        if late and gate is None:
             return _deadline(decision, rollout, fleet, _quorum_text(view, view.prepared, fleet), now)
         return replace(
             decision, hold=Hold(reason="QuorumMissing", message=_quorum_text(view, view.prepared, fleet))
         )
     if judgement.missing_baseline and rollout.promoted_at is None:
-        if late:
+        if late and gate is None:
             return _deadline(decision, rollout, fleet, judgement.missing_baseline, now)
         return replace(decision, hold=Hold(reason="NoBaseline", message=judgement.missing_baseline))
-    gate = _gate(decision, rollout, fleet)
     if gate is not None:
         return replace(decision, hold=gate)
     at = times.to_text(now)

@@ -41,6 +41,21 @@ def test_a_gate_holds_until_somebody_approves_and_fetches_ahead_meanwhile() -> N
     assert sim.events().count("PromoteDone") == 1 and "AwaitingApproval" in sim.events()
 
 
+def test_a_gate_outlasts_the_prefetch_deadline_and_nodes_that_go_offline_meanwhile() -> None:
+    sim = waiting_for_approval()
+    sim.edit(rollout={"onDeadline": "Rollback"})
+    sim.run(30 * 3600)
+    away = sorted(sim.cluster.nodes)[:3]
+    for name in away:
+        sim.set_online(name, online=False)
+    sim.run(60)
+    for name in away:
+        sim.set_online(name, online=True)
+    sim.run(60)
+    assert not sim.status.failed_revisions
+    assert sim.condition("Progressing") == ("False", "AwaitingApproval")
+
+
 def test_approval_is_for_one_wave_of_one_revision() -> None:
     sim = waiting_for_approval()
     revision = sim.revision_of("v2")
