@@ -176,13 +176,19 @@ def _installing(
 
 def _rolling_back(decision: Decision, rollout: RolloutStatus, fleet: Fleet, now: float) -> Decision:
     # Offline nodes still carry it; they leave it when they return, and the rollback does not wait.
-    if any(rollout.revision in state.serve for state in fleet.states if state.online):
+    if any(rollout.revision in s.serve and _has_way_back(fleet, s) for s in fleet.states if s.online):
         return replace(decision, hold=_stuck_rollback(fleet))
     # It is over when the nodes that were taken back serve again, not when their labels say so.
     if any(_comes_up(state) for state in fleet.matched):
         return replace(decision, hold=None)
     step = "Cancelled" if rollout.reason in (REVERTED, SUPERSEDED) else "Failed"
     return replace(decision, rollout=finish(rollout, step, now), hold=None)
+
+
+def _has_way_back(fleet: Fleet, state: NodeState) -> bool:
+    """False for a node that the stable revision has no variant for: it keeps what it has."""
+    stable = fleet.stable
+    return not state.matched or stable is None or fleet.variant(stable, state) is not None
 
 
 def _comes_up(state: NodeState) -> bool:
