@@ -68,8 +68,11 @@ _Answer = _Refused | _Done
 
 
 def target_of(pinned: PinnedRevision | None, wanted: str) -> str:
-    """The pinned revision as long as spec stands for what it stood for when it was pinned."""
-    if pinned is not None and wanted == pinned.instead_of:
+    """The pinned revision as long as spec stands for what it stood for when it was pinned.
+
+    That spec's files are not known (after a restart while their source is away) does not unpin it.
+    """
+    if pinned is not None and wanted in ("", pinned.instead_of):
         return pinned.revision
     return wanted
 

@@ -293,3 +293,17 @@ def test_a_retry_and_an_edit_of_the_waves_do_not_end_a_rollback() -> None:
     sim.run(2)
     assert sim.step == "RollingBack", "a wave after the failed one would begin"
     reach(sim, "Flipping", wave=0)
+
+
+def test_a_restart_while_the_source_is_away_does_not_give_up_what_was_pinned() -> None:
+    sim = installed()
+    first = sim.revision_of("v1")
+    sim.set_version("v2")
+    sim.settle()
+    sim.set_version("v3")
+    sim.annotations["slmops.dev/undo"] = first  # before v3 was ever stored
+    assert sim.run_until(lambda: sim.step == "Soaking" and sim.status.pinned is not None), sim.explain()
+    sim.unresolvable.add("v3")
+    sim.restart_operator()
+    sim.settle()
+    assert sim.version == "v1" and "RolloutCancelled" not in sim.events()
