@@ -73,6 +73,12 @@ def test_nothing_changes_before_the_time_that_is_told(windows: list[Window], min
     assert is_open(windows, now + change) is not before
 
 
+def test_a_weekly_window_that_the_clocks_skip_is_waited_for_till_the_week_after() -> None:
+    windows = [window("02:00", "03:00", "Sun", zone="Europe/Berlin")]
+    change = seconds_to_change(windows, at("2026-03-24T12:00"))
+    assert change == at("2026-04-05T02:00", "Europe/Berlin") - at("2026-03-24T12:00")
+
+
 def test_always_open_asks_for_no_timer() -> None:
     assert seconds_to_change([window("00:00", "24:00")], at("2026-03-02T12:00")) is None
     assert seconds_to_change([], 0.0) is None
