@@ -109,7 +109,7 @@ def _plan_accepted(
     rollout = standing.rollout
     if finding is None and _begins(standing):
         finding = find_fleet_problem(spec.rollout.waves, [state.node for state in fleet.eligible])
-    if rollout is not None and not spec.rollout.paused:
+    if rollout is not None and not spec.rollout.paused and finding is None:
         analysis = spec.rollout.analysis
         readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
         rollout = fold_readings(analysis, rollout, readings, classes=len(spec.variants))

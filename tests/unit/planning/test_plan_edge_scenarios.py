@@ -201,3 +201,21 @@ def test_a_rollback_does_not_wait_for_a_node_that_stable_has_no_variant_for() ->
     sim.retry()
     sim.settle()
     assert sim.version == "v2"
+
+
+def test_a_rollout_that_spec_blocks_takes_no_measurement_of_its_pods() -> None:
+    sim = installed(metrics=[{"name": "restarts", "preset": "Restarts", "max": "0"}])
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    nowhere = [{"startTime": "03:00", "endTime": "04:00", "timeZone": "No/Where"}]
+    sim.edit(rollout={"windows": nowhere})
+    sim.run(2)
+    assert sim.condition("Accepted") == ("False", "InvalidWindow")
+    status = sim.status
+    sim.run(3600)
+    sim.add_node("new")
+    sim.run(1)
+    assert sim.status.rollout == status.rollout
+    sim.edit(rollout={"windows": []})
+    sim.settle()
+    assert sim.version == "v2"
