@@ -46,6 +46,7 @@ def decide(
     decision = Decision(stable_revision=stable_revision, rollout=rollout, failed=failed)
     if fleet.spec.rollout.paused:
         return _pause(decision, now)
+    blocked = blocked or _lost_record(fleet, target_revision)
     decision = _start_or_stop(decision, fleet, target_revision, now, blocked=bool(blocked))
     if blocked and _would_move(decision, target_revision):
         hold = Hold(reason=NOT_ACCEPTED, message=blocked)
@@ -59,6 +60,19 @@ def decide(
             break
         decision = following
     return decision
+
+
+def _lost_record(fleet: Fleet, target: str) -> str:
+    """Why the target cannot be rolled out although it is known; empty when it can.
+
+    Only a pinned revision comes to this: spec's own is made anew.
+    """
+    if not target or fleet.target is not None:
+        return ""
+    return (
+        f"the record of revision {target}, taken up by hand, is gone; name another one with slmops.dev/undo "
+        "or change spec"
+    )
 
 
 def _pause(decision: Decision, now: float) -> Decision:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from slmops.model.observed import OwnedKind
 from slmops.planning import times
 from tests.unit.planning.fleet_cluster import Behaviour
 from tests.unit.planning.fleet_sim import FleetSim
@@ -307,3 +308,19 @@ def test_a_restart_while_the_source_is_away_does_not_give_up_what_was_pinned() -
     sim.restart_operator()
     sim.settle()
     assert sim.version == "v1" and "RolloutCancelled" not in sim.events()
+
+
+def test_a_pinned_revision_whose_record_is_gone_is_said_to_be() -> None:
+    sim = installed()
+    first = sim.revision_of("v1")
+    sim.set_version("v2")
+    sim.settle()
+    sim.ask("undo", first)
+    reach(sim, "Soaking")
+    del sim.cluster.objects[OwnedKind.CONTROLLER_REVISION, sim.names.controller_revision(first)]
+    sim.run(3600)
+    assert set(sim.versions().values()) == {"v2"}, "nothing is known of v1 any more"
+    assert sim.condition("Progressing")[0] == "False" and "is gone" in progressing(sim)
+    assert sim.ask("undo", sim.revision_of("v2")).outcome == "Done"
+    sim.settle()
+    assert sim.version == "v2" and sim.condition("Progressing") == ("False", "Complete")
