@@ -39,6 +39,11 @@ class Decision:
     """No node may begin to take the new revision now."""
 
     @property
+    def outside_windows(self) -> bool:
+        """No window is open, in a spec that makes sense."""
+        return self.closed and self.measures
+
+    @property
     def measures(self) -> bool:
         """Whether measurements are to be taken."""
         return not self.paused and (self.hold is None or self.hold.reason != NOT_ACCEPTED)

@@ -15,7 +15,7 @@ from slmops.planning.deletion import plan_deletion
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet
 from slmops.planning.judge import due_measurements, fold_readings
-from slmops.planning.moves import Wish, build_wishes, count_moving, limits_of, plan_moves
+from slmops.planning.moves import Wish, build_wishes, count_moving, find_late, limits_of, plan_moves
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeMemory, NodeState, read_nodes
 from slmops.planning.objects import (
@@ -291,14 +291,19 @@ def _wishes(fleet: Fleet, decision: Decision) -> dict[str, Wish]:
     canary: list[str] = []
     may_flip = True
     left = ""
+    failed = frozenset(entry.revision for entry in decision.failed)
     if rollout is not None and rollout.step in ACTIVE and rollout.revision == target:
         may_flip = rollout.step == "Flipping" and not decision.closed
-        failed = frozenset(entry.revision for entry in decision.failed)
         canary = [s.name for s in fleet.eligible if target in s.serve or _may_join(fleet, s, rollout, failed)]
     elif rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled"):
         left = rollout.revision
     return build_wishes(
-        fleet, stable=decision.stable_revision, canary=canary, may_flip_canary=may_flip, left=left
+        fleet,
+        stable=decision.stable_revision,
+        canary=canary,
+        may_flip_canary=may_flip,
+        left=left,
+        late=find_late(fleet, failed) if decision.outside_windows else frozenset(),
     )
 
 

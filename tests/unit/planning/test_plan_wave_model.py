@@ -236,9 +236,7 @@ def test_waves_that_overlap_or_are_empty_are_refused_before_anything_moves() -> 
 
 def test_a_limit_of_a_metric_does_not_count_while_nodes_change_over() -> None:
     metric = {"name": "quality", "preset": "EvaluationScore", "min": "0.9", "noDataLimit": 3}
-    sim = installed(
-        metrics=[metric], onDeadline="Rollback", behaviours={"v2": Behaviour(start_seconds=90)}
-    )
+    sim = installed(metrics=[metric], onDeadline="Rollback", behaviours={"v2": Behaviour(start_seconds=90)})
     sim.set_version("v2")
     sim.settle()
     assert sim.version == "v2", "a model that takes long to load has no data until it serves"

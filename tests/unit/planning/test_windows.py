@@ -13,6 +13,7 @@ from slmops.planning.windows import is_open, seconds_to_change
 from tests.unit.planning.fleet_cluster import Behaviour
 from tests.unit.planning.fleet_sim import FleetSim
 from tests.unit.planning.fleet_situations import installed, reach
+from tests.unit.planning.fleet_spec import GIB
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
@@ -144,3 +145,34 @@ def test_a_skip_outside_the_windows_begins_the_next_wave_now() -> None:
     sim.run(600)
     assert len(sim.looks) - looks < 30, "readings that are older than the wave are asked for again and again"
     assert sim.status.rollout and sim.status.rollout.paused_at is None and sim.wave == 1
+
+
+def test_a_node_that_returns_after_the_promotion_follows_in_a_window() -> None:
+    sim = installed(memory_bytes=GIB + GIB // 4, behaviours={"v3": Behaviour(score=0.1)})
+    sim.edit(rollout={"windows": [minutes_from_now(sim, -60, 20)]})
+    sim.set_online("n3", online=False)
+    sim.set_version("v2")
+    sim.settle(limit_seconds=1200)
+    sim.run(1200)
+    sim.set_online("n3", online=True)
+    sim.run(600)
+    assert sim.versions()["n3"] == "v1" and sim.cluster.serving("n3")
+    assert sim.condition("Progressing") == ("False", "OutsideWindow")
+    sim.run(24 * 3600)
+    assert set(sim.versions().values()) == {"v2"} and sim.condition("Progressing") == ("False", "Complete")
+
+
+def test_a_skip_of_the_last_wave_moves_no_node_outside_the_windows() -> None:
+    sim = installed(20, waves=[{"name": "all", "percent": 100}])
+    sim.edit(rollout={"windows": [minutes_from_now(sim, -60, 1)]})
+    sim.cluster.behaviours["v2"] = Behaviour(start_seconds=20)
+    sim.set_version("v2")
+    sim.run(3600)
+    before = sim.versions()
+    assert sim.step == "Flipping" and set(before.values()) == {"v1", "v2"}
+    assert sim.ask("skip", sim.revision_of("v2")).outcome == "Done"
+    sim.add_node("new")
+    sim.run(3600)
+    assert sim.version == "v2" and sim.versions() == before | {"new": "v2"}, "it had nothing to lose"
+    sim.run(24 * 3600)
+    assert set(sim.versions().values()) == {"v2"}
