@@ -142,6 +142,8 @@ def _flipping(
             return replace(decision, hold=Hold(reason="OutsideWindow", message=message))
     else:
         hold = Hold(reason="QuorumMissing", message=_quorum_text(view, view.settled, fleet))
+        if decision.closed:
+            return replace(decision, hold=hold)  # its deadline stands still
     return _wait(decision, rollout, fleet, hold, now)
 
 

@@ -176,3 +176,19 @@ def test_a_skip_of_the_last_wave_moves_no_node_outside_the_windows() -> None:
     assert sim.version == "v2" and sim.versions() == before | {"new": "v2"}, "it had nothing to lose"
     sim.run(24 * 3600)
     assert set(sim.versions().values()) == {"v2"}
+
+
+def test_a_deadline_stands_still_outside_the_windows_also_while_a_quorum_is_missing() -> None:
+    sim = installed(4, waves=[{"name": "all", "percent": 100}], onDeadline="Rollback", progressDeadline="10m")
+    sim.set_version("v2")
+    reach(sim, "Flipping")
+    sim.edit(rollout={"windows": [minutes_from_now(sim, 300, 600)]})
+    away = [name for name, version in sim.versions().items() if version == "v1"]
+    for name in away:
+        sim.set_online(name, online=False)
+    sim.run(3600)
+    assert sim.condition("Progressing") == ("False", "QuorumMissing") and not sim.status.failed_revisions
+    for name in away:
+        sim.set_online(name, online=True)
+    sim.run(5 * 3600)
+    assert set(sim.versions().values()) == {"v2"}
