@@ -62,7 +62,7 @@ def judge_metrics(analysis: Analysis, rollout: RolloutStatus) -> Judgement:
         limits += _limits_reached(metric, state)
         if _has_failed(metric, state):
             failed.append(f"{metric.name}: {_why_failed(rollout, state)}")
-        elif metric.required and state.consecutive_passes < analysis.passes:
+        elif metric.required and not _has_passed(analysis, state):
             verdict = state.verdict or "not measured yet"
             if verdict in (Verdict.NO_DATA, Verdict.PROVIDER_ERROR, Verdict.INCONCLUSIVE):
                 reason = verdict
@@ -80,6 +80,11 @@ def judge_metrics(analysis: Analysis, rollout: RolloutStatus) -> Judgement:
 
 def _has_failed(metric: Metric, state: MetricState) -> bool:
     return not metric.dry_run and state.consecutive_failures >= failure_limit(metric)
+
+
+def _has_passed(analysis: Analysis, state: MetricState) -> bool:
+    # Passes from before an outage or a silence are kept, but the latest look must be one of them.
+    return state.consecutive_passes >= analysis.passes and state.verdict == Verdict.PASS
 
 
 def _limits_reached(metric: Metric, state: MetricState) -> list[str]:
