@@ -247,6 +247,14 @@ def fold_readings(
     return rollout
 
 
+def forget_passes(rollout: RolloutStatus) -> RolloutStatus:
+    """The rollout after an edit of spec: what passed may have passed other bounds than those of now."""
+    if rollout.step not in MEASURED_STEPS or not any(state.consecutive_passes for state in rollout.metrics):
+        return rollout
+    states = [state.model_copy(update={"consecutive_passes": 0}) for state in rollout.metrics]
+    return rollout.model_copy(update={"metrics": states})
+
+
 def _fold(
     metric: Metric, rollout: RolloutStatus, reading: Reading, *, metrics: dict[str, Metric], required: float
 ) -> RolloutStatus:

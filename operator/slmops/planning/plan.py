@@ -14,7 +14,7 @@ from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet
-from slmops.planning.judge import due_measurements, fold_readings
+from slmops.planning.judge import due_measurements, fold_readings, forget_passes
 from slmops.planning.moves import Wish, build_wishes, count_moving, find_late, limits_of, plan_moves
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeMemory, NodeState, read_nodes
@@ -107,6 +107,8 @@ def _plan_accepted(
         key=deployment.uid,
     )
     rollout = standing.rollout
+    if rollout is not None and deployment.generation != old.observed_generation:
+        rollout = forget_passes(rollout)
     if finding is None and _begins(standing):
         finding = find_fleet_problem(spec.rollout.waves, [state.node for state in fleet.eligible])
     if rollout is not None and not spec.rollout.paused and finding is None:
