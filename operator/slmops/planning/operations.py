@@ -214,11 +214,17 @@ def _skip(standing: Standing, revision: str, wave: str, now: float) -> _Answer:
             message=f"wave {present.name} has moved no node yet, there is nothing to skip; "
             "slmops.dev/promote approves it"
         )
+    last = rollout.wave + 1 == len(rollout.waves)
+    if last and not any(entry.ready for entry in rollout.waves):
+        return _Refused(
+            message=f"no node serves revision {revision} yet; to skip the last wave would make it the stable "
+            "one, with nothing to go back to"
+        )
     at = times.to_text(now)
     skipped = present.model_copy(update={"verdict": "Skipped", "approved_at": at, "finished_at": at})
     rollout = update_wave(rollout, rollout.wave, skipped)
     message = f"wave {present.name} is judged no further"
-    if rollout.wave + 1 < len(rollout.waves):
+    if not last:
         return _Done(
             message=message, standing=replace(standing, rollout=begin_wave(rollout, rollout.wave + 1, now))
         )

@@ -324,3 +324,16 @@ def test_a_pinned_revision_whose_record_is_gone_is_said_to_be() -> None:
     assert sim.ask("undo", sim.revision_of("v2")).outcome == "Done"
     sim.settle()
     assert sim.version == "v2" and sim.condition("Progressing") == ("False", "Complete")
+
+
+def test_skip_does_not_promote_what_no_node_serves() -> None:
+    waves = [{"name": "all", "percent": 100}]
+    sim = installed(waves=waves, maxFailures="100%", behaviours={"v2": Behaviour(crashes=True)})
+    sim.set_version("v2")
+    reach(sim, "Flipping")
+    sim.run(60)
+    answer = sim.ask("skip", sim.revision_of("v2"))
+    assert answer.outcome == "Refused" and "no node serves" in answer.message
+    assert sim.version == "v1" and sim.ask("abort", sim.revision_of("v2")).outcome == "Done"
+    sim.settle()
+    assert set(sim.versions().values()) == {"v1"}
