@@ -223,6 +223,11 @@ def say_progressing(fleet: Fleet, decision: Decision, resolution: Resolution, *,
     if rollout is not None and rollout.step in ("Installing", "RollingBack"):
         message = rollout.message or f"revision {rollout.revision} goes to {len(fleet.eligible)} node(s)"
         return Says(status="True", reason=rollout.step, message=message)
+    if moving and decision.outside_windows:
+        message = (
+            f"{moving} node(s) move to the stable revision when a window of spec.rollout.windows is open"
+        )
+        return Says(status="False", reason="OutsideWindow", message=message)
     if moving:
         return Says(
             status="True", reason="Converging", message=f"{moving} node(s) move to the stable revision"

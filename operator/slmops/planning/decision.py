@@ -39,6 +39,11 @@ class Decision:
     """No node may begin to take the new revision now."""
 
     @property
+    def outside_windows(self) -> bool:
+        """No window is open, in a spec that makes sense."""
+        return self.closed and self.measures
+
+    @property
     def measures(self) -> bool:
         """Whether measurements are to be taken."""
         return not self.paused and (self.hold is None or self.hold.reason != NOT_ACCEPTED)
@@ -69,6 +74,7 @@ def begin_wave(rollout: RolloutStatus, index: int, now: float) -> RolloutStatus:
         "step": "Prefetching",
         "step_started_at": at,
         "wave_started_at": at,
+        "paused_at": None,  # timers that begin now have not stood yet
         "metrics": [],
     }
     fresh = WaveStatus(name=rollout.waves[index].name)
@@ -81,6 +87,7 @@ def roll_back(rollout: RolloutStatus, reason: str, message: str, now: float) -> 
         update={
             "step": "RollingBack",
             "step_started_at": times.to_text(now),
+            "paused_at": None,
             "reason": reason,
             "message": message[:2048],
         }

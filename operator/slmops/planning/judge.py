@@ -62,7 +62,7 @@ def judge_metrics(analysis: Analysis, rollout: RolloutStatus) -> Judgement:
         limits += _limits_reached(metric, state)
         if _has_failed(metric, state):
             failed.append(f"{metric.name}: {_why_failed(rollout, state)}")
-        elif metric.required and state.consecutive_passes < analysis.passes:
+        elif metric.required and not _has_passed(analysis, state):
             verdict = state.verdict or "not measured yet"
             if verdict in (Verdict.NO_DATA, Verdict.PROVIDER_ERROR, Verdict.INCONCLUSIVE):
                 reason = verdict
@@ -80,6 +80,11 @@ def judge_metrics(analysis: Analysis, rollout: RolloutStatus) -> Judgement:
 
 def _has_failed(metric: Metric, state: MetricState) -> bool:
     return not metric.dry_run and state.consecutive_failures >= failure_limit(metric)
+
+
+def _has_passed(analysis: Analysis, state: MetricState) -> bool:
+    # Passes from before an outage or a silence are kept, but the latest look must be one of them.
+    return state.consecutive_passes >= analysis.passes and state.verdict == Verdict.PASS
 
 
 def _limits_reached(metric: Metric, state: MetricState) -> list[str]:
@@ -240,6 +245,14 @@ def fold_readings(
         required = required_log_e(float(analysis.false_rollback_rate), tests)
         rollout = _fold(metric, rollout, reading, metrics=metrics, required=required)
     return rollout
+
+
+def forget_passes(rollout: RolloutStatus) -> RolloutStatus:
+    """The rollout after an edit of spec: what passed may have passed other bounds than those of now."""
+    if rollout.step not in MEASURED_STEPS or not any(state.consecutive_passes for state in rollout.metrics):
+        return rollout
+    states = [state.model_copy(update={"consecutive_passes": 0}) for state in rollout.metrics]
+    return rollout.model_copy(update={"metrics": states})
 
 
 def _fold(

@@ -281,14 +281,21 @@ def count_moving(fleet: Fleet, wishes: Mapping[str, Wish]) -> int:
 
 
 def build_wishes(
-    fleet: Fleet, *, stable: str, canary: Iterable[str], may_flip_canary: bool, left: str
+    fleet: Fleet,
+    *,
+    stable: str,
+    canary: Iterable[str],
+    may_flip_canary: bool,
+    left: str,
+    late: frozenset[str] = frozenset(),
 ) -> dict[str, Wish]:
     """What each matching node is to serve.
 
     `canary` names the nodes that are to have the target; all others are to have the `stable` revision
     (the target while none was promoted yet, `stable` being empty). `left` is the revision that nodes
-    are being taken back from, which had the present stable before it; empty when there is none. A node
-    keeps what it has when the wanted revision has no variant for it or its record is gone.
+    are being taken back from, which had the present stable before it; empty when there is none. Nodes
+    in `late` only fetch the stable revision ahead. A node keeps what it has when the wanted revision has
+    no variant for it or its record is gone.
     """
     chosen = frozenset(canary)
     wishes: dict[str, Wish] = {}
@@ -304,8 +311,22 @@ def build_wishes(
             revision=revision,
             variant=variant,
             # A node that has it already may still change to another variant of it.
-            may_flip=may_flip_canary or not is_canary or revision.revision in state.serve,
+            may_flip=revision.revision in state.serve
+            or (may_flip_canary if is_canary else state.name not in late),
             returning=not is_canary and bool(left) and left in state.serve,
             fetch_first=is_canary and bool(stable),
         )
     return wishes
+
+
+def find_late(fleet: Fleet, failed: frozenset[str]) -> frozenset[str]:
+    """Nodes that serve an earlier revision than the stable one: a wave did not wait for them, or they
+    came back since. One on its way back, from a later revision or from a failed one, is none of them.
+    """
+    stable = fleet.stable
+    if stable is None:
+        return frozenset()
+    known = fleet.revisions
+    later = frozenset(name for name, revision in known.items() if revision.number > stable.number)
+    not_late = later | failed | {stable.revision}
+    return frozenset(s.name for s in fleet.matched if s.serving and not_late.isdisjoint(s.serve))

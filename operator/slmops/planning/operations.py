@@ -68,8 +68,11 @@ _Answer = _Refused | _Done
 
 
 def target_of(pinned: PinnedRevision | None, wanted: str) -> str:
-    """The pinned revision as long as spec stands for what it stood for when it was pinned."""
-    if pinned is not None and wanted == pinned.instead_of:
+    """The pinned revision as long as spec stands for what it stood for when it was pinned.
+
+    That spec's files are not known (after a restart while their source is away) does not unpin it.
+    """
+    if pinned is not None and wanted in ("", pinned.instead_of):
         return pinned.revision
     return wanted
 
@@ -216,11 +219,17 @@ def _skip(standing: Standing, revision: str, wave: str, now: float) -> _Answer:
             message=f"wave {present.name} has moved no node yet, there is nothing to skip; "
             "slmops.dev/promote approves it"
         )
+    last = rollout.wave + 1 == len(rollout.waves)
+    if last and not any(entry.ready for entry in rollout.waves):
+        return _Refused(
+            message=f"no node serves revision {revision} yet; to skip the last wave would make it the stable "
+            "one, with nothing to go back to"
+        )
     at = times.to_text(now)
     skipped = present.model_copy(update={"verdict": "Skipped", "approved_at": at, "finished_at": at})
     rollout = update_wave(rollout, rollout.wave, skipped)
     message = f"wave {present.name} is judged no further"
-    if rollout.wave + 1 < len(rollout.waves):
+    if not last:
         return _Done(
             message=message, standing=replace(standing, rollout=begin_wave(rollout, rollout.wave + 1, now))
         )

@@ -14,8 +14,8 @@ from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet
-from slmops.planning.judge import due_measurements, fold_readings
-from slmops.planning.moves import Wish, build_wishes, count_moving, limits_of, plan_moves
+from slmops.planning.judge import due_measurements, fold_readings, forget_passes
+from slmops.planning.moves import Wish, build_wishes, count_moving, find_late, limits_of, plan_moves
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeMemory, NodeState, read_nodes
 from slmops.planning.objects import (
@@ -121,9 +121,11 @@ def _plan_accepted(
         left_out=layout.left_out if layout else (),
     )
     rollout = standing.rollout
+    if rollout is not None and deployment.generation != old.observed_generation:
+        rollout = forget_passes(rollout)
     if finding is None and _begins(standing):
         finding = find_fleet_problem(spec.rollout.waves, [state.node for state in fleet.eligible])
-    if rollout is not None and not spec.rollout.paused:
+    if rollout is not None and not spec.rollout.paused and finding is None:
         analysis = spec.rollout.analysis
         readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
         rollout = fold_readings(analysis, rollout, readings, classes=len(spec.variants))
@@ -311,14 +313,19 @@ def _wishes(fleet: Fleet, decision: Decision) -> dict[str, Wish]:
     canary: list[str] = []
     may_flip = True
     left = ""
+    failed = frozenset(entry.revision for entry in decision.failed)
     if rollout is not None and rollout.step in ACTIVE and rollout.revision == target:
         may_flip = rollout.step == "Flipping" and not decision.closed
-        failed = frozenset(entry.revision for entry in decision.failed)
         canary = [s.name for s in fleet.eligible if target in s.serve or _may_join(fleet, s, rollout, failed)]
     elif rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled"):
         left = rollout.revision
     return build_wishes(
-        fleet, stable=decision.stable_revision, canary=canary, may_flip_canary=may_flip, left=left
+        fleet,
+        stable=decision.stable_revision,
+        canary=canary,
+        may_flip_canary=may_flip,
+        left=left,
+        late=find_late(fleet, failed) if decision.outside_windows else frozenset(),
     )
 
 

@@ -46,6 +46,7 @@ def decide(
     decision = Decision(stable_revision=stable_revision, rollout=rollout, failed=failed)
     if fleet.spec.rollout.paused:
         return _pause(decision, now)
+    blocked = blocked or _lost_record(fleet, target_revision)
     decision = _start_or_stop(decision, fleet, target_revision, now, blocked=bool(blocked))
     if blocked and _would_move(decision, target_revision):
         hold = Hold(reason=NOT_ACCEPTED, message=blocked)
@@ -59,6 +60,19 @@ def decide(
             break
         decision = following
     return decision
+
+
+def _lost_record(fleet: Fleet, target: str) -> str:
+    """Why the target cannot be rolled out although it is known; empty when it can.
+
+    Only a pinned revision comes to this: spec's own is made anew.
+    """
+    if not target or fleet.target is not None:
+        return ""
+    return (
+        f"the record of revision {target}, taken up by hand, is gone; name another one with slmops.dev/undo "
+        "or change spec"
+    )
 
 
 def _pause(decision: Decision, now: float) -> Decision:
@@ -139,7 +153,9 @@ def _start_or_stop(decision: Decision, fleet: Fleet, target: str, now: float, *,
         return decision
     if rollout is None or rollout.revision != target or rollout.step in FINISHED:
         rollout = begin_rollout(target, [wave.name for wave in fleet.spec.rollout.waves], rollout, now)
-    elif [wave.name for wave in rollout.waves] != [wave.name for wave in fleet.spec.rollout.waves]:
+    elif rollout.step in ACTIVE and [wave.name for wave in rollout.waves] != [
+        wave.name for wave in fleet.spec.rollout.waves
+    ]:
         # The waves were edited meanwhile: keep what is known by name, go on at the first unjudged one.
         known = {wave.name: wave for wave in rollout.waves}
         waves = [known.get(w.name, WaveStatus(name=w.name)) for w in fleet.spec.rollout.waves]
@@ -179,13 +195,19 @@ def _installing(
 
 def _rolling_back(decision: Decision, rollout: RolloutStatus, fleet: Fleet, now: float) -> Decision:
     # Offline nodes still carry it; they leave it when they return, and the rollback does not wait.
-    if any(rollout.revision in state.serve for state in fleet.states if state.online):
+    if any(rollout.revision in s.serve and _has_way_back(fleet, s) for s in fleet.states if s.online):
         return replace(decision, hold=_stuck_rollback(fleet))
     # It is over when the nodes that were taken back serve again, not when their labels say so.
     if any(_comes_up(state) for state in fleet.matched):
         return replace(decision, hold=None)
     step = "Cancelled" if rollout.reason in (REVERTED, SUPERSEDED) else "Failed"
     return replace(decision, rollout=finish(rollout, step, now), hold=None)
+
+
+def _has_way_back(fleet: Fleet, state: NodeState) -> bool:
+    """False for a node that the stable revision has no variant for: it keeps what it has."""
+    stable = fleet.stable
+    return not state.matched or stable is None or fleet.variant(stable, state) is not None
 
 
 def _comes_up(state: NodeState) -> bool:

@@ -21,7 +21,7 @@ def requeue_seconds(
     rollout = decision.rollout
     if rollout is not None and _starts_again(decision, rollout, target):
         waits.append(0.0)
-    if rollout is not None and rollout.step in ACTIVE and not decision.paused:
+    if rollout is not None and (rollout.step in ACTIVE or decision.outside_windows) and not decision.paused:
         change = seconds_to_change(spec.rollout.windows, now)
         waits += [] if change is None else [change]
     if rollout is not None and rollout.step not in FINISHED and decision.measures:

@@ -65,7 +65,8 @@ def step_wave(
         if judgement.failed:
             rollout = terminate_measurements(fleet.spec.rollout.analysis, rollout, now=now)
             return _fail(decision, rollout, fleet, "AnalysisFailed", judgement.failed, now)
-        if judgement.limit_reached:
+        # While nodes are still on their way it says nothing that there is no data yet.
+        if judgement.limit_reached and rollout.step != "Flipping":
             return _deadline(decision, rollout, fleet, judgement.limit_reached, now)
     handlers: dict[str, Callable[[Decision, RolloutStatus, Fleet, WaveView, Judgement, float], Decision]] = {
         "Prefetching": _prefetching,
@@ -91,8 +92,10 @@ def _prefetching(
         names = ", ".join(state.name for state in view.pending_prefetch[:3])
         message = f"{len(view.pending_prefetch)} node(s) still fetch the model: {names}"
         return replace(decision, hold=Hold(reason="Prefetching", message=message))
+    # A wave that waits for people or for a window is not late, however long they take.
+    gate = _gate(decision, rollout, fleet)
     if not view.has_quorum(view.prepared, spec.quorum_percent):
-        if late:
+        if late and gate is None:
             return _deadline(
                 decision, rollout, fleet, _PASSED + _quorum_text(view, view.prepared, fleet), now
             )
@@ -100,10 +103,9 @@ def _prefetching(
             decision, hold=Hold(reason="QuorumMissing", message=_quorum_text(view, view.prepared, fleet))
         )
     if judgement.missing_baseline and rollout.promoted_at is None:
-        if late:
+        if late and gate is None:
             return _deadline(decision, rollout, fleet, _PASSED + judgement.missing_baseline, now)
         return replace(decision, hold=Hold(reason="NoBaseline", message=judgement.missing_baseline))
-    gate = _gate(decision, rollout, fleet)
     if gate is not None:
         return replace(decision, hold=gate)
     at = times.to_text(now)
@@ -145,6 +147,8 @@ def _flipping(
             return replace(decision, hold=Hold(reason="OutsideWindow", message=message))
     else:
         hold = Hold(reason="QuorumMissing", message=_quorum_text(view, view.settled, fleet))
+        if decision.closed:
+            return replace(decision, hold=hold)  # its deadline stands still
     return _wait(decision, rollout, fleet, hold, now)
 
 

@@ -13,7 +13,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from slmops.api.rollout import Window
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_LOOK_AHEAD_DAYS: Final = 8
+_LOOK_AHEAD_DAYS: Final = 15
+"""A window of one day a week may fall into the hour that the clocks skip: the next one is a week later."""
 
 
 @lru_cache(maxsize=256)
@@ -31,7 +32,7 @@ def is_open(windows: Sequence[Window], now: float) -> bool:
 
 
 def seconds_to_change(windows: Sequence[Window], now: float) -> float | None:
-    """Seconds until it opens or closes; None when it does neither within a week."""
+    """Seconds until it opens or closes; None when it does neither within two weeks."""
     spans = _spans(windows, now)
     for start, end in spans:
         if start <= now < end:
@@ -42,7 +43,7 @@ def seconds_to_change(windows: Sequence[Window], now: float) -> float | None:
 
 
 def _spans(windows: Sequence[Window], now: float) -> list[tuple[float, float]]:
-    """Times that are open from yesterday to a week ahead, merged and in order."""
+    """Times that are open from yesterday to two weeks ahead, merged and in order."""
     found = sorted(span for window in windows for span in _spans_of(window, now))
     merged: list[tuple[float, float]] = []
     for start, end in found:

@@ -30,8 +30,8 @@ from e2e.bench.fleet_rows import (
 from e2e.bench.fleet_sides import OUR_REQUESTS, build_deployment, promoted_deployments
 from e2e.bench.fleet_site import answer_query, render_kwok
 from e2e.rig.fleet import KWOK_CONFIG
-from slmops.adapters.promql import quote
 from slmops.api import SLMDeploymentSpec
+from slmops.planning.queries import quote
 
 BEFORE = """\
 # TYPE slmops_kubernetes_requests counter

@@ -45,6 +45,8 @@ class Watch:
         check_workloads_before_labels(sim, look)
         check_no_failed_revision(sim, look)
         check_make_before_break(sim, look)
+        check_timers(look)
+        check_promotion(look)
         self.check_waves(look)
         self.check_unavailable(sim, look)
 
@@ -113,6 +115,29 @@ def check_bounded(look: Look) -> None:
     text = json.dumps(status.to_body())
     assert len(text) < STATUS_LIMIT_BYTES
     assert SLMDeploymentStatus.model_validate(json.loads(text)) == status
+
+
+def check_timers(look: Look) -> None:
+    """Nothing has begun in the future, whatever stood still in between."""
+    rollout = look.plan.status.rollout
+    if rollout is not None:
+        for at in (rollout.step_started_at, rollout.wave_started_at, rollout.paused_at or rollout.started_at):
+            assert times.to_seconds(at) <= look.at, f"{at} is in the future: {rollout}"
+
+
+def check_promotion(look: Look) -> None:
+    """A stable revision gives way to one of which each wave passed, was empty or was skipped by hand, and
+    what is being taken back is not taken up again before it is finished."""
+    old, new = look.observed.deployment.status, look.plan.status
+    before, after = old.rollout, new.rollout
+    if old.stable_revision and new.stable_revision != old.stable_revision:
+        assert after is not None and (after.step, after.revision) == ("Completed", new.stable_revision)
+        assert {wave.verdict for wave in after.waves} <= {"Pass", "Skipped"}, after
+        by_hand = after.promoted_at or any(wave.approved_at for wave in after.waves)
+        assert by_hand or any(wave.verdict == "Pass" for wave in after.waves), after
+    same = before is not None and after is not None and before.started_at == after.started_at
+    if same and before and after and before.revision == after.revision and before.step == "RollingBack":
+        assert after.step in ("RollingBack", "Failed", "Cancelled"), after
 
 
 def check_quiet(sim: FleetSim, look: Look) -> None:

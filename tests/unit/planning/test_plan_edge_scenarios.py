@@ -193,3 +193,42 @@ def test_scenario_29_oom_kill_fails_the_wave() -> None:
     sim.settle()
     assert sim.step == "Failed" and "OOMKilled" in sim.status.failed_revisions[0].message
     assert set(sim.versions().values()) == {"v1"}
+
+
+def test_a_rollback_does_not_wait_for_a_node_that_stable_has_no_variant_for() -> None:
+    metrics = [{"name": "quality", "preset": "EvaluationScore", "min": "0.9"}]
+    waves = [{"name": "all", "percent": 100}]
+    sim = installed(waves=waves, metrics=metrics, behaviours={"v2": Behaviour(score=0.1)})
+    plain = sim.spec_body["variants"][0]
+    old = {**plain, "nodeSelector": {"matchExpressions": [{"key": "class", "operator": "DoesNotExist"}]}}
+    new = {**plain, "name": "b", "nodeSelector": {"matchLabels": {"class": "b"}}}
+    sim.edit(variants=[old])
+    sim.settle()
+    sim.add_node("other", labels={"class": "b"})
+    sim.edit(variants=[old, new])
+    sim.set_version("v2")
+    sim.settle()
+    assert sim.step == "Failed" and sim.condition("Progressing") == ("False", "Complete")
+    assert {version for name, version in sim.versions().items() if name != "other"} == {"v1"}
+    sim.cluster.behaviours["v2"].score = 0.99
+    sim.retry()
+    sim.settle()
+    assert sim.version == "v2"
+
+
+def test_a_rollout_that_spec_blocks_takes_no_measurement_of_its_pods() -> None:
+    sim = installed(metrics=[{"name": "restarts", "preset": "Restarts", "max": "0"}])
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    nowhere = [{"startTime": "03:00", "endTime": "04:00", "timeZone": "No/Where"}]
+    sim.edit(rollout={"windows": nowhere})
+    sim.run(2)
+    assert sim.condition("Accepted") == ("False", "InvalidWindow")
+    status = sim.status
+    sim.run(3600)
+    sim.add_node("new")
+    sim.run(1)
+    assert sim.status.rollout == status.rollout
+    sim.edit(rollout={"windows": []})
+    sim.settle()
+    assert sim.version == "v2"

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from slmops.model.observed import OwnedKind
+from slmops.planning import times
 from tests.unit.planning.fleet_cluster import Behaviour
 from tests.unit.planning.fleet_sim import FleetSim
 from tests.unit.planning.fleet_situations import installed, reach
@@ -38,6 +40,21 @@ def test_a_gate_holds_until_somebody_approves_and_fetches_ahead_meanwhile() -> N
     sim.settle()
     assert set(sim.versions().values()) == {"v2"}
     assert sim.events().count("PromoteDone") == 1 and "AwaitingApproval" in sim.events()
+
+
+def test_a_gate_outlasts_the_prefetch_deadline_and_nodes_that_go_offline_meanwhile() -> None:
+    sim = waiting_for_approval()
+    sim.edit(rollout={"onDeadline": "Rollback"})
+    sim.run(30 * 3600)
+    away = sorted(sim.cluster.nodes)[:3]
+    for name in away:
+        sim.set_online(name, online=False)
+    sim.run(60)
+    for name in away:
+        sim.set_online(name, online=True)
+    sim.run(60)
+    assert not sim.status.failed_revisions
+    assert sim.condition("Progressing") == ("False", "AwaitingApproval")
 
 
 def test_approval_is_for_one_wave_of_one_revision() -> None:
@@ -249,3 +266,93 @@ def test_a_request_is_carried_out_once_whenever_the_operator_dies(operation: str
         sim, events = run(kill_after)
         assert sim.kills == 1 and sim.versions() == whole.versions() and sim.step == whole.step
         assert len(events) <= 1
+
+
+def wave_began_in_the_past(sim: FleetSim) -> bool:
+    return sim.status.rollout is not None and times.to_seconds(sim.status.rollout.wave_started_at) <= sim.now
+
+
+def test_a_skip_while_paused_does_not_move_timers_into_the_future() -> None:
+    sim = installed()
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    sim.annotations["slmops.dev/paused"] = "true"
+    sim.run(3600)
+    assert sim.ask("skip", sim.revision_of("v2")).outcome == "Done"
+    sim.run(3600)
+    del sim.annotations["slmops.dev/paused"]
+    sim.run(2)
+    assert wave_began_in_the_past(sim)
+    sim.run(600)
+    assert sim.version == "v2", "measurements count from the wave's begin on"
+
+
+def test_waves_edited_while_paused_begin_with_whole_timers() -> None:
+    sim = installed()
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    sim.edit(rollout={"paused": True})
+    sim.run(7200)
+    waves = [{"name": "first", "percent": 10}, {"name": "rest", "percent": 100}]
+    sim.edit(rollout={"paused": False, "waves": waves})
+    sim.run(2)
+    assert wave_began_in_the_past(sim)
+    sim.run(600)
+    assert sim.version == "v2"
+
+
+def test_a_retry_and_an_edit_of_the_waves_do_not_end_a_rollback() -> None:
+    half = {"name": "half", "percent": 50}
+    rest = {"name": "rest", "percent": 100}
+    behaviours = {"v2": Behaviour(score=0.1, start_seconds=1)}
+    sim = installed(20, waves=[half, rest], behaviours=behaviours, rollback={"maxUnavailable": 1})
+    sim.set_version("v2")
+    reach(sim, "RollingBack")
+    sim.retry()
+    sim.edit(rollout={"waves": [half, {"name": "more", "percent": 60}, rest]})
+    sim.run(2)
+    assert sim.step == "RollingBack", "a wave after the failed one would begin"
+    reach(sim, "Flipping", wave=0)
+
+
+def test_a_restart_while_the_source_is_away_does_not_give_up_what_was_pinned() -> None:
+    sim = installed()
+    first = sim.revision_of("v1")
+    sim.set_version("v2")
+    sim.settle()
+    sim.set_version("v3")
+    sim.annotations["slmops.dev/undo"] = first  # before v3 was ever stored
+    assert sim.run_until(lambda: sim.step == "Soaking" and sim.status.pinned is not None), sim.explain()
+    sim.unresolvable.add("v3")
+    sim.restart_operator()
+    sim.settle()
+    assert sim.version == "v1" and "RolloutCancelled" not in sim.events()
+
+
+def test_a_pinned_revision_whose_record_is_gone_is_said_to_be() -> None:
+    sim = installed()
+    first = sim.revision_of("v1")
+    sim.set_version("v2")
+    sim.settle()
+    sim.ask("undo", first)
+    reach(sim, "Soaking")
+    del sim.cluster.objects[OwnedKind.CONTROLLER_REVISION, sim.names.controller_revision(first)]
+    sim.run(3600)
+    assert set(sim.versions().values()) == {"v2"}, "nothing is known of v1 any more"
+    assert sim.condition("Progressing")[0] == "False" and "is gone" in progressing(sim)
+    assert sim.ask("undo", sim.revision_of("v2")).outcome == "Done"
+    sim.settle()
+    assert sim.version == "v2" and sim.condition("Progressing") == ("False", "Complete")
+
+
+def test_skip_does_not_promote_what_no_node_serves() -> None:
+    waves = [{"name": "all", "percent": 100}]
+    sim = installed(waves=waves, maxFailures="100%", behaviours={"v2": Behaviour(crashes=True)})
+    sim.set_version("v2")
+    reach(sim, "Flipping")
+    sim.run(60)
+    answer = sim.ask("skip", sim.revision_of("v2"))
+    assert answer.outcome == "Refused" and "no node serves" in answer.message
+    assert sim.version == "v1" and sim.ask("abort", sim.revision_of("v2")).outcome == "Done"
+    sim.settle()
+    assert set(sim.versions().values()) == {"v1"}

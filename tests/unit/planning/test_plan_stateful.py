@@ -41,6 +41,12 @@ WAVES = [
 ]
 PLAIN = WAVES[1]
 NEVER = [{"startTime": "03:00", "endTime": "03:01", "days": ["Sat"]}]  # the simulation begins on a Sunday
+NOWHERE = [{"startTime": "00:00", "endTime": "24:00", "timeZone": "No/Where"}]  # Accepted is False
+METRICS = [
+    [{"name": "quality", "preset": "EvaluationScore", "maxDegradation": "0.03"}],
+    [{"name": "quality", "preset": "EvaluationScore", "min": "0.9", "noDataLimit": 4}],
+    [{"name": "restarts", "preset": "Restarts", "max": "0"}],
+]
 indices = st.integers(0, 1000)
 
 
@@ -151,7 +157,11 @@ class FleetMachine(RuleBasedStateMachine):
     def edit_waves(self, waves: list[dict[str, Any]]) -> None:
         self.sim.edit(rollout={"waves": waves})
 
-    @rule(windows=st.sampled_from([[], [], NEVER]))
+    @rule(metrics=st.sampled_from(METRICS))
+    def edit_metrics(self, metrics: list[dict[str, Any]]) -> None:
+        self.sim.edit(rollout={"analysis": {"metrics": metrics}})
+
+    @rule(windows=st.sampled_from([[], [], NEVER, NOWHERE]))
     def edit_windows(self, windows: list[dict[str, Any]]) -> None:
         self.sim.edit(rollout={"windows": windows})
 

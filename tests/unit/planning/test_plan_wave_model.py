@@ -233,3 +233,41 @@ def test_waves_that_overlap_or_are_empty_are_refused_before_anything_moves() -> 
         if waves[0] is lab:
             sim.settle()
             assert sim.version == "v2", "a node was labelled for it"
+
+
+@pytest.mark.parametrize("outage", ["provider", "traffic"])
+def test_passes_from_before_an_outage_do_not_promote_during_it(outage: str) -> None:
+    sim = installed(waves=[{"name": "all", "percent": 100}], soak="20m")
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    sim.run(60)
+    if outage == "provider":
+        sim.provider_error = "503"
+    else:
+        sim.cluster.behaviours["v2"].score = None
+    sim.run(7200)
+    assert sim.version == "v1" and sim.step == "Analysing"
+    sim.provider_error = ""
+    sim.cluster.behaviours["v2"].score = 0.99
+    sim.run(60)
+    assert sim.version == "v2"
+
+
+def test_passes_of_a_bound_that_was_edited_since_do_not_promote() -> None:
+    metric = {"name": "quality", "preset": "EvaluationScore", "min": "0.5"}
+    waves = [{"name": "all", "percent": 100}]
+    sim = installed(metrics=[metric], waves=waves, soak="2m", behaviours={"v2": Behaviour(score=0.8)})
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    sim.run(115)
+    sim.edit(rollout={"analysis": {"metrics": [{**metric, "min": "0.9"}]}})
+    sim.settle()
+    assert sim.version == "v1" and sim.step == "Failed"
+
+
+def test_a_limit_of_a_metric_does_not_count_while_nodes_change_over() -> None:
+    metric = {"name": "quality", "preset": "EvaluationScore", "min": "0.9", "noDataLimit": 3}
+    sim = installed(metrics=[metric], onDeadline="Rollback", behaviours={"v2": Behaviour(start_seconds=90)})
+    sim.set_version("v2")
+    sim.settle()
+    assert sim.version == "v2", "a model that takes long to load has no data until it serves"

@@ -13,6 +13,7 @@ from slmops.planning.windows import is_open, seconds_to_change
 from tests.unit.planning.fleet_cluster import Behaviour
 from tests.unit.planning.fleet_sim import FleetSim
 from tests.unit.planning.fleet_situations import installed, reach
+from tests.unit.planning.fleet_spec import GIB
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
@@ -73,6 +74,12 @@ def test_nothing_changes_before_the_time_that_is_told(windows: list[Window], min
     assert is_open(windows, now + change) is not before
 
 
+def test_a_weekly_window_that_the_clocks_skip_is_waited_for_till_the_week_after() -> None:
+    windows = [window("02:00", "03:00", "Sun", zone="Europe/Berlin")]
+    change = seconds_to_change(windows, at("2026-03-24T12:00"))
+    assert change == at("2026-04-05T02:00", "Europe/Berlin") - at("2026-03-24T12:00")
+
+
 def test_always_open_asks_for_no_timer() -> None:
     assert seconds_to_change([window("00:00", "24:00")], at("2026-03-02T12:00")) is None
     assert seconds_to_change([], 0.0) is None
@@ -123,3 +130,65 @@ def test_a_rollback_waits_for_no_window() -> None:
     sim.cluster.behaviours["v2"].score = 0.1
     sim.run(600)
     assert sim.step == "Failed" and set(sim.versions().values()) == {"v1"}
+
+
+def test_a_skip_outside_the_windows_begins_the_next_wave_now() -> None:
+    waves = [{"name": "half", "percent": 50}, {"name": "rest", "percent": 100}]
+    sim = installed(20, waves=waves, behaviours={"v2": Behaviour(start_seconds=20)})
+    sim.edit(rollout={"windows": [minutes_from_now(sim, -60, 1)]})
+    sim.set_version("v2")
+    sim.run(4 * 3600)
+    assert sim.step == "Flipping"
+    assert sim.ask("skip", sim.revision_of("v2")).outcome == "Done"
+    sim.run(60)
+    looks = len(sim.looks)
+    sim.run(600)
+    assert len(sim.looks) - looks < 30, "readings that are older than the wave are asked for again and again"
+    assert sim.status.rollout and sim.status.rollout.paused_at is None and sim.wave == 1
+
+
+def test_a_node_that_returns_after_the_promotion_follows_in_a_window() -> None:
+    sim = installed(memory_bytes=GIB + GIB // 4, behaviours={"v3": Behaviour(score=0.1)})
+    sim.edit(rollout={"windows": [minutes_from_now(sim, -60, 20)]})
+    sim.set_online("n3", online=False)
+    sim.set_version("v2")
+    sim.settle(limit_seconds=1200)
+    sim.run(1200)
+    sim.set_online("n3", online=True)
+    sim.run(600)
+    assert sim.versions()["n3"] == "v1" and sim.cluster.serving("n3")
+    assert sim.condition("Progressing") == ("False", "OutsideWindow")
+    sim.run(24 * 3600)
+    assert set(sim.versions().values()) == {"v2"} and sim.condition("Progressing") == ("False", "Complete")
+
+
+def test_a_skip_of_the_last_wave_moves_no_node_outside_the_windows() -> None:
+    sim = installed(20, waves=[{"name": "all", "percent": 100}])
+    sim.edit(rollout={"windows": [minutes_from_now(sim, -60, 1)]})
+    sim.cluster.behaviours["v2"] = Behaviour(start_seconds=20)
+    sim.set_version("v2")
+    sim.run(3600)
+    before = sim.versions()
+    assert sim.step == "Flipping" and set(before.values()) == {"v1", "v2"}
+    assert sim.ask("skip", sim.revision_of("v2")).outcome == "Done"
+    sim.add_node("new")
+    sim.run(3600)
+    assert sim.version == "v2" and sim.versions() == before | {"new": "v2"}, "it had nothing to lose"
+    sim.run(24 * 3600)
+    assert set(sim.versions().values()) == {"v2"}
+
+
+def test_a_deadline_stands_still_outside_the_windows_also_while_a_quorum_is_missing() -> None:
+    sim = installed(4, waves=[{"name": "all", "percent": 100}], onDeadline="Rollback", progressDeadline="10m")
+    sim.set_version("v2")
+    reach(sim, "Flipping")
+    sim.edit(rollout={"windows": [minutes_from_now(sim, 300, 600)]})
+    away = [name for name, version in sim.versions().items() if version == "v1"]
+    for name in away:
+        sim.set_online(name, online=False)
+    sim.run(3600)
+    assert sim.condition("Progressing") == ("False", "QuorumMissing") and not sim.status.failed_revisions
+    for name in away:
+        sim.set_online(name, online=True)
+    sim.run(5 * 3600)
+    assert set(sim.versions().values()) == {"v2"}
