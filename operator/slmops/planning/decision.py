@@ -97,7 +97,8 @@ def roll_back(rollout: RolloutStatus, reason: str, message: str, now: float) -> 
 def finish(rollout: RolloutStatus, step: str, now: float) -> RolloutStatus:
     """The rollout at its end: Completed, Failed or Cancelled."""
     at = times.to_text(now)
-    return rollout.model_copy(update={"step": step, "step_started_at": at, "finished_at": at})
+    ended = {"step": step, "step_started_at": at, "finished_at": at, "paused_at": None}
+    return rollout.model_copy(update=ended)
 
 
 def running(rollout: RolloutStatus) -> RolloutStatus:

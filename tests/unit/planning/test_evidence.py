@@ -214,8 +214,8 @@ def test_a_canary_within_the_limit_gives_no_evidence(
     allowed, relative = margin
     evidence = compare_rates(canary, stable, allowed=allowed, relative=relative)
     if evidence.canary is None or evidence.limit is None or evidence.canary <= evidence.limit:
-        assert evidence.log_e <= 0.0
-        assert evidence.p_value == 1.0
+        assert evidence.log_e <= 1e-12  # rounding
+        assert evidence.p_value >= 1.0 - 1e-12
 
 
 @given(canary=sides, stable=sides, rate=st.floats(0.0, 1.0), margin=margins)
