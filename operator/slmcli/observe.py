@@ -53,6 +53,7 @@ def observe_pod(body: Body) -> PodView:
         ready=_condition(status, "Ready").get("status") == "True",
         created_at=seconds_of(metadata.get("creationTimestamp")) or 0.0,
         restarts=sum(int(container.get("restartCount") or 0) for container in containers),
+        server_restarts=sum(int(c.get("restartCount") or 0) for c in status.get("containerStatuses") or ()),
         waiting_reason=str(waiting[0].get("reason", "")) if waiting else "",
         last_exit_reason=str(failure.get("reason", "")),
         last_exit_code=int(failure.get("exitCode") or 0),

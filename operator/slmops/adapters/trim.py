@@ -79,6 +79,7 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
         ready=_condition(status, "Ready").get("status") == "True",
         created_at=seconds_of(metadata.get("creationTimestamp")),
         restarts=sum(int(container.get("restartCount") or 0) for container in containers),
+        server_restarts=sum(int(c.get("restartCount") or 0) for c in status.get("containerStatuses") or ()),
         waiting_reason=next(
             (
                 str(waiting.get("reason", ""))

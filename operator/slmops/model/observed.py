@@ -41,6 +41,8 @@ class PodView:
     created_at: float = 0.0
     restarts: int = 0
     """Restarts of all containers, init containers included."""
+    server_restarts: int = 0
+    """Restarts of the containers that serve; fetching again is none."""
     waiting_reason: str = ""
     """Reason of the first waiting container, for example CrashLoopBackOff or ImagePullBackOff."""
     last_exit_reason: str = ""

@@ -54,6 +54,6 @@ def _count(fleet: Fleet, revision: str, preset: Preset) -> Samples:
 
 def _count_of(pod: PodView, preset: Preset) -> int:
     if preset is Preset.RESTARTS:
-        return pod.restarts
+        return pod.server_restarts
     # The kubelet tells only how a container ended last: if by its memory, all its restarts count as such.
-    return max(1, pod.restarts) if pod.last_exit_reason == OOM_KILLED else 0
+    return max(1, pod.server_restarts) if pod.last_exit_reason == OOM_KILLED else 0

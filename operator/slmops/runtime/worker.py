@@ -210,11 +210,11 @@ class Worker:
         if wait:
             # Counters alone: they are written with what comes next. Readings are kept until then.
             changed = False
-        else:
-            self._meter.consume(readings)
         if changed:
             await services.executor.apply_status(stored, plan.status)
             self._pace.written()
+        if not wait:
+            self._meter.consume(readings)
         if changed or plan.actions:
             self._count_latency(woken_at)
         self._tell(observed, plan, now, changed=changed)

@@ -109,7 +109,7 @@ def test_init_container_that_crashes_is_what_is_seen() -> None:
         )
     ).view
     assert view.waiting_reason == "CrashLoopBackOff"
-    assert view.restarts == 3
+    assert (view.restarts, view.server_restarts) == (3, 0), "fetching again is no restart of the server"
     assert (view.last_exit_reason, view.last_exit_code) == ("Error", 1)
     assert view.termination is not None
     assert view.termination.reason == Reason.INTEGRITY_MISMATCH

@@ -12,6 +12,7 @@ from slmcli.simulate.inputs import read_fleet
 from slmops import api
 from slmops.api import SLMDeploymentSpec
 from slmops.api.rollout import Rollout
+from slmops.api.spec import Placement
 
 ROOT = Path(__file__).parents[3]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -36,6 +37,9 @@ def test_every_example_is_taken(where: str, body: dict[str, Any], tmp_path: Path
     match body:
         case {"kind": api.KIND, "spec": spec}:
             SLMDeploymentSpec.model_validate(spec)
+        case {"spec": spec}:
+            Placement.model_validate(spec["placement"])
+            Rollout.model_validate(spec["rollout"])
         case {"rollout": rollout}:
             Rollout.model_validate(rollout)
         case {"groups": [*_]}:

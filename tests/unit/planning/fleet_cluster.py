@@ -100,6 +100,7 @@ class SimPod:
             ready=self.phase == "Ready" and online,
             created_at=self.created_at,
             restarts=self.restarts,
+            server_restarts=0 if self.termination else self.restarts,
             waiting_reason="CrashLoopBackOff" if self.phase == "Broken" and self.restarts >= 2 else "",
             last_exit_reason=self.reason,
             last_exit_code=1 if self.restarts else 0,

@@ -37,6 +37,7 @@ class ReplicaPod(SimPod):
             ready=self.phase == "Ready" and online,
             created_at=self.created_at,
             restarts=self.restarts,
+            server_restarts=self.restarts,
             waiting_reason="CrashLoopBackOff" if self.phase == "Broken" and self.restarts >= 2 else "",
             last_exit_reason=self.reason,
             last_exit_code=1 if self.restarts else 0,
