@@ -30,6 +30,9 @@ HOLDS: Final = frozenset(
 """Reasons of Progressing=False that a rollout under way waits with."""
 
 
+_WANTS_DATA: Final = frozenset({"NoData", "Inconclusive"})
+
+
 def hold_of(status: SLMDeploymentStatus) -> str:
     """Reason that a rollout under way waits with; empty when it does not wait."""
     condition = _held(status)
@@ -60,6 +63,8 @@ def _holds(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transitio
     before, after = _held(old), _held(new)
     if after is None or (before is not None and before.reason == after.reason):
         return []
+    if before is not None and {before.reason, after.reason} <= _WANTS_DATA:
+        return []  # with little traffic the two alternate
     waits = after.reason in ("Paused", "AwaitingApproval", "OutsideWindow")
     return [
         Transition(kind="Normal" if waits else "Warning", reason=after.reason, message=after.message[:1000])

@@ -34,6 +34,7 @@ def effective_rollout(rollout: Rollout) -> Rollout:
                 # Whatever becomes of it, the user wants it everywhere: nothing is judged or taken back.
                 "max_failures": "100%",
                 "on_deadline": "Hold",
+                "quorum_percent": 1,
                 "soak": "0s",
                 "analysis": Analysis.model_construct(**{**dict(rollout.analysis), "metrics": []}),
             }

@@ -356,3 +356,19 @@ def test_skip_does_not_promote_what_no_node_serves() -> None:
     assert sim.version == "v1" and sim.ask("abort", sim.revision_of("v2")).outcome == "Done"
     sim.settle()
     assert set(sim.versions().values()) == {"v1"}
+
+
+def test_little_traffic_is_told_once_and_not_at_every_measurement() -> None:
+    sim = installed(behaviours={"v2": Behaviour(score=None)})
+    sim.set_version("v2")
+    reach(sim, "Analysing")
+    behaviour = sim.cluster.behaviours["v2"]
+
+    def swap() -> None:
+        behaviour.score, behaviour.samples = (None, 1000) if behaviour.score else (0.99, 1)
+        sim.at(10, swap)
+
+    swap()
+    sim.run(1200)
+    assert sim.step == "Analysing" and sim.condition("Progressing")[1] in ("NoData", "Inconclusive")
+    assert len([event for event in sim.events() if event in ("NoData", "Inconclusive")]) == 1

@@ -174,6 +174,20 @@ def test_recreate_takes_all_nodes_at_once_and_judges_nothing() -> None:
     assert not sim.status.rollout.measurements
 
 
+def test_recreate_waits_for_no_quorum() -> None:
+    sim = installed(6)
+    for name in ("n0", "n1", "n2", "n3"):
+        sim.set_online(name, online=False)
+    sim.edit(rollout={"strategy": "Recreate"})
+    sim.set_version("v2")
+    sim.settle()
+    assert sim.version == "v2"
+    for name in ("n0", "n1", "n2", "n3"):
+        sim.set_online(name, online=True)
+    sim.run(300)
+    assert set(sim.versions().values()) == {"v2"}
+
+
 def test_recreate_takes_nothing_back() -> None:
     sim = installed(3, behaviours={"v2": Behaviour(crashes=True)})
     sim.edit(rollout={"strategy": "Recreate"})
