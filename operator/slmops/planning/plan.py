@@ -4,16 +4,25 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from slmops.api import PAUSED_ANNOTATION, RETRY_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
-from slmops.api.status import ConditionType, OperationStatus, RolloutStatus
+from slmops.api import PAUSED_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.api.status import ConditionType, RolloutStatus
 from slmops.model.observed import Observed, OwnedKind, ResolveFailure
-from slmops.model.plan import Action, AddFinalizer, ApplyObject, MeasureRequest, Plan, ResolveRequest
+from slmops.model.plan import (
+    Action,
+    AddFinalizer,
+    ApplyObject,
+    MeasureRequest,
+    PatchNodeLabels,
+    Plan,
+    ResolveRequest,
+)
 from slmops.planning import build, conditions, times
 from slmops.planning.conditions import Says
-from slmops.planning.decision import ACTIVE, FINISHED, Decision
+from slmops.planning.decision import ACTIVE, Decision
 from slmops.planning.deletion import plan_deletion
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet
+from slmops.planning.history import parse_stored, with_target
 from slmops.planning.judge import due_measurements, fold_readings, forget_passes
 from slmops.planning.moves import Wish, build_wishes, count_moving, find_late, limits_of, plan_moves
 from slmops.planning.names import Names
@@ -24,13 +33,14 @@ from slmops.planning.objects import (
     needs_of,
     revisions_to_keep,
 )
-from slmops.planning.operations import Standing, heed, retry
+from slmops.planning.operations import Standing
 from slmops.planning.pod_metrics import pod_readings
-from slmops.planning.replicas import plan_replicas, status_fields
+from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
+from slmops.planning.requests import begins, heed_annotations
 from slmops.planning.resolution import Resolution, resolve
-from slmops.planning.revision import Revision, build_revision_data, parse_revision
+from slmops.planning.revision import Revision
 from slmops.planning.rollout import decide
-from slmops.planning.slots import Order, find_site_problem, lay_out
+from slmops.planning.slots import Layout, Order, find_site_problem, lay_out
 from slmops.planning.timers import requeue_seconds
 from slmops.planning.transitions import transitions_between
 from slmops.planning.validate import validate
@@ -91,220 +101,169 @@ def _plan_accepted(
     deployment = observed.deployment
     old = deployment.status
     names = Names(deployment.namespace, deployment.name)
-    stored = _parse_stored(observed)
+    stored = parse_stored(observed)
     resolution = resolve(spec, outcomes=observed.resolutions, stored=stored.values())
-    standing, operations = _heed(observed, spec, resolution.revision, stored, now)
+    standing, operations = heed_annotations(observed, spec, resolution.revision, frozenset(stored), now)
     target = standing.target
-    revisions, new_revision = _with_target(names, spec, observed, resolution, stored, target, standing.stable)
-
+    revisions, new_revision = with_target(names, spec, observed, resolution, stored, target, standing.stable)
     if memory is not None:
         revisions = memory.same_revisions(revisions)
-    layout = lay_out(
-        spec,
-        counts=old.replica_counts,
-        nodes=observed.nodes,
-        pods=observed.pods,
-        revisions=revisions,
-        order=Order(target=target, stable=standing.stable),
-        key=deployment.uid,
-    )
-    states = (
-        layout.states if layout else read_nodes(names, spec, observed.nodes, observed.pods, memory=memory)
-    )
-    fleet = build_fleet(
-        spec,
-        states=states,
-        revisions=revisions,
-        stable=standing.stable,
-        target=target,
-        key=deployment.uid,
-        left_out=layout.left_out if layout else (),
-    )
-    rollout = standing.rollout
-    if rollout is not None and deployment.generation != old.observed_generation:
-        rollout = forget_passes(rollout)
-    if finding is None and _begins(standing):
+
+    fleet, layout = _read_fleet(names, spec, observed, revisions, standing, memory)
+    if finding is None and begins(standing):
         finding = find_fleet_problem(spec.rollout.waves, [state.node for state in fleet.eligible])
-    if rollout is not None and not spec.rollout.paused and finding is None:
-        analysis = spec.rollout.analysis
-        readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
-        rollout = fold_readings(analysis, rollout, readings, classes=len(spec.variants))
-    decision = decide(
-        fleet,
-        stable_revision=standing.stable,
-        target_revision=target,
-        rollout=rollout,
-        failed=standing.failed,
-        now=now,
-        blocked=finding.message if finding else "",
-    )
+    decision = _decide(observed, fleet, standing, finding, now)
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
-
-    wishes = _wishes(fleet, decision)
-    cause = _cause(decision.rollout)
-    back = decision.rollout is not None and decision.rollout.step in ("RollingBack", "Failed", "Cancelled")
-    limits = limits_of(fleet, back=back)
-    patches = (
-        ()
-        if decision.paused and layout is None
-        else plan_moves(names, fleet, wishes, key=deployment.uid, cause=cause, limits=limits)
-    )
-    active = decision.rollout is not None and decision.rollout.step in ACTIVE
-    replicas = plan_replicas(names, fleet, layout, patches, decision, observed.owned) if layout else None
-    if replicas:
-        needs, workloads, patches = replicas.needs, replicas.writes, ()
-    else:
-        needs = needs_of(
-            names,
-            fleet,
-            wishes,
-            patches,
-            prefetching=decision.rollout.revision if active and decision.rollout else "",
-        )
-        workloads = apply_workloads(names, fleet, needs, observed.owned)
-    keep = revisions_to_keep(
-        revisions.values(),
-        needed=needs.revisions | {r for r in (decision.stable_revision, target, resolution.revision) if r},
-        history_limit=spec.revision_history_limit,
-    )
-    any_node = bool(observed.nodes) or observed.other_nodes
-    actions: list[Action] = [
-        *new_revision,
-        *workloads,
-        *_service(names, spec, observed),
-        *patches,
-        # That there is no node at all is no reason to take every workload down.
-        *(delete_unneeded(names, needs, observed.owned, keep_revisions=keep) if any_node else ()),
-    ]
+    placement = _place(names, fleet, layout, decision, observed, wanted=resolution.revision, target=target)
     status = _status(
-        observed,
-        fleet,
-        decision,
-        resolution,
-        finding,
-        target=target,
-        moving=count_moving(fleet, wishes),
-        now=now,
+        observed, fleet, decision, resolution, finding, target=target, moving=placement.moving, now=now
     ).model_copy(
         update={
             "retry_token": operations.retry_token,
             "operations": operations.answers,
             "pinned": standing.pinned,
         }
-        | status_fields(observed, replicas)
+        | status_fields(observed, placement.replicas)
     )
-    measure: tuple[MeasureRequest, ...] = ()
-    if decision.rollout is not None and decision.measures:
-        measure = due_measurements(
-            spec.rollout.analysis,
-            decision.rollout,
-            namespace=deployment.namespace,
-            deployment=deployment.name,
-            stable=decision.stable_revision,
-            now=now,
-        )
     return Plan(
         status=status,
-        actions=tuple(actions),
+        actions=(
+            *new_revision,
+            *placement.workloads,
+            *_service(names, spec, observed),
+            *placement.patches,
+            *placement.deletions,
+        ),
         resolve=_due_resolutions(observed, resolution, now),
-        measure=measure,
+        measure=_due_measurements(observed, spec, decision, now),
         transitions=transitions_between(old, status),
         requeue_after_seconds=requeue_seconds(spec, decision, resolution, target, now),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answers:
-    """What was asked for by hand and is answered."""
-
-    retry_token: str
-    answers: list[OperationStatus]
-
-
-def _heed(
-    observed: Observed, spec: SLMDeploymentSpec, wanted: str, stored: Mapping[str, Revision], now: float
-) -> tuple[Standing, _Answers]:
-    """What stands after the requests made by annotation."""
-    old, annotations = observed.deployment.status, observed.deployment.annotations
-    standing = Standing(
-        rollout=old.rollout,
-        failed=tuple(old.failed_revisions),
-        pinned=old.pinned,
-        stable=old.stable_revision,
-        wanted=wanted,
-        known=frozenset(stored),
-        gated=frozenset(wave.name for wave in spec.rollout.waves if wave.approval == "Manual"),
-    )
-    standing, answers = heed(standing, annotations, old.operations, now=now)
-    token = annotations.get(RETRY_ANNOTATION, "")
-    # The token is used up only by a look that knows which revision it is about.
-    if not token or token == old.retry_token or not wanted:
-        return standing, _Answers(retry_token=old.retry_token, answers=answers)
-    standing, answer = retry(standing, token, now=now)
-    others = [entry for entry in answers if entry.operation != answer.operation]
-    answers = sorted([*others, answer], key=lambda entry: entry.operation)
-    return standing, _Answers(retry_token=token, answers=answers)
-
-
-def _begins(standing: Standing) -> bool:
-    """A rollout in waves is wanted and has not begun."""
-    rollout, target = standing.rollout, standing.target
-    if not standing.stable or target in ("", standing.stable):
-        return False
-    if any(entry.revision == target for entry in standing.failed):
-        return False
-    return rollout is None or rollout.revision != target or rollout.step in FINISHED
-
-
-def _parse_stored(observed: Observed) -> dict[str, Revision]:
-    result = {}
-    for view in observed.revisions:
-        try:
-            result[view.revision] = parse_revision(view.revision, view.number, view.data)
-        except (ValueError, KeyError, TypeError):
-            continue  # altered by somebody; made anew when it is the target, else unusable
-    return result
-
-
-def _with_target(
+def _read_fleet(
     names: Names,
     spec: SLMDeploymentSpec,
     observed: Observed,
-    resolution: Resolution,
-    stored: dict[str, Revision],
-    target: str,
-    stable: str,
-) -> tuple[dict[str, Revision], tuple[ApplyObject, ...]]:
-    """All revisions with the target among them, and the write that stores it if need be.
-
-    The target gets the highest number, also when it is an earlier revision taken up again.
-    """
-    if not target or (target != resolution.revision and target not in stored):
-        return stored, ()
-    newest = max((r.number for r in stored.values()), default=0)
-    known = stored.get(target)
-    view = next((v for v in observed.revisions if v.revision == target), None)
-    if known is not None and view is not None and (known.number == newest or target == stable):
-        return stored, ()
-    if known is not None and view is not None:
-        data, why = dict(view.data), "taken up again"
-    else:
-        templates = build.build_templates(
-            names,
-            spec,
-            config=observed.config,
-            revision=target,
-            digests={name: found.manifest.digest for name, found in resolution.resolved.items()},
-        )
-        data = build_revision_data(spec, resolved=resolution.resolved, templates=templates)
-        why = "new revision"
-    number = newest + 1
-    body = build.build_controller_revision(names, revision=target, number=number, data=data)
-    write = ApplyObject(
-        kind=OwnedKind.CONTROLLER_REVISION, name=names.controller_revision(target), body=body, why=why
+    revisions: Mapping[str, Revision],
+    standing: Standing,
+    memory: NodeMemory | None,
+) -> tuple[Fleet, Layout | None]:
+    """The nodes, or the replicas in their place and how they are laid out."""
+    uid = observed.deployment.uid
+    layout = lay_out(
+        spec,
+        counts=observed.deployment.status.replica_counts,
+        nodes=observed.nodes,
+        pods=observed.pods,
+        revisions=revisions,
+        order=Order(target=standing.target, stable=standing.stable),
+        key=uid,
     )
-    return stored | {target: parse_revision(target, number, data)}, (write,)
+    if layout:
+        states = layout.states
+    else:
+        states = read_nodes(names, spec, observed.nodes, observed.pods, memory=memory)
+    fleet = build_fleet(
+        spec,
+        states=states,
+        revisions=revisions,
+        stable=standing.stable,
+        target=standing.target,
+        key=uid,
+        left_out=layout.left_out if layout else (),
+    )
+    return fleet, layout
+
+
+def _decide(
+    observed: Observed, fleet: Fleet, standing: Standing, finding: Finding | None, now: float
+) -> Decision:
+    """Where the rollout stands after the readings that have come in."""
+    deployment, spec, rollout = observed.deployment, fleet.spec, standing.rollout
+    if rollout is not None and deployment.generation != deployment.status.observed_generation:
+        rollout = forget_passes(rollout)
+    if rollout is not None and not spec.rollout.paused and finding is None:
+        analysis = spec.rollout.analysis
+        readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
+        rollout = fold_readings(analysis, rollout, readings, classes=len(spec.variants))
+    return decide(
+        fleet,
+        stable_revision=standing.stable,
+        target_revision=standing.target,
+        rollout=rollout,
+        failed=standing.failed,
+        now=now,
+        blocked=finding.message if finding else "",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Placement:
+    """What brings the decided revisions to the nodes."""
+
+    workloads: tuple[Action, ...]
+    patches: tuple[Action, ...]
+    deletions: tuple[Action, ...]
+    moving: int
+    replicas: ReplicaPlan | None
+
+
+def _place(
+    names: Names,
+    fleet: Fleet,
+    layout: Layout | None,
+    decision: Decision,
+    observed: Observed,
+    *,
+    wanted: str,
+    target: str,
+) -> _Placement:
+    spec, rollout = fleet.spec, decision.rollout
+    wishes = _wishes(fleet, decision)
+    back = rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled")
+    limits = limits_of(fleet, back=back)
+    patches: tuple[PatchNodeLabels, ...] = ()
+    if not decision.paused or layout is not None:
+        key, cause = observed.deployment.uid, _cause(rollout)
+        patches = plan_moves(names, fleet, wishes, key=key, cause=cause, limits=limits)
+    replicas = plan_replicas(names, fleet, layout, patches, decision, observed.owned) if layout else None
+    if replicas:
+        needs, workloads, patches = replicas.needs, replicas.writes, ()
+    else:
+        prefetching = rollout.revision if rollout is not None and rollout.step in ACTIVE else ""
+        needs = needs_of(names, fleet, wishes, patches, prefetching=prefetching)
+        workloads = apply_workloads(names, fleet, needs, observed.owned)
+    keep = revisions_to_keep(
+        fleet.revisions.values(),
+        needed=needs.revisions | {r for r in (decision.stable_revision, target, wanted) if r},
+        history_limit=spec.revision_history_limit,
+    )
+    # That there is no node at all is no reason to take every workload down.
+    any_node = bool(observed.nodes) or observed.other_nodes
+    return _Placement(
+        workloads=workloads,
+        patches=patches,
+        deletions=delete_unneeded(names, needs, observed.owned, keep_revisions=keep) if any_node else (),
+        moving=count_moving(fleet, wishes),
+        replicas=replicas,
+    )
+
+
+def _due_measurements(
+    observed: Observed, spec: SLMDeploymentSpec, decision: Decision, now: float
+) -> tuple[MeasureRequest, ...]:
+    if decision.rollout is None or not decision.measures:
+        return ()
+    return due_measurements(
+        spec.rollout.analysis,
+        decision.rollout,
+        namespace=observed.deployment.namespace,
+        deployment=observed.deployment.name,
+        stable=decision.stable_revision,
+        now=now,
+    )
 
 
 def _wishes(fleet: Fleet, decision: Decision) -> dict[str, Wish]:
