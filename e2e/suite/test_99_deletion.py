@@ -90,6 +90,7 @@ def test_retain_keeps_the_cache_and_an_offline_node_sticks_no_finalizer(
 
 
 def test_helm_uninstall_leaves_nothing_behind(cluster: Cluster, operator: object) -> None:
+    # No test may come after this one: it needs the operator, which is gone then.
     others = cluster.find_all("slmdeployments.slmops.dev")
     if others and not cluster.is_rig:
         pytest.skip("deployments of somebody else exist on this cluster")
