@@ -46,13 +46,10 @@ e2e: venv ## real nodes, containers, Prometheus, faults
 
 .PHONY: bench
 bench: venv ## benchmarks beside their peers; writes docs/benchmarks/*.json and docs/benchmarks.md
-	$(PY) -m e2e.bench.serve
-	$(PY) -m e2e.bench.rollout
-	$(PY) -m e2e.bench.fleet
-	$(PY) -m e2e.bench.evidence
-	$(PY) -m e2e.bench.simulate
-	$(PY) -m e2e.bench.planner
-	$(PY) -m e2e.bench.render
+	@missed=; for name in serve rollout fleet evidence simulate planner; do \
+	  echo "$(PY) -m e2e.bench.$$name"; $(PY) -m e2e.bench.$$name || missed="$$missed $$name"; \
+	done; $(PY) -m e2e.bench.render; \
+	test -z "$$missed" || { echo "targets missed, or not measured to the end:$$missed"; exit 1; }
 
 .PHONY: model
 model: venv ## train and export the test models again and check their figures (needs torch, gigabytes)
