@@ -60,5 +60,10 @@ def test_a_node_offline_before_its_wave_is_deferred_and_converges(
         timeout_seconds=90,
     )
     assert orders.pod_on(away)["metadata"]["uid"] != pod
-    need_ok(clients[away].chat(service, case["messages"]), f"chat on {away}, back")
+    # The node's own kube-proxy takes up to half a minute to hear of pods again (docs/operations.md).
+    cluster.wait_for(
+        f"the Service answering on {away}, back",
+        lambda: clients[away].chat(service, case["messages"], timeout_seconds=5).ok,
+        timeout_seconds=60,
+    )
     assert rollout_of(orders.read())["step"] == "Completed", "the return of a node starts no rollout"
