@@ -26,6 +26,8 @@ class ManifestFile:
     size: int
     sha256: str
     url: str = ""
+    offset: int = 0
+    """Where the file begins in what `url` names, in bytes: a file inside an uncompressed tar layer."""
 
 
 def digest_of(files: Iterable[ManifestFile]) -> str:
@@ -54,7 +56,9 @@ class Manifest:
     def to_json(self) -> str:
         """Canonical JSON, URLs included: the form that `parse_manifest` reads."""
         rows = [
-            {"path": f.path, "size": f.size, "sha256": f.sha256} | ({"url": f.url} if f.url else {})
+            {"path": f.path, "size": f.size, "sha256": f.sha256}
+            | ({"url": f.url} if f.url else {})
+            | ({"offset": f.offset} if f.offset else {})
             for f in self.files
         ]
         return json.dumps({"files": rows}, separators=(",", ":"), sort_keys=True)
@@ -112,4 +116,7 @@ def _parse_file(index: int, row: Any) -> ManifestFile:
         raise ManifestError(f"{where}.sha256: must be 64 lower-case hexadecimal digits")
     if not isinstance(url, str):
         raise ManifestError(f"{where}.url: must be a string")
-    return ManifestFile(path=path, size=size, sha256=sha256, url=url)
+    offset = row.get("offset", 0)
+    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        raise ManifestError(f"{where}.offset: {offset!r} is not a number of bytes")
+    return ManifestFile(path=path, size=size, sha256=sha256, url=url, offset=offset)

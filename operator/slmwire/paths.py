@@ -8,10 +8,24 @@ STORE_DIR: Final = "/store"
 MODEL_DIR: Final = "/model"
 """Where the server mounts one revision's tree, read-only."""
 MANIFEST_FILE: Final = "/etc/slmops/manifest.json"
-SOURCE_TOKEN_FILE: Final = "/etc/slmops-source/token"
+SOURCE_DIR: Final = "/etc/slmops-source"
+"""Where the fetcher finds the source's credentials, one file each: `token` (bearer); `username` and
+`password` (basic); `accessKeyId`, `secretAccessKey` and perhaps `sessionToken` (s3); `config.json`, a
+Docker configuration with `auths` (oci). They are read afresh for every attempt."""
+SOURCE_TOKEN_FILE: Final = f"{SOURCE_DIR}/token"
+SOURCE_FILES_DIR: Final = "/mnt/slmops-source"
+"""Where a volume that holds the source's files is mounted, read-only (pvc, image volume)."""
+DISTRIBUTION_FILE: Final = "/etc/slmops-distribution/distribution.json"
 READY_FILE: Final = "/tmp/ready"
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LIMIT_BYTES: Final = 4096
+
+AGENT_PORT: Final = 8491
+"""Port of the store agent on each node."""
+AGENT_BLOBS: Final = "/v1/blobs/sha256/"
+"""Followed by 64 hexadecimal digits: a blob, whole or as far as it has come."""
+AGENT_STORE: Final = "/v1/store"
+"""JSON: what the node's store holds."""
 
 HTTP_PORT: Final = 8080
 PATH_HEALTH: Final = "/healthz"

@@ -34,6 +34,8 @@ class Termination:
     digest: str = ""
     bytes_downloaded: int = 0
     bytes_reused: int = 0
+    bytes_from_peers: int = 0
+    """Of the bytes downloaded, those that other nodes of the site gave."""
     milliseconds: int = 0
 
     def to_json(self) -> str:
@@ -47,6 +49,7 @@ class Termination:
                     "digest": self.digest,
                     "bytesDownloaded": self.bytes_downloaded,
                     "bytesReused": self.bytes_reused,
+                    "bytesFromPeers": self.bytes_from_peers,
                     "milliseconds": self.milliseconds,
                 },
                 separators=(",", ":"),
@@ -75,5 +78,6 @@ def parse_termination(text: str) -> Termination | None:
         digest=str(body.get("digest", "")),
         bytes_downloaded=number("bytesDownloaded"),
         bytes_reused=number("bytesReused"),
+        bytes_from_peers=number("bytesFromPeers"),
         milliseconds=number("milliseconds"),
     )

@@ -2,6 +2,7 @@
 """The manifest and the termination message: what crosses between operator, fetcher and server."""
 
 import json
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slmwire.distribution import Distribution, parse_distribution
 from slmwire.manifest import Manifest, ManifestError, ManifestFile, digest_of, parse_manifest
 from slmwire.paths import TERMINATION_LIMIT_BYTES, tree_subpath
 from slmwire.reasons import Reason, Termination, parse_termination
@@ -149,3 +151,39 @@ def test_messages_of_other_programs_are_left_alone(text: str) -> None:
 def test_numbers_that_are_none_count_as_zero() -> None:
     heard = parse_termination('{"reason": "Unfit", "bytesDownloaded": "many"}')
     assert heard == Termination(reason="Unfit")
+
+
+def test_distribution_survives_the_way_through_json() -> None:
+    told = Distribution(
+        rate_limit_bytes_per_second=1 << 20,
+        peer_port=8491,
+        sites={"shop-1": {"a": "10.0.0.1", "b": "10.0.0.2"}, "shop-2": {"c": "10.0.1.1", "d": "10.0.1.2"}},
+    )
+    assert parse_distribution(told.to_json()) == told
+    assert parse_distribution('{"later": 1}') == Distribution()
+    assert told.neighbours("a") == {"b": "10.0.0.2"}
+    assert told.neighbours("stranger") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"peerPort": -1}', '{"peerPort": true}', '{"sites": []}', '{"sites": {"s": {"a": 1}}}'],
+)
+def test_distribution_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_distribution(text)
+
+
+def test_the_place_inside_a_source_is_no_part_of_the_identity() -> None:
+    plain = ManifestFile(path="m.bin", size=3, sha256="a" * 64, url="https://example.org/layer")
+    inside = replace(plain, offset=512)
+    manifest = Manifest(files=(inside,))
+    assert parse_manifest(manifest.to_json()) == manifest
+    assert manifest.digest == Manifest(files=(plain,)).digest
+
+
+@pytest.mark.parametrize("offset", [-1, True, "0", 1.5])
+def test_an_offset_that_is_no_number_of_bytes_is_refused(offset: object) -> None:
+    row = {"path": "m.bin", "size": 3, "sha256": "a" * 64, "offset": offset}
+    with pytest.raises(ManifestError, match=r"files\[0\]\.offset"):
+        parse_manifest(json.dumps({"files": [row]}))
