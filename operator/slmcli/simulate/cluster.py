@@ -140,6 +140,7 @@ class Cluster:
 
     def _toggle(self, node: Node, _stamp: int) -> None:
         node.online = not node.online
+        node.ready_since = self.now
         self.changes += 1
         self._at(self._outage(node, up=node.online), self._toggle, node)
         self._show_node(node)

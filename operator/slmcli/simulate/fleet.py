@@ -69,7 +69,7 @@ class Node:
 
     __slots__ = (
         "cache", "counted", "crashes", "exposed", "group", "index", "labels", "link", "name", "online",
-        "partial", "pod_views", "pods", "pods_made", "site", "used_bytes", "view",
+        "partial", "pod_views", "pods", "pods_made", "ready_since", "site", "used_bytes", "view",
     )  # fmt: skip
 
     def __init__(self, *, index: int, name: str, site: str, group: Group, link: Link) -> None:
@@ -80,6 +80,7 @@ class Node:
         self.link = link
         self.labels: dict[str, str] = dict(group.labels)
         self.online = True
+        self.ready_since = 0.0
         self.crashes = False
         """The new version does not come up here."""
         self.cache: set[tuple[str, str]] = set()
@@ -102,6 +103,7 @@ class Node:
             name=self.name,
             labels=dict(self.labels),
             ready=self.online,
+            ready_since=self.ready_since,
             allocatable_memory_bytes=self.group.memory_bytes,
         )
 

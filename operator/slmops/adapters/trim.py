@@ -49,10 +49,12 @@ class OwnedPod:
 def trim_node(body: Mapping[str, Any]) -> NodeView:
     """View of a Node."""
     metadata, status = body["metadata"], body.get("status") or {}
+    ready = _condition(status, "Ready")
     return NodeView(
         name=metadata["name"],
         labels=dict(metadata.get("labels") or {}),
-        ready=_condition(status, "Ready").get("status") == "True",
+        ready=ready.get("status") == "True",
+        ready_since=seconds_of(ready.get("lastTransitionTime")),
         allocatable_memory_bytes=_memory_bytes((status.get("allocatable") or {}).get("memory", "0")),
         deleting="deletionTimestamp" in metadata,
     )

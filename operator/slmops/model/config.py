@@ -16,5 +16,8 @@ class OperatorConfig:
     """Prefixes that a `file` source may lie under; empty refuses file sources."""
     allowed_prometheus_urls: tuple[str, ...] = ()
     """Prefixes that `analysis.prometheus.url` may begin with; empty allows only the operator's own."""
+    node_settle_seconds: float = 30.0
+    """How long a node's kubelet must have reported before a pod that serves is taken from it. Its
+    kube-proxy hears of new endpoints later than that, and the Service would point at nothing till then."""
     release_timeout_seconds: float = 300.0
     """How long a deletion waits for a node to drop its cached models."""

@@ -24,6 +24,8 @@ class NodeView:
     labels: Mapping[str, str]
     ready: bool
     """Condition Ready is True: the kubelet reports."""
+    ready_since: float = 0.0
+    """When Ready became what it is, by the clock of whoever wrote it; 0 when that is not known."""
     allocatable_memory_bytes: int = 0
     deleting: bool = False
 

@@ -6,7 +6,7 @@ A node is moved by labels alone. Where its memory holds both, the new pod comes 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from slmops.model.plan import PatchNodeLabels
@@ -57,20 +57,44 @@ def limits_of(fleet: Fleet, *, back: bool) -> Limits:
     )
 
 
+def find_unsettled(
+    fleet: Fleet, wishes: Mapping[str, Wish], *, now: float, settle_seconds: float
+) -> dict[str, float]:
+    """Nodes to be moved that serve and whose kubelet has just come back, with the seconds to wait.
+
+    The clock is the node's. One that is far off says nothing, so such a node is not waited for.
+    """
+    return {
+        state.name: settle_seconds - age
+        for state in fleet.states
+        if state.serving
+        and abs(age := now - state.node.ready_since) < settle_seconds
+        and not _rests(state, wishes.get(state.name))
+    }
+
+
 def plan_moves(
-    names: Names, fleet: Fleet, wishes: Mapping[str, Wish], *, key: str, cause: str, limits: Limits
+    names: Names,
+    fleet: Fleet,
+    wishes: Mapping[str, Wish],
+    *,
+    key: str,
+    cause: str,
+    limits: Limits,
+    unsettled: Collection[str] = (),
 ) -> tuple[PatchNodeLabels, ...]:
     """Patches for this look, in a stable order, within the limits of nodes in motion.
 
     `cause` names the rollout that nodes are moved for (a label value). It is left on a node whose
     serving pod is taken away before another is there, until one is. So the limit counts what moves
-    have taken away, and neither nodes that never served nor those that broke by themselves.
+    have taken away, and neither nodes that never served nor those that broke by themselves. Nodes that
+    are `unsettled` fetch ahead, and keep every pod that serves.
     """
     # Most nodes rest; only the others are worth sorting.
     restless = [state for state in fleet.states if not _rests(state, wishes.get(state.name))]
     states = sorted(restless, key=lambda state: stable_order(key, state.name))
     moving = frozenset(s.name for s in states if _in_motion(s, wishes.get(s.name), cause))
-    look = _Look(names=names, fleet=fleet, cause=cause, moving=moving)
+    look = _Look(names=names, fleet=fleet, cause=cause, moving=moving, unsettled=unsettled)
     budget = _Budget(limits, fleet.spec.placement.site_label, [s for s in states if s.name in moving])
     patches = []
     for state in states:
@@ -118,6 +142,8 @@ class _Look:
     cause: str
     moving: frozenset[str]
     """Nodes that are in motion already; a further step of theirs costs nothing more."""
+    unsettled: Collection[str]
+    """Nodes that came back a moment ago."""
 
 
 def _rests(state: NodeState, wish: Wish | None) -> bool:
@@ -174,10 +200,10 @@ def _move(look: _Look, state: NodeState, wish: Wish | None, budget: int) -> _Mov
         labels = _drop_prefetch(names, state) | {names.serve_label(revision): variant}
         return _patch(state, labels, f"new node takes {revision}")
     if has == variant:
-        return _settle(look, state, wish, others, budget)
+        return None if state.name in look.unsettled else _settle(look, state, wish, others, budget)
     if not wish.returning and not state.cached(revision, variant):
         return _prefetch(names, state, revision, variant)
-    if not wish.may_flip:
+    if not wish.may_flip or state.name in look.unsettled:
         return None
     return _flip(look, state, wish, budget)
 

@@ -24,7 +24,15 @@ from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet
 from slmops.planning.history import parse_stored, with_target
 from slmops.planning.judge import due_measurements, fold_readings, forget_passes
-from slmops.planning.moves import Wish, build_wishes, count_moving, find_late, limits_of, plan_moves
+from slmops.planning.moves import (
+    Wish,
+    build_wishes,
+    count_moving,
+    find_late,
+    find_unsettled,
+    limits_of,
+    plan_moves,
+)
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeMemory, NodeState, read_nodes
 from slmops.planning.objects import (
@@ -41,7 +49,7 @@ from slmops.planning.resolution import Resolution, resolve
 from slmops.planning.revision import Revision
 from slmops.planning.rollout import decide
 from slmops.planning.slots import Layout, Order, find_site_problem, lay_out
-from slmops.planning.timers import requeue_seconds
+from slmops.planning.timers import earliest, requeue_seconds
 from slmops.planning.transitions import transitions_between
 from slmops.planning.validate import validate
 from slmops.planning.validate_analysis import find_analysis_problem
@@ -115,7 +123,9 @@ def _plan_accepted(
     decision = _decide(observed, fleet, standing, finding, now)
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
-    placement = _place(names, fleet, layout, decision, observed, wanted=resolution.revision, target=target)
+    placement = _place(
+        names, fleet, layout, decision, observed, wanted=resolution.revision, target=target, now=now
+    )
     status = _status(
         observed, fleet, decision, resolution, finding, target=target, moving=placement.moving, now=now
     ).model_copy(
@@ -138,7 +148,9 @@ def _plan_accepted(
         resolve=_due_resolutions(observed, resolution, now),
         measure=_due_measurements(observed, spec, decision, now),
         transitions=transitions_between(old, status),
-        requeue_after_seconds=requeue_seconds(spec, decision, resolution, target, now),
+        requeue_after_seconds=earliest(
+            requeue_seconds(spec, decision, resolution, target, now), placement.settles_in_seconds
+        ),
     )
 
 
@@ -208,6 +220,8 @@ class _Placement:
     deletions: tuple[Action, ...]
     moving: int
     replicas: ReplicaPlan | None
+    settles_in_seconds: float | None
+    """When the first of the nodes that came back a moment ago may be moved."""
 
 
 def _place(
@@ -219,15 +233,19 @@ def _place(
     *,
     wanted: str,
     target: str,
+    now: float,
 ) -> _Placement:
     spec, rollout = fleet.spec, decision.rollout
     wishes = _wishes(fleet, decision)
     back = rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled")
     limits = limits_of(fleet, back=back)
     patches: tuple[PatchNodeLabels, ...] = ()
+    unsettled = find_unsettled(fleet, wishes, now=now, settle_seconds=observed.config.node_settle_seconds)
     if not decision.paused or layout is not None:
         key, cause = observed.deployment.uid, _cause(rollout)
-        patches = plan_moves(names, fleet, wishes, key=key, cause=cause, limits=limits)
+        patches = plan_moves(
+            names, fleet, wishes, key=key, cause=cause, limits=limits, unsettled=unsettled.keys()
+        )
     replicas = plan_replicas(names, fleet, layout, patches, decision, observed.owned) if layout else None
     if replicas:
         needs, workloads, patches = replicas.needs, replicas.writes, ()
@@ -248,6 +266,7 @@ def _place(
         deletions=delete_unneeded(names, needs, observed.owned, keep_revisions=keep) if any_node else (),
         moving=count_moving(fleet, wishes),
         replicas=replicas,
+        settles_in_seconds=min(unsettled.values(), default=None),
     )
 
 

@@ -12,6 +12,12 @@ from slmops.planning.wave_steps import soak_seconds
 from slmops.planning.windows import seconds_to_change
 
 
+def earliest(*waits: float | None) -> float | None:
+    """The shortest of the waits, at least a tenth of a second; None if there is none."""
+    known = [wait for wait in waits if wait is not None]
+    return max(0.1, min(known)) if known else None
+
+
 def requeue_seconds(
     spec: SLMDeploymentSpec, decision: Decision, resolution: Resolution, target: str, now: float
 ) -> float | None:
@@ -29,7 +35,7 @@ def requeue_seconds(
         waits += [] if measurement is None else [measurement]
     if rollout is not None and rollout.step not in FINISHED and rollout.paused_at is None:
         waits += _timers(spec, rollout, now)
-    return max(0.1, min(waits)) if waits else None
+    return earliest(*waits)
 
 
 def _starts_again(decision: Decision, rollout: RolloutStatus, target: str) -> bool:

@@ -107,6 +107,9 @@ def read_settings(
             allowed_prometheus_urls=_urls(
                 "SLMOPS_ALLOWED_PROMETHEUS_URLS", text("SLMOPS_ALLOWED_PROMETHEUS_URLS")
             ),
+            node_settle_seconds=_seconds(
+                "SLMOPS_NODE_SETTLE_SECONDS", text("SLMOPS_NODE_SETTLE_SECONDS", "30")
+            ),
         ),
         prometheus_url=url,
         prometheus_credentials_dir=credentials_dir,
@@ -142,6 +145,12 @@ def _port(name: str, value: str) -> int:
     if not value.isdigit() or not 0 <= int(value) <= 65535:
         raise SettingsError(f"{name}={value}: must be a port number, or 0 for none")
     return int(value)
+
+
+def _seconds(name: str, value: str) -> float:
+    if not value.isdecimal() or int(value) > 600:
+        raise SettingsError(f"{name}={value}: must be a whole number of seconds from 0 to 600")
+    return float(value)
 
 
 def _paths(name: str, value: str) -> tuple[str, ...]:

@@ -44,6 +44,16 @@ def test_heartbeats_do_not_change_a_node_view() -> None:
     assert trim_node(beat("1")) == trim_node(beat("2"))
 
 
+def test_node_is_ready_since_its_condition_changed() -> None:
+    def view(*conditions: dict[str, str]) -> float:
+        return trim_node(_node(conditions=list(conditions))).ready_since
+
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:01:40Z"}
+    pressure = {"type": "DiskPressure", "status": "False", "lastTransitionTime": "1970-01-01T00:09:00Z"}
+    assert view(pressure, ready) == 100
+    assert view(pressure) == 0
+
+
 def _pod(**status: Any) -> dict[str, Any]:
     return {
         "metadata": {

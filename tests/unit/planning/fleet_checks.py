@@ -45,6 +45,7 @@ class Watch:
         check_workloads_before_labels(sim, look)
         check_no_failed_revision(sim, look)
         check_make_before_break(sim, look)
+        check_settled(sim, look)
         check_timers(look)
         check_promotion(look)
         self.check_waves(look)
@@ -206,6 +207,22 @@ def check_make_before_break(sim: FleetSim, look: Look) -> None:
         assert swaps or sum(need) + new + node.others_bytes > node.memory_bytes, (
             f"{action} takes the serving pod away though both fit"
         )
+
+
+def check_settled(sim: FleetSim, look: Look) -> None:
+    """No serving pod is taken from a node that came back a moment ago: its Service would hang."""
+    if look.observed.deployment.deleting_since is not None:
+        return
+    for action in look.plan.actions:
+        if not isinstance(action, PatchNodeLabels):
+            continue
+        node = sim.cluster.nodes.get(action.node)
+        if node is None or not node.online or node.labels.get("slm") != "yes":
+            continue
+        lost = set(sim.given(action.node)) - _given_after(sim, action)
+        if lost & sim.cluster.serving_revisions(action.node):
+            away = abs(look.at - node.ready_since)
+            assert away >= look.observed.config.node_settle_seconds, f"{action} {away} s after its return"
 
 
 def _given_after(sim: FleetSim, action: PatchNodeLabels) -> set[str]:

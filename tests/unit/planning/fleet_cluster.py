@@ -50,6 +50,7 @@ class SimNode:
     name: str
     labels: dict[str, str]
     online: bool = True
+    ready_since: float = 0.0
     memory_bytes: int = 0
     others_bytes: int = 0
     """Requested by pods that are not ours; the planner cannot see it."""
@@ -62,6 +63,7 @@ class SimNode:
             name=self.name,
             labels=dict(self.labels),
             ready=self.online,
+            ready_since=self.ready_since,
             allocatable_memory_bytes=self.memory_bytes,
             deleting=self.deleting,
         )

@@ -114,7 +114,9 @@ class FleetSim:
         return node
 
     def set_online(self, name: str, *, online: bool) -> None:
-        self.cluster.nodes[name].online = online
+        node = self.cluster.nodes[name]
+        if node.online != online:
+            node.online, node.ready_since = online, self.now
 
     def edit(self, **changes: Any) -> None:
         """Merge into spec: `edit(rollout={"paused": True})`."""

@@ -108,6 +108,32 @@ def test_scenario_18_offline_before_its_wave_is_deferred() -> None:
     assert sim.versions()[away] == "v2"
 
 
+def test_scenario_18_returned_node_keeps_its_pod_until_its_proxy_follows() -> None:
+    sim = installed(10)
+    away = "n3"
+    sim.set_online(away, online=False)
+    sim.set_version("v2")
+    sim.settle()
+    sim.set_online(away, online=True)
+    back = sim.now
+    sim.run(25)
+    assert sim.versions()[away] == "v1" and "v2" in {
+        sim.cluster.version_of(p.revision) for p in sim.cluster.pods if p.node == away and p.phase == "Ready"
+    }, "it fetches ahead meanwhile"
+    assert sim.run_until(lambda: sim.versions()[away] == "v2", limit_seconds=60)
+    assert sim.now - back >= 30
+
+
+def test_a_clock_that_is_far_off_delays_no_move() -> None:
+    sim = installed(3)
+    for node in sim.cluster.nodes.values():
+        node.ready_since = sim.now + 86_400
+    sim.set_version("v2")
+    began = sim.now
+    reach(sim, "Soaking")
+    assert sim.now - began < 30
+
+
 def test_scenario_18_retry_defers_a_node_that_kept_the_label_while_offline() -> None:
     sim = installed(10, waves=[{"name": "half", "percent": 50}, {"name": "rest", "percent": 100}])
     sim.set_version("v2")

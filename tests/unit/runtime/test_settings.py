@@ -40,6 +40,7 @@ def test_everything_set(tmp_path: Path) -> None:
             "SLMOPS_LOG_LEVEL": "debug",
             "SLMOPS_METRICS_PORT": "0",
             "SLMOPS_HEALTH_PORT": "1234",
+            "SLMOPS_NODE_SETTLE_SECONDS": "0",
         }
     )
     assert found.watch_namespaces == ("a", "b")
@@ -48,6 +49,7 @@ def test_everything_set(tmp_path: Path) -> None:
     assert found.planner.allowed_prometheus_urls == ("https://metrics.example/team-a", "http://prom:9090")
     assert found.planner.runtime_pull_policy == "Always"
     assert found.planner.allowed_host_paths == ("/data", "/var/lib/slmops")
+    assert found.planner.node_settle_seconds == 0
     assert (found.log_format, found.log_level, found.metrics_port) == ("text", logging.DEBUG, 0)
 
 
@@ -73,6 +75,7 @@ def test_everything_set(tmp_path: Path) -> None:
         ("SLMOPS_LOG_LEVEL", "loud", "one of DEBUG"),
         ("SLMOPS_METRICS_PORT", "70000", "port number"),
         ("SLMOPS_HEALTH_PORT", "-1", "port number"),
+        ("SLMOPS_NODE_SETTLE_SECONDS", "1m", "from 0 to 600"),
     ],
 )
 def test_wrong_value_names_the_variable_and_the_cure(name: str, value: str, cure: str) -> None:
