@@ -15,6 +15,10 @@ from slmops.api.status import NodeCounts
 
 COUNTERS_SECONDS: Final = 2.0
 """Least time between two writes of which the later one changes counters and texts alone."""
+MAX_COUNTERS_SECONDS: Final = 20.0
+"""The same where many deployments are on the move: counters are never older than this."""
+COUNTERS_PER_SECOND: Final = 5.0
+"""Such writes that all deployments together aim at. Each is a disk write of the API server's store."""
 
 
 def differ_in_counters_only(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> bool:
@@ -49,19 +53,38 @@ def _decisions(status: SLMDeploymentStatus) -> SLMDeploymentStatus:
     )
 
 
+class Traffic:
+    """Counts the deployments whose counters are changing, for all paces of one process."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed_at: dict[int, float] = {}
+
+    def note(self, pace: int) -> None:
+        """The counters of this one have changed."""
+        self._changed_at[pace] = self._clock()
+
+    def interval_seconds(self) -> float:
+        """Time between two writes of one deployment's counters."""
+        horizon = self._clock() - MAX_COUNTERS_SECONDS
+        self._changed_at = {pace: at for pace, at in self._changed_at.items() if at > horizon}
+        return min(max(len(self._changed_at) / COUNTERS_PER_SECOND, COUNTERS_SECONDS), MAX_COUNTERS_SECONDS)
+
+
 class StatusPace:
     """Says how long a status may wait to be written. Starts with nothing written."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, traffic: Traffic, clock: Callable[[], float] = time.monotonic) -> None:
+        self._traffic = traffic
         self._clock = clock
         self._written_at = float("-inf")
 
     def wait_seconds(self, old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> float:
         """Seconds until the status should be written; 0 means now."""
-        left = self._written_at + COUNTERS_SECONDS - self._clock()
-        if left <= 0 or not differ_in_counters_only(old, new):
+        if not differ_in_counters_only(old, new):
             return 0.0
-        return left
+        self._traffic.note(id(self))
+        return max(self._written_at + self._traffic.interval_seconds() - self._clock(), 0.0)
 
     def written(self) -> None:
         """A status has been written."""

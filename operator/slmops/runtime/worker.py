@@ -5,7 +5,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from slmops.adapters.errors import Conflict, Forbidden, Invalid, KubeError, NamespaceEnding
@@ -20,7 +20,7 @@ from slmops.ports.metrics import MetricsProvider
 from slmops.ports.sources import SourceResolver
 from slmops.runtime.backoff import Backoff
 from slmops.runtime.decisions import describe_decision
-from slmops.runtime.economy import StatusPace
+from slmops.runtime.economy import StatusPace, Traffic
 from slmops.runtime.events import EventPoster
 from slmops.runtime.execute import Executor, Failure, ForeignObject, WritesForbidden, describe
 from slmops.runtime.logs import fields_of
@@ -66,6 +66,7 @@ class Services:
     """Looks at the same time."""
     measurements: asyncio.Semaphore
     resolutions: asyncio.Semaphore
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 class Worker:
@@ -80,7 +81,7 @@ class Worker:
         self._busy_looks = 0
         self._look_seconds = 0.0
         self._woken_at: float | None = None
-        self._pace = StatusPace()
+        self._pace = StatusPace(services.traffic)
         self._shown = False
         self._retry_token: str | None = None
         self._ending_uid = ""

@@ -6,7 +6,13 @@ import json
 import pytest
 
 from slmops.api import SLMDeploymentStatus
-from slmops.runtime.economy import COUNTERS_SECONDS, StatusPace, differ_in_counters_only
+from slmops.runtime.economy import (
+    COUNTERS_SECONDS,
+    MAX_COUNTERS_SECONDS,
+    StatusPace,
+    Traffic,
+    differ_in_counters_only,
+)
 from tests.unit.planning.fleet_situations import installed, reach
 
 
@@ -63,7 +69,7 @@ def test_decisions_do_not_wait(path: str) -> None:
 
 def test_pace() -> None:
     now = 100.0
-    pace = StatusPace(lambda: now)
+    pace = StatusPace(Traffic(lambda: now), lambda: now)
     assert pace.wait_seconds(STATUS, changed("nodes.ready")) == 0, "nothing was written before"
     pace.written()
     now += 0.5
@@ -71,3 +77,19 @@ def test_pace() -> None:
     assert pace.wait_seconds(STATUS, changed("rollout.step")) == 0
     now += COUNTERS_SECONDS
     assert pace.wait_seconds(STATUS, changed("nodes.ready")) == 0
+
+
+def test_counters_of_many_deployments_wait_longer_and_recover() -> None:
+    now = 100.0
+    traffic = Traffic(lambda: now)
+    paces = [StatusPace(traffic, lambda: now) for _ in range(50)]
+    for pace in paces:
+        pace.wait_seconds(STATUS, changed("nodes.ready"))
+        pace.written()
+    assert paces[0].wait_seconds(STATUS, changed("nodes.ready")) == pytest.approx(10)
+    assert paces[0].wait_seconds(STATUS, changed("rollout.step")) == 0
+    now += MAX_COUNTERS_SECONDS + 1
+    assert traffic.interval_seconds() == COUNTERS_SECONDS
+    for pace in [StatusPace(traffic, lambda: now) for _ in range(1000)]:
+        pace.wait_seconds(STATUS, changed("nodes.ready"))
+    assert traffic.interval_seconds() == MAX_COUNTERS_SECONDS
