@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+from slmwire.paths import AGENT_PORT
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorConfig:
@@ -16,5 +18,7 @@ class OperatorConfig:
     """Prefixes that a `file` source may lie under; empty refuses file sources."""
     allowed_prometheus_urls: tuple[str, ...] = ()
     """Prefixes that `analysis.prometheus.url` may begin with; empty allows only the operator's own."""
+    store_agent_port: int = AGENT_PORT
+    """Port of the store agents on the nodes; 0: none run, so nodes take nothing from each other."""
     release_timeout_seconds: float = 300.0
     """How long a deletion waits for a node to drop its cached models."""

@@ -26,6 +26,8 @@ class NodeView:
     """Condition Ready is True: the kubelet reports."""
     allocatable_memory_bytes: int = 0
     deleting: bool = False
+    address: str = ""
+    """Its InternalIP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,8 @@ class OwnedView:
     deleting: bool = False
     replicas: int | None = None
     """`spec.replicas` of a Deployment."""
+    content: str = ""
+    """Digest of the distribution file that a ConfigMap holds (`planning.distribution.content_digest`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,10 +119,12 @@ def count_reasons(problems: dict[str, Problem]) -> list[ReasonCount]:
     return [ReasonCount(reason=reason, nodes=counts[reason]) for reason in sorted(counts)]
 
 
-def say_accepted(finding: Finding | None) -> Says:
-    """Accepted; a finding here is one that only keeps rollouts from beginning or going on."""
+def say_accepted(finding: Finding | None, note: str = "") -> Says:
+    """Accepted; a finding here is one that only keeps rollouts from beginning or going on. `note` is what
+    a person should know although nothing is wrong."""
     if finding is None:
-        return Says(status="True", reason="Accepted", message="the spec makes sense")
+        message = "the spec makes sense" + (f"; {note}" if note else "")
+        return Says(status="True", reason="Accepted", message=message)
     return Says(
         status="False",
         reason=finding.reason,

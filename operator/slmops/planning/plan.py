@@ -20,6 +20,7 @@ from slmops.planning import build, conditions, times
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, Decision
 from slmops.planning.deletion import plan_deletion
+from slmops.planning.distribution import apply_distribution, share_among
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet
 from slmops.planning.history import parse_stored, with_target
@@ -116,8 +117,17 @@ def _plan_accepted(
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
     placement = _place(names, fleet, layout, decision, observed, wanted=resolution.revision, target=target)
+    shared = share_among(fleet, observed)
     status = _status(
-        observed, fleet, decision, resolution, finding, target=target, moving=placement.moving, now=now
+        observed,
+        fleet,
+        decision,
+        resolution,
+        finding,
+        target=target,
+        moving=placement.moving,
+        note=shared.note,
+        now=now,
     ).model_copy(
         update={
             "retry_token": operations.retry_token,
@@ -130,6 +140,7 @@ def _plan_accepted(
         status=status,
         actions=(
             *new_revision,
+            *apply_distribution(names, observed, shared),
             *placement.workloads,
             *_service(names, spec, observed),
             *placement.patches,
@@ -336,6 +347,7 @@ def _status(
     *,
     target: str,
     moving: int,
+    note: str,
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
@@ -346,7 +358,7 @@ def _status(
     if ready.status != "True" and not decision.stable_revision and resolved.status != "True":
         ready = Says(status="False", reason="ModelNotResolved", message=resolved.message)
     says = {
-        ConditionType.ACCEPTED: conditions.say_accepted(finding),
+        ConditionType.ACCEPTED: conditions.say_accepted(finding, note),
         ConditionType.MODEL_RESOLVED: resolved,
         ConditionType.READY: ready,
         ConditionType.PROGRESSING: conditions.say_progressing(fleet, decision, resolution, moving=moving),

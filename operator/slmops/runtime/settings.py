@@ -12,6 +12,7 @@ from typing import Final
 
 from slmops.model.config import OperatorConfig
 from slmops.model.urls import is_allowed_url
+from slmwire.paths import AGENT_PORT
 
 DEFAULT_METRICS_PORT: Final = 9090
 DEFAULT_HEALTH_PORT: Final = 8081
@@ -106,6 +107,9 @@ def read_settings(
             allowed_file_paths=_paths("SLMOPS_ALLOWED_FILE_PATHS", text("SLMOPS_ALLOWED_FILE_PATHS")),
             allowed_prometheus_urls=_urls(
                 "SLMOPS_ALLOWED_PROMETHEUS_URLS", text("SLMOPS_ALLOWED_PROMETHEUS_URLS")
+            ),
+            store_agent_port=_port(
+                "SLMOPS_STORE_AGENT_PORT", text("SLMOPS_STORE_AGENT_PORT", str(AGENT_PORT))
             ),
         ),
         prometheus_url=url,
