@@ -12,7 +12,6 @@ from slmops.model.plan import (
     AddFinalizer,
     ApplyObject,
     MeasureRequest,
-    PatchNodeLabels,
     Plan,
     ResolveRequest,
 )
@@ -25,7 +24,7 @@ from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet
 from slmops.planning.history import parse_stored, with_target
 from slmops.planning.judge import due_measurements, fold_readings, forget_passes
-from slmops.planning.moves import Wish, build_wishes, count_moving, find_late, limits_of, plan_moves
+from slmops.planning.moves import Wish, build_wishes, count_moving, find_late, limits_of
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeMemory, NodeState, read_nodes
 from slmops.planning.objects import (
@@ -35,6 +34,8 @@ from slmops.planning.objects import (
     revisions_to_keep,
 )
 from slmops.planning.operations import Standing
+from slmops.planning.placement import place_nodes
+from slmops.planning.places import Places
 from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
 from slmops.planning.requests import begins, heed_annotations
@@ -116,7 +117,9 @@ def _plan_accepted(
     decision = _decide(observed, fleet, standing, finding, now)
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
-    placement = _place(names, fleet, layout, decision, observed, wanted=resolution.revision, target=target)
+    placement = _place(
+        names, fleet, layout, decision, observed, wanted=resolution.revision, target=target, now=now
+    )
     shared = share_among(fleet, observed)
     status = _status(
         observed,
@@ -125,7 +128,7 @@ def _plan_accepted(
         resolution,
         finding,
         target=target,
-        moving=placement.moving,
+        placement=placement,
         note=shared.note,
         now=now,
     ).model_copy(
@@ -149,7 +152,9 @@ def _plan_accepted(
         resolve=_due_resolutions(observed, resolution, now),
         measure=_due_measurements(observed, spec, decision, now),
         transitions=transitions_between(old, status),
-        requeue_after_seconds=requeue_seconds(spec, decision, resolution, target, now),
+        requeue_after_seconds=requeue_seconds(
+            spec, decision, resolution, target, now, turn_at=placement.places.turn_at
+        ),
     )
 
 
@@ -219,6 +224,7 @@ class _Placement:
     deletions: tuple[Action, ...]
     moving: int
     replicas: ReplicaPlan | None
+    places: Places
 
 
 def _place(
@@ -230,15 +236,16 @@ def _place(
     *,
     wanted: str,
     target: str,
+    now: float,
 ) -> _Placement:
     spec, rollout = fleet.spec, decision.rollout
     wishes = _wishes(fleet, decision)
     back = rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled")
     limits = limits_of(fleet, back=back)
-    patches: tuple[PatchNodeLabels, ...] = ()
-    if not decision.paused or layout is not None:
-        key, cause = observed.deployment.uid, _cause(rollout)
-        patches = plan_moves(names, fleet, wishes, key=key, cause=cause, limits=limits)
+    key, cause = observed.deployment.uid, _cause(rollout)
+    patches, places = place_nodes(
+        names, fleet, wishes, decision, key=key, cause=cause, limits=limits, now=now
+    )
     replicas = plan_replicas(names, fleet, layout, patches, decision, observed.owned) if layout else None
     if replicas:
         needs, workloads, patches = replicas.needs, replicas.writes, ()
@@ -259,6 +266,7 @@ def _place(
         deletions=delete_unneeded(names, needs, observed.owned, keep_revisions=keep) if any_node else (),
         moving=count_moving(fleet, wishes),
         replicas=replicas,
+        places=places,
     )
 
 
@@ -346,7 +354,7 @@ def _status(
     finding: Finding | None,
     *,
     target: str,
-    moving: int,
+    placement: _Placement,
     note: str,
     now: float,
 ) -> SLMDeploymentStatus:
@@ -361,7 +369,9 @@ def _status(
         ConditionType.ACCEPTED: conditions.say_accepted(finding, note),
         ConditionType.MODEL_RESOLVED: resolved,
         ConditionType.READY: ready,
-        ConditionType.PROGRESSING: conditions.say_progressing(fleet, decision, resolution, moving=moving),
+        ConditionType.PROGRESSING: conditions.say_progressing(
+            fleet, decision, resolution, moving=placement.moving, unfetched=placement.places.waiting
+        ),
         ConditionType.ROLLOUT_SUCCEEDED: conditions.say_succeeded(decision, target, resolution.revision),
     }
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]
