@@ -35,8 +35,8 @@ async def test_limits_and_neighbours_are_kept_up_to_date(cluster: Cluster) -> No
             return set((await told()).sites.get("berlin", {})) == set(members)
 
         await until("both being neighbours", shared)
-        node = await cluster.kube.get(NODES, name=members[0])
-        (address,) = [a["address"] for a in node["status"]["addresses"] if a["type"] == "InternalIP"]
+        body = await cluster.kube.get(NODES, name=members[0])
+        (address,) = [a["address"] for a in body["status"]["addresses"] if a["type"] == "InternalIP"]
         assert (await told()).sites["berlin"][members[0]] == address
         assert (await told()).peer_port == 8491
 

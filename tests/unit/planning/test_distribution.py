@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from slmops.api import SLMDeploymentSpec
 from slmops.model.observed import NodeView, OwnedKind
+from slmops.model.plan import ApplyObject
 from slmops.planning.distribution import find_sites, fit_sites, rate_limit, share
 from slmwire.distribution import FILE_KEY, Distribution, parse_distribution
 from tests.unit.planning.fleet_sim import FleetSim
@@ -89,7 +90,7 @@ def _written(sim: FleetSim, since: int) -> list[str]:
         action.why
         for look in sim.looks[since:]
         for action in look.plan.actions
-        if getattr(action, "name", "") == "orders-distribution"
+        if isinstance(action, ApplyObject) and action.name == "orders-distribution"
     ]
 
 
