@@ -41,3 +41,11 @@ class Cluster(Protocol):
     def pods(self, namespace: str, name: str) -> list[Body]:
         """Its pods."""
         ...
+
+    def store_agents(self, namespace: str) -> list[Body]:
+        """Pods of the store agents."""
+        ...
+
+    def store(self, namespace: str, pod: str, port: int) -> Body:
+        """What the store of a node holds, from its agent; may be called from several threads."""
+        ...

@@ -12,6 +12,7 @@ from slmcli.observe import NodeReport
 from slmcli.output import DOCUMENT_VERSION
 from slmcli.revisions import StoredRevision
 from slmcli.standing import Standing
+from slmcli.stores import Stored, StoreReport
 from slmcli.view import DeploymentView, EventView
 from slmops.api.base import ApiModel
 
@@ -126,6 +127,60 @@ def nodes_document(view: DeploymentView, reports: Iterable[NodeReport]) -> Docum
         for r in reports
     ]
     return _head("NodeList") | _identity(view) | {"items": items}
+
+
+def cache_document(reports: Iterable[StoreReport], owner: tuple[str, str] | None) -> Document:
+    """`cache`; `owner` is the SLMDeployment that it is about, if any."""
+    namespace, name = owner or (None, None)
+    items = [
+        {
+            "node": r.node,
+            "site": r.site or None,
+            "agent": r.agent or None,
+            "store": None if r.stored is None else _store(r.stored),
+            "problem": None
+            if r.problem is None
+            else {"reason": r.problem.reason, "message": r.problem.message},
+        }
+        for r in reports
+    ]
+    return _head("CacheList") | {"namespace": namespace, "name": name, "items": items}
+
+
+def _store(stored: Stored) -> Document:
+    return {
+        "bytes": stored.held_bytes,
+        "freeBytes": stored.free_bytes,
+        "fileSystemBytes": stored.file_system_bytes,
+        "reclaimableBytes": stored.reclaimable_bytes,
+        "partialBytes": stored.partial_bytes,
+        "quarantined": stored.quarantined,
+        "problems": list(stored.problems),
+        "pins": [
+            {
+                "namespace": pin.namespace,
+                "deployment": pin.deployment,
+                "revision": pin.revision,
+                "bytes": pin.size_bytes,
+                "complete": pin.complete,
+                "inUse": pin.in_use,
+            }
+            for pin in stored.pins
+        ],
+        "fetches": [
+            {
+                "namespace": fetch.namespace,
+                "deployment": fetch.deployment,
+                "revision": fetch.revision,
+                "bytes": fetch.done_bytes,
+                "total": fetch.total_bytes,
+                "bytesPerSecond": fetch.bytes_per_second,
+                "secondsLeft": fetch.seconds_left,
+                "from": fetch.origin or None,
+            }
+            for fetch in stored.fetches
+        ],
+    }
 
 
 def explain_document(view: DeploymentView, standing: Standing) -> Document:

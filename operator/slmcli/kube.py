@@ -33,14 +33,18 @@ from slmcli.errors import (
 from slmcli.safe import clean
 from slmops.api import GROUP, PLURAL, VERSION
 from slmwire.labels import DEPLOYMENT
+from slmwire.paths import AGENT_STORE
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 READ_TIMEOUT_SECONDS: Final = 30.0
+AGENT_TIMEOUT_SECONDS: Final = 10.0
+"""A node that is gone costs no more than this."""
 WATCH_TIMEOUT_SECONDS: Final = 240
 """What the server is asked to end a watch after."""
 WATCH_SILENCE_SECONDS: Final = 100.0
 """A healthy watch carries a bookmark about every minute; a silent one is dead."""
 PAGE_SIZE: Final = 500
+_AGENTS: Final = "app.kubernetes.io/component=store-agent"
 _UNUSABLE: Final = (ConfigException, OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError)
 """What the client raises over a kubeconfig that is missing, no YAML or of another shape."""
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -149,6 +153,15 @@ class KubeCluster:
             f"/api/v1/namespaces/{quote(namespace)}/pods", labelSelector=f"{DEPLOYMENT}={name}"
         )
 
+    def store_agents(self, namespace: str) -> list[Body]:
+        """Pods of the store agents."""
+        return self._items(f"/api/v1/namespaces/{quote(namespace, safe='')}/pods", labelSelector=_AGENTS)
+
+    def store(self, namespace: str, pod: str, port: int) -> Body:
+        """Through the API server's proxy to the pod, so that no node needs to be reachable from here."""
+        where = f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(pod, safe='')}:{port}"
+        return self._json("GET", f"{where}/proxy{AGENT_STORE}", read_seconds=AGENT_TIMEOUT_SECONDS)
+
     def _items(self, path: str, **query: str) -> list[Body]:
         found: list[Body] = []
         token = ""
@@ -162,9 +175,15 @@ class KubeCluster:
                 return found
 
     def _json(
-        self, verb: str, path: str, *, query: dict[str, str] | None = None, body: Body | None = None
+        self,
+        verb: str,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: Body | None = None,
+        read_seconds: float = READ_TIMEOUT_SECONDS,
     ) -> Body:
-        response = self._send(verb, path, query=query, body=body)
+        response = self._send(verb, path, query=query, body=body, read_seconds=read_seconds)
         with closing(response):
             try:
                 text = response.data

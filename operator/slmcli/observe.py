@@ -31,6 +31,14 @@ def observe_node(body: Body) -> NodeView:
         ready=_condition(status, "Ready").get("status") == "True",
         allocatable_memory_bytes=_bytes((status.get("allocatable") or {}).get("memory", "0")),
         deleting="deletionTimestamp" in metadata,
+        address=next(
+            (
+                str(a.get("address", ""))
+                for a in status.get("addresses") or ()
+                if a.get("type") == "InternalIP"
+            ),
+            "",
+        ),
     )
 
 

@@ -5,6 +5,7 @@ Everything follows from spec, status and annotations; the operator's own words (
 and this adds what they leave out: times that are left, counts that are needed, the exact commands.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +14,7 @@ from slmcli.render.parts import MetricLine, counts_text, latest_metrics
 from slmcli.times import seconds_of, span_text
 from slmcli.view import DeploymentView
 from slmops.api.base import duration_seconds
-from slmops.api.rollout import Wave
+from slmops.api.rollout import Wave, Window
 from slmops.api.spec import Rollout, SLMDeploymentSpec
 from slmops.api.status import ConditionType, RolloutStatus
 
@@ -218,12 +219,21 @@ def _in_wave(view: DeploymentView, rollout: RolloutStatus, now: float) -> Story:
     if reason == "AwaitingApproval":
         waits.append(f"somebody to approve wave {name}: its nodes have the model and take it then")
     elif reason == "OutsideWindow":
-        waits.append(f"the next window: {'; '.join(_window_text(settings))}")
+        fetch = progressing is not None and "spec.distribution.windows" in progressing.message
+        windows = spec.distribution.windows if fetch else settings.windows
+        what = "the next window for fetching models" if fetch else "the next window"
+        waits.append(f"{what}: {'; '.join(_window_text(windows))}")
     if rollout.step == "Prefetching":
         if reason not in ("AwaitingApproval", "OutsideWindow"):
             waits.append("the wave's nodes to fetch and verify the model; what serves is not touched")
         waits.append(
-            _left("fetching ahead", rollout.step_started_at, settings.prefetch_deadline, settings, now)
+            _left(
+                "fetching ahead",
+                rollout.step_started_at,
+                settings.prefetch_deadline,
+                settings,
+                _stopped(rollout, now),
+            )
         )
         following = (
             f"then the nodes of {name} take it, at most {settings.max_unavailable} at a time without a pod",
@@ -298,10 +308,9 @@ def _where(rollout: RolloutStatus) -> str:
     return f", wave {rollout.waves[rollout.wave].name} ({rollout.wave + 1} of {len(rollout.waves)})"
 
 
-def _window_text(settings: Rollout) -> list[str]:
+def _window_text(windows: Sequence[Window]) -> list[str]:
     return [
-        f"{','.join(w.days) or 'every day'} {w.start_time}-{w.end_time} {w.time_zone}"
-        for w in settings.windows
+        f"{','.join(w.days) or 'every day'} {w.start_time}-{w.end_time} {w.time_zone}" for w in windows
     ] or ["none is configured"]
 
 

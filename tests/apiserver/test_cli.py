@@ -8,10 +8,13 @@ annotation is tested with the operator.
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ import pytest
 from e2e.rig import ControlPlane
 from slmops.api.crd import build_crd
 from slmwire.labels import DEPLOYMENT, REVISION
+from slmwire.paths import AGENT_STORE
 from tests.apiserver.harness import Cluster
 from tests.apiserver.specs import deployment
 
@@ -115,6 +119,65 @@ def shop(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterato
     namespace = request.node.name.removeprefix("test_").replace("_", "-")[:50]
     yield Shop(control_plane, namespace)
     control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+class StoreAgent(BaseHTTPRequestHandler):
+    """Answers as a store agent."""
+
+    def do_GET(self) -> None:
+        found = self.path == AGENT_STORE
+        text = json.dumps({"bytes": 5 << 20, "pins": []}).encode()
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def store_agent() -> Iterator[tuple[str, int]]:
+    """Address and port of one. The API server sends nobody to a loopback address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing, but tells the address that would be used
+        address = str(probe.getsockname()[0])
+    server = ThreadingHTTPServer((address, 0), StoreAgent)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield address, server.server_address[1]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_stores_are_read_through_the_api_server(shop: Shop, store_agent: tuple[str, int]) -> None:
+    address, port = store_agent
+    account = {"name": "default", "namespace": shop.namespace}
+    shop.plane.kubectl.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
+    for node, found in (("far", {"podIP": address, "podIPs": [{"ip": address}]}), ("lost", {})):
+        pod = {
+            "metadata": {
+                "name": f"agent-{node}",
+                "namespace": shop.namespace,
+                "labels": {"app.kubernetes.io/component": "store-agent"},
+            },
+            "spec": {
+                "nodeName": node,
+                "containers": [{"name": "agent", "image": "x", "ports": [{"containerPort": port}]}],
+            },
+        }
+        shop.plane.kubectl.apply({"apiVersion": "v1", "kind": "Pod"} | pod)
+        status = {"conditions": [{"type": "Ready", "status": "True"}]} | found
+        shop.plane.kubectl(
+            "patch", "pod", f"agent-{node}", "-n", shop.namespace, "--subresource=status", "--type=merge",
+            "-p", json.dumps({"status": status}),
+        )  # fmt: skip
+    code, out, err = shop.run("cache", "--agents", shop.namespace)
+    assert (code, err) == (0, "")
+    far, lost = (line.split() for line in out.splitlines()[1:])
+    assert far[:2] == ["far", "5MiB"]
+    assert lost[0] == "lost" and "NoAnswer:" in lost
 
 
 def test_promote_waits_for_the_operators_answer(shop: Shop) -> None:

@@ -40,11 +40,18 @@ def test_defaults_are_stored_and_equal_those_of_the_models(control_plane: Contro
 
 
 @pytest.mark.parametrize(
-    "section", ["rollout", "rollout.analysis", "runtime", "service", "cache", "evaluation"]
+    "section", ["rollout", "rollout.analysis", "runtime", "service", "cache", "distribution", "evaluation"]
 )
 def test_an_empty_section_is_filled_with_its_defaults(control_plane: ControlPlane, section: str) -> None:
     stored = dry_run(control_plane, changed(deployment(), f"spec.{section}", {}))
     assert stored["spec"] == dry_run(control_plane, deployment())["spec"]
+
+
+def test_replicas_are_refused_what_only_nodes_that_fetch_ahead_can_keep(control_plane: ControlPlane) -> None:
+    replicas = changed(deployment(), "spec.placement.mode", "Replicas")
+    dry_run(control_plane, changed(replicas, "spec.distribution", {"rateLimit": "2M", "windows": []}))
+    with pytest.raises(RigError, match="nothing is fetched ahead"):
+        dry_run(control_plane, changed(replicas, "spec.distribution.maxConcurrentPerSite", 2))
 
 
 def test_number_or_percentage_are_both_taken(control_plane: ControlPlane) -> None:
@@ -166,6 +173,22 @@ _BAD: list[tuple[str, Any, str, str]] = [
     ),
     ("spec.rollout.windows", [{"startTime": "5am", "endTime": "06:00"}], "startTime", "should match"),
     ("spec.rollout.windows", [{"startTime": "24:00", "endTime": "06:00"}], "windows[0]", "before 24:00"),
+    (
+        "spec.distribution",
+        {"siteRateLimit": "1M"},
+        "spec.distribution",
+        "set maxConcurrentPerSite",
+    ),
+    ("spec.distribution", {"rateLimit": "2m"}, "spec.distribution", "rateLimit is in bytes per second"),
+    ("spec.distribution", {"rateLimit": "2 MB"}, "spec.distribution.rateLimit", "should match"),
+    ("spec.distribution", {"peers": "All"}, "spec.distribution.peers", "supported values"),
+    (
+        "spec.distribution.windows",
+        [{"startTime": "05:00", "endTime": "05:00"}],
+        "spec.distribution.windows[0]",
+        "never opens",
+    ),
+    ("spec.cache.highWatermarkPercent", 100, "spec.cache.highWatermarkPercent", "less than or equal to 99"),
     ("spec.rollout.maxFailures", "some", "spec.rollout.maxFailures", "should match"),
     ("spec.rollout.strategy", "Canary", "spec.rollout.strategy", "supported values"),
     (

@@ -104,6 +104,7 @@ def test_the_operator_may(installed: ControlPlane, verb: str, resource: str, nam
         ("delete", "pods", ""),
         ("create", "pods:exec", ""),
         ("get", "pods:log", ""),
+        ("get", "pods:proxy", ""),  # stores are read by people, not by the operator
         ("create", "slmdeployments.slmops.dev", ""),
         ("delete", "slmdeployments.slmops.dev", ""),
         ("create", "clusterrolebindings.rbac.authorization.k8s.io", ""),
@@ -115,6 +116,29 @@ def test_the_operator_may(installed: ControlPlane, verb: str, resource: str, nam
 )
 def test_the_operator_may_not(installed: ControlPlane, verb: str, resource: str, namespace: str) -> None:
     assert not may(installed, verb, resource, namespace=namespace)
+
+
+def test_only_who_is_bound_to_the_role_may_read_stores(installed: ControlPlane) -> None:
+    bound = ("rolebinding", "store-reader", "-n", "slmops-system")
+    installed.kubectl("create", *bound, "--role=slmops-store-reader", "--user=reader")
+
+    def can(user: str, verb: str, resource: str, namespace: str = "slmops-system") -> bool:
+        words = ["auth", "can-i", verb, *resource.split(" "), f"--as={user}", "-n", namespace]
+        return installed.kubectl(*words, check=False).strip() == "yes"
+
+    try:
+        wait_until(
+            "the binding being in force",
+            lambda: can("reader", "get", "pods --subresource=proxy"),
+            timeout_seconds=30,
+            interval_seconds=0.2,
+        )
+        assert can("reader", "list", "pods")
+        assert not can("reader", "create", "pods --subresource=proxy"), "nothing is written through it"
+        assert not can("reader", "get", "pods --subresource=proxy", "default")
+        assert not can("somebody", "get", "pods --subresource=proxy")
+    finally:
+        installed.kubectl("delete", *bound)
 
 
 def test_tenant_roles_reach_view_edit_and_admin(installed: ControlPlane) -> None:

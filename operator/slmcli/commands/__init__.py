@@ -27,6 +27,9 @@ COMMANDS: Final[dict[str, Command]] = {
         module="slmcli.commands.explain", help="why it stands there, what comes next, what one can do"
     ),
     "nodes": Command(module="slmcli.commands.nodes", help="node by node: what it was given, what it serves"),
+    "cache": Command(
+        module="slmcli.commands.cache", help="what the model store of each node holds, pins and fetches"
+    ),
     "history": Command(module="slmcli.commands.history", help="the revisions that are kept"),
     "diff": Command(module="slmcli.commands.diff", help="what differs between two revisions"),
     "promote": Command(module="slmcli.commands.promote", help="let the wave go that waits for approval"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from slmops.api.base import quantity_value
 from slmops.model.observed import NodeView, OwnedKind, PodView
+from slmops.planning.distribution import content_of
 from slmwire import labels
 from slmwire.reasons import Termination, parse_termination
 
@@ -33,6 +34,8 @@ class OwnedMeta:
     replicas: int | None = None
     number: int = 0
     data: Mapping[str, Any] | None = None
+    content: str = ""
+    """Digest of the distribution file of a ConfigMap that holds one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,14 @@ def trim_node(body: Mapping[str, Any]) -> NodeView:
         ready_since=seconds_of(ready.get("lastTransitionTime")),
         allocatable_memory_bytes=_memory_bytes((status.get("allocatable") or {}).get("memory", "0")),
         deleting="deletionTimestamp" in metadata,
+        address=_internal_address(status),
+    )
+
+
+def _internal_address(status: Mapping[str, Any]) -> str:
+    addresses = status.get("addresses") or ()
+    return next(
+        (str(entry.get("address", "")) for entry in addresses if entry.get("type") == "InternalIP"), ""
     )
 
 
@@ -126,6 +137,7 @@ def trim_owned(kind: OwnedKind, body: Mapping[str, Any]) -> OwnedMeta:
         replicas=(body.get("spec") or {}).get("replicas") if kind is OwnedKind.DEPLOYMENT else None,
         number=int(body.get("revision") or 0) if revision else 0,
         data=(body.get("data") or {}) if revision else None,
+        content=content_of(body) if kind is OwnedKind.CONFIG_MAP else "",
     )
 
 

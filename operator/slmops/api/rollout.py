@@ -71,7 +71,7 @@ class Wave(ApiModel):
 
 
 class Window(ApiModel):
-    """A time of the week in which nodes may take a new revision."""
+    """A time of the week in which something may begin."""
 
     model_config = ConfigDict(
         json_schema_extra=validations(

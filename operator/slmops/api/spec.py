@@ -16,11 +16,13 @@ from slmops.api.base import (
     keyed,
     validations,
 )
+from slmops.api.distribution import Distribution, not_with_replicas
 from slmops.api.rollout import Rollout, Wave
 from slmops.api.source import NO_DOTS, FileSource, HttpSource, HuggingFaceSource, Source
 
 __all__ = [
     "Analysis",
+    "Distribution",
     "FileSource",
     "HttpSource",
     "HuggingFaceSource",
@@ -232,6 +234,14 @@ class Cache(ApiModel):
     size_limit: Quantity | None = Field(
         default=None, description="Most bytes the store may hold on a node; unset means the file system."
     )
+    high_watermark_percent: int | None = Field(
+        default=None,
+        ge=1,
+        le=99,
+        description="A fetch never fills the store's file system beyond this share; keep it below what makes "
+        "the kubelet evict pods or remove images, for example 80. Unset leaves 5 % free, at most 4 GiB. "
+        "Takes effect with the next revision.",
+    )
     keep_previous: int = Field(
         default=1,
         ge=0,
@@ -255,6 +265,8 @@ class Evaluation(ApiModel):
 class SLMDeploymentSpec(ApiModel):
     """A small language model on every matching node."""
 
+    model_config = ConfigDict(json_schema_extra=not_with_replicas())
+
     model: Model = Field(description="Which model this is.")
     variants: list[Variant] = Field(
         min_length=1,
@@ -266,6 +278,9 @@ class SLMDeploymentSpec(ApiModel):
     runtime: Runtime = Field(default_factory=Runtime, description="Settings of the inference server.")
     service: Service = Field(default_factory=Service, description="The Service in front of the pods.")
     cache: Cache = Field(default_factory=Cache, description="The model store on each node.")
+    distribution: Distribution = Field(
+        default_factory=Distribution, description="How models reach the nodes over thin links."
+    )
     rollout: Rollout = Field(default_factory=Rollout, description="How a new revision reaches the fleet.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="The model's golden set.")
     revision_history_limit: int = Field(

@@ -192,7 +192,8 @@ class RolloutStatus(ApiModel):
     )
     paused_at: str | None = Field(
         default=None,
-        description="When it was paused, or its window closed on nodes still to move; timers stand since.",
+        description="When it was paused, or a window closed on nodes still to move or to fetch; timers "
+        "stand since.",
     )
     promoted_at: str | None = Field(
         default=None,

@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+from slmwire.paths import AGENT_PORT
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorConfig:
@@ -19,5 +21,7 @@ class OperatorConfig:
     node_settle_seconds: float = 30.0
     """How long a node's kubelet must have reported before a pod that serves is taken from it. Its
     kube-proxy hears of new endpoints later than that, and the Service would point at nothing till then."""
+    store_agent_port: int = AGENT_PORT
+    """Port of the store agents on the nodes; 0: none run, so nodes take nothing from each other."""
     release_timeout_seconds: float = 300.0
     """How long a deletion waits for a node to drop its cached models."""

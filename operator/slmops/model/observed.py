@@ -28,6 +28,8 @@ class NodeView:
     """When Ready became what it is, by the clock of whoever wrote it; 0 when that is not known."""
     allocatable_memory_bytes: int = 0
     deleting: bool = False
+    address: str = ""
+    """Its InternalIP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,8 @@ class OwnedView:
     deleting: bool = False
     replicas: int | None = None
     """`spec.replicas` of a Deployment."""
+    content: str = ""
+    """Digest of the distribution file that a ConfigMap holds (`planning.distribution.content_digest`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from slmops.api import SLMDeploymentSpec
 from slmops.api.base import quantity_value
 from slmops.api.spec import Source, Variant
 from slmops.model.config import OperatorConfig
+from slmops.planning.distribution_mount import DISTRIBUTION_MOUNT, distribution_volume, limit_env
 from slmops.planning.names import Names
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.scheduling import build_scheduling
@@ -93,6 +94,7 @@ class _Fetch:
                     "name": env.SIZE_LIMIT_BYTES,
                     "value": str(int(quantity_value(cache.size_limit)) if cache.size_limit else 0),
                 },
+                *limit_env(self.spec),
                 {"name": env.SOURCE_TOKEN_FILE, "value": paths.SOURCE_TOKEN_FILE},
                 {"name": env.READY_FILE, "value": paths.READY_FILE},
             ],
@@ -101,6 +103,7 @@ class _Fetch:
                 {"name": "store", "mountPath": paths.STORE_DIR},
                 {"name": "manifest", "mountPath": "/etc/slmops", "readOnly": True},
                 {"name": "tmp", "mountPath": "/tmp"},
+                DISTRIBUTION_MOUNT,
                 *self._source_mounts(),
             ],
             # Root without any capability: the store's folder on the host belongs to root, and the
@@ -138,6 +141,7 @@ class _Fetch:
             {"name": "store", "hostPath": {"path": self.spec.cache.host_path, "type": "DirectoryOrCreate"}},
             {"name": "manifest", "configMap": {"name": workload}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+            distribution_volume(self.names),
         ]
         secret = _secret_of(source)
         if secret is not None:

@@ -119,10 +119,12 @@ def count_reasons(problems: dict[str, Problem]) -> list[ReasonCount]:
     return [ReasonCount(reason=reason, nodes=counts[reason]) for reason in sorted(counts)]
 
 
-def say_accepted(finding: Finding | None) -> Says:
-    """Accepted; a finding here is one that only keeps rollouts from beginning or going on."""
+def say_accepted(finding: Finding | None, note: str = "") -> Says:
+    """Accepted; a finding here is one that only keeps rollouts from beginning or going on. `note` is what
+    a person should know although nothing is wrong."""
     if finding is None:
-        return Says(status="True", reason="Accepted", message="the spec makes sense")
+        message = "the spec makes sense" + (f"; {note}" if note else "")
+        return Says(status="True", reason="Accepted", message=message)
     return Says(
         status="False",
         reason=finding.reason,
@@ -193,10 +195,12 @@ def _awaited(state: NodeState) -> str:
     )
 
 
-def say_progressing(fleet: Fleet, decision: Decision, resolution: Resolution, *, moving: int) -> Says:
+def say_progressing(
+    fleet: Fleet, decision: Decision, resolution: Resolution, *, moving: int, unfetched: int = 0
+) -> Says:
     """Progressing: something is being moved or judged; False with the reason where it stands still.
 
-    `moving` is how many online nodes still move.
+    `moving` is how many online nodes still move, `unfetched` how many of them may not fetch now.
     """
     rollout, hold = decision.rollout, decision.hold
     if hold is not None and hold.reason == "Paused":
@@ -220,6 +224,10 @@ def say_progressing(fleet: Fleet, decision: Decision, resolution: Resolution, *,
         return Says(status="True", reason="Resolving", message=resolved.message)
     if rollout is not None and rollout.step == "RollingBack" and hold is not None:
         return Says(status="False", reason=hold.reason, message=f"{hold.message}; {rollout.message}")
+    if rollout is not None and rollout.step == "Installing" and hold is not None:
+        return Says(
+            status="False", reason=hold.reason, message=f"revision {rollout.revision}: {hold.message}"
+        )
     if rollout is not None and rollout.step in ("Installing", "RollingBack"):
         message = rollout.message or f"revision {rollout.revision} goes to {len(fleet.eligible)} node(s)"
         return Says(status="True", reason=rollout.step, message=message)
@@ -227,6 +235,9 @@ def say_progressing(fleet: Fleet, decision: Decision, resolution: Resolution, *,
         message = (
             f"{moving} node(s) move to the stable revision when a window of spec.rollout.windows is open"
         )
+        return Says(status="False", reason="OutsideWindow", message=message)
+    if moving and unfetched and decision.fetch_closed:
+        message = f"{unfetched} node(s) lack the stable revision's model: {decision.fetch_closed}"
         return Says(status="False", reason="OutsideWindow", message=message)
     if moving:
         return Says(

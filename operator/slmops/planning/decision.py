@@ -37,6 +37,8 @@ class Decision:
     """Nothing is moved."""
     closed: bool = False
     """No node may begin to take the new revision now."""
+    fetch_closed: str = ""
+    """Why no node may fetch a model ahead now; empty when they may."""
 
     @property
     def outside_windows(self) -> bool:

@@ -13,6 +13,7 @@ from slmops.model.plan import PatchNodeLabels
 from slmops.planning.fleet import Fleet
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeState
+from slmops.planning.places import EVERYWHERE, Places, is_limited
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.waves import site_of, stable_order
 
@@ -73,6 +74,14 @@ def find_unsettled(
     }
 
 
+def fetches_next(state: NodeState, wish: Wish) -> bool:
+    """Whether the node's next step is to fetch ahead."""
+    revision, variant = wish.revision.revision, wish.variant.name
+    if not state.online or wish.returning or state.serve.get(revision) == variant:
+        return False
+    return bool(state.serve or wish.fetch_first) and not state.cached(revision, variant)
+
+
 def plan_moves(
     names: Names,
     fleet: Fleet,
@@ -82,6 +91,7 @@ def plan_moves(
     cause: str,
     limits: Limits,
     unsettled: Collection[str] = (),
+    places: Places = EVERYWHERE,
 ) -> tuple[PatchNodeLabels, ...]:
     """Patches for this look, in a stable order, within the limits of nodes in motion.
 
@@ -94,7 +104,7 @@ def plan_moves(
     restless = [state for state in fleet.states if not _rests(state, wishes.get(state.name))]
     states = sorted(restless, key=lambda state: stable_order(key, state.name))
     moving = frozenset(s.name for s in states if _in_motion(s, wishes.get(s.name), cause))
-    look = _Look(names=names, fleet=fleet, cause=cause, moving=moving, unsettled=unsettled)
+    look = _Look(names=names, fleet=fleet, cause=cause, moving=moving, unsettled=unsettled, places=places)
     budget = _Budget(limits, fleet.spec.placement.site_label, [s for s in states if s.name in moving])
     patches = []
     for state in states:
@@ -144,6 +154,7 @@ class _Look:
     """Nodes that are in motion already; a further step of theirs costs nothing more."""
     unsettled: Collection[str]
     """Nodes that came back a moment ago."""
+    places: Places
 
 
 def _rests(state: NodeState, wish: Wish | None) -> bool:
@@ -202,6 +213,8 @@ def _move(look: _Look, state: NodeState, wish: Wish | None, budget: int) -> _Mov
     if has == variant:
         return None if state.name in look.unsettled else _settle(look, state, wish, others, budget)
     if not wish.returning and not state.cached(revision, variant):
+        if not look.places.may_fetch(state.name):
+            return _patch(state, _drop_prefetch(names, state), "may not fetch now")
         return _prefetch(names, state, revision, variant)
     if not wish.may_flip or state.name in look.unsettled:
         return None
@@ -323,7 +336,7 @@ def build_wishes(
     in `late` only fetch the stable revision ahead. A node keeps what it has when the wanted revision has
     no variant for it or its record is gone.
     """
-    chosen = frozenset(canary)
+    chosen, limited = frozenset(canary), is_limited(fleet.spec)
     wishes: dict[str, Wish] = {}
     for state in fleet.matched:
         is_canary = fleet.target is not None and (state.name in chosen or not stable)
@@ -340,7 +353,7 @@ def build_wishes(
             may_flip=revision.revision in state.serve
             or (may_flip_canary if is_canary else state.name not in late),
             returning=not is_canary and bool(left) and left in state.serve,
-            fetch_first=is_canary and bool(stable),
+            fetch_first=(is_canary and bool(stable)) or limited,
         )
     return wishes
 

@@ -57,6 +57,11 @@ class Names:
         return f"{self.name}-{revision}-{variant}-prefetch"
 
     @property
+    def distribution(self) -> str:
+        """ConfigMap with limits and neighbours of the fetchers."""
+        return f"{self.name}-distribution"
+
+    @property
     def release_workload(self) -> str:
         """DaemonSet that drops cached models at deletion."""
         return f"{self.name}-release"

@@ -101,7 +101,9 @@ def delete_unneeded(
     wanted = {
         OwnedKind.DAEMON_SET: workloads | prefetches,
         OwnedKind.DEPLOYMENT: needs.deployments,
-        OwnedKind.CONFIG_MAP: workloads | {names.workload(*pair) for pair in needs.prefetch},
+        OwnedKind.CONFIG_MAP: workloads
+        | {names.distribution}
+        | {names.workload(*pair) for pair in needs.prefetch},
         OwnedKind.CONTROLLER_REVISION: {names.controller_revision(r) for r in keep_revisions},
         OwnedKind.SERVICE: {names.name},
     }

@@ -12,7 +12,6 @@ from slmops.model.plan import (
     AddFinalizer,
     ApplyObject,
     MeasureRequest,
-    PatchNodeLabels,
     Plan,
     ResolveRequest,
 )
@@ -20,19 +19,12 @@ from slmops.planning import build, conditions, times
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, Decision
 from slmops.planning.deletion import plan_deletion
+from slmops.planning.distribution import apply_distribution, share_among
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet
 from slmops.planning.history import parse_stored, with_target
 from slmops.planning.judge import due_measurements, fold_readings, forget_passes
-from slmops.planning.moves import (
-    Wish,
-    build_wishes,
-    count_moving,
-    find_late,
-    find_unsettled,
-    limits_of,
-    plan_moves,
-)
+from slmops.planning.moves import Wish, build_wishes, count_moving, find_late, find_unsettled, limits_of
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeMemory, NodeState, read_nodes
 from slmops.planning.objects import (
@@ -42,6 +34,8 @@ from slmops.planning.objects import (
     revisions_to_keep,
 )
 from slmops.planning.operations import Standing
+from slmops.planning.placement import place_nodes
+from slmops.planning.places import Places
 from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
 from slmops.planning.requests import begins, heed_annotations
@@ -126,8 +120,17 @@ def _plan_accepted(
     placement = _place(
         names, fleet, layout, decision, observed, wanted=resolution.revision, target=target, now=now
     )
+    shared = share_among(fleet, observed)
     status = _status(
-        observed, fleet, decision, resolution, finding, target=target, moving=placement.moving, now=now
+        observed,
+        fleet,
+        decision,
+        resolution,
+        finding,
+        target=target,
+        placement=placement,
+        note=shared.note,
+        now=now,
     ).model_copy(
         update={
             "retry_token": operations.retry_token,
@@ -140,6 +143,7 @@ def _plan_accepted(
         status=status,
         actions=(
             *new_revision,
+            *apply_distribution(names, observed, shared),
             *placement.workloads,
             *_service(names, spec, observed),
             *placement.patches,
@@ -149,7 +153,8 @@ def _plan_accepted(
         measure=_due_measurements(observed, spec, decision, now),
         transitions=transitions_between(old, status),
         requeue_after_seconds=earliest(
-            requeue_seconds(spec, decision, resolution, target, now), placement.settles_in_seconds
+            requeue_seconds(spec, decision, resolution, target, now, turn_at=placement.places.turn_at),
+            placement.settles_in_seconds,
         ),
     )
 
@@ -222,6 +227,7 @@ class _Placement:
     replicas: ReplicaPlan | None
     settles_in_seconds: float | None
     """When the first of the nodes that came back a moment ago may be moved."""
+    places: Places
 
 
 def _place(
@@ -239,13 +245,18 @@ def _place(
     wishes = _wishes(fleet, decision)
     back = rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled")
     limits = limits_of(fleet, back=back)
-    patches: tuple[PatchNodeLabels, ...] = ()
     unsettled = find_unsettled(fleet, wishes, now=now, settle_seconds=observed.config.node_settle_seconds)
-    if not decision.paused or layout is not None:
-        key, cause = observed.deployment.uid, _cause(rollout)
-        patches = plan_moves(
-            names, fleet, wishes, key=key, cause=cause, limits=limits, unsettled=unsettled.keys()
-        )
+    patches, places = place_nodes(
+        names,
+        fleet,
+        wishes,
+        decision,
+        key=observed.deployment.uid,
+        cause=_cause(rollout),
+        limits=limits,
+        unsettled=unsettled.keys(),
+        now=now,
+    )
     replicas = plan_replicas(names, fleet, layout, patches, decision, observed.owned) if layout else None
     if replicas:
         needs, workloads, patches = replicas.needs, replicas.writes, ()
@@ -267,6 +278,7 @@ def _place(
         moving=count_moving(fleet, wishes),
         replicas=replicas,
         settles_in_seconds=min(unsettled.values(), default=None),
+        places=places,
     )
 
 
@@ -354,7 +366,8 @@ def _status(
     finding: Finding | None,
     *,
     target: str,
-    moving: int,
+    placement: _Placement,
+    note: str,
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
@@ -365,10 +378,12 @@ def _status(
     if ready.status != "True" and not decision.stable_revision and resolved.status != "True":
         ready = Says(status="False", reason="ModelNotResolved", message=resolved.message)
     says = {
-        ConditionType.ACCEPTED: conditions.say_accepted(finding),
+        ConditionType.ACCEPTED: conditions.say_accepted(finding, note),
         ConditionType.MODEL_RESOLVED: resolved,
         ConditionType.READY: ready,
-        ConditionType.PROGRESSING: conditions.say_progressing(fleet, decision, resolution, moving=moving),
+        ConditionType.PROGRESSING: conditions.say_progressing(
+            fleet, decision, resolution, moving=placement.moving, unfetched=placement.places.waiting
+        ),
         ConditionType.ROLLOUT_SUCCEEDED: conditions.say_succeeded(decision, target, resolution.revision),
     }
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]

@@ -35,8 +35,8 @@ def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
     """First 10 hex digits of the hash of what changes the pods.
 
     `digests` maps each variant's name to its manifest digest. Placement's node selector (with mode
-    PerNode), rollout, service and history do not change pods; cache limits take effect with the next
-    revision; the operator's defaults are left out so that changing one rolls nothing out.
+    PerNode), rollout, distribution, service and history do not change pods; cache limits take effect with
+    the next revision; the operator's defaults are left out so that changing one rolls nothing out.
     """
     body = {
         "model": spec.model.to_body(),

@@ -26,6 +26,7 @@ from slmops.planning.decision import (
 from slmops.planning.fleet import Fleet
 from slmops.planning.moves import is_broken
 from slmops.planning.nodes import NodeState
+from slmops.planning.places import say_closed
 from slmops.planning.revision import Revision
 from slmops.planning.wave_steps import step_wave
 from slmops.planning.windows import is_open
@@ -43,7 +44,12 @@ def decide(
 ) -> Decision:
     """Next state. `target_revision` is empty while the sources are not resolved; `blocked` says why no
     rollout may begin or go on."""
-    decision = Decision(stable_revision=stable_revision, rollout=rollout, failed=failed)
+    decision = Decision(
+        stable_revision=stable_revision,
+        rollout=rollout,
+        failed=failed,
+        fetch_closed=say_closed(fleet.spec.distribution.windows, now),
+    )
     if fleet.spec.rollout.paused:
         return _pause(decision, now)
     blocked = blocked or _lost_record(fleet, target_revision)
@@ -59,7 +65,7 @@ def decide(
         if following == decision:
             break
         decision = following
-    return decision
+    return _stand_unfetched(decision, now)
 
 
 def _lost_record(fleet: Fleet, target: str) -> str:
@@ -104,10 +110,19 @@ def _mind_windows(decision: Decision, fleet: Fleet, now: float) -> Decision:
     """Resume what was paused, or let timers stand while a closed window keeps nodes from moving."""
     closed = not is_open(fleet.spec.rollout.windows, now)
     rollout = decision.rollout
-    stands = closed and rollout is not None and rollout.step == "Flipping"
+    step = rollout.step if rollout is not None else ""
+    stands = (closed and step == "Flipping") or (bool(decision.fetch_closed) and step == "Prefetching")
     if not stands:
         return replace(_resume(decision, now), closed=closed)
     return replace(decision, rollout=_stand(rollout, now), closed=closed)
+
+
+def _stand_unfetched(decision: Decision, now: float) -> Decision:
+    """Let the timer of a wave stand that fetches ahead while nobody may."""
+    rollout = decision.rollout
+    if not decision.fetch_closed or rollout is None or rollout.step != "Prefetching":
+        return decision
+    return replace(decision, rollout=_stand(rollout, now))
 
 
 def _resume(decision: Decision, now: float) -> Decision:
@@ -189,8 +204,21 @@ def _installing(
     online = [state for state in fleet.eligible if state.online]
     serving = sum(1 for state in online if state.serves(target.revision))
     if not serving or serving * 100 < len(online) * fleet.spec.rollout.quorum_percent:
-        return decision
+        return replace(decision, hold=_without_model(decision, fleet, target))
     return replace(decision, stable_revision=target.revision, rollout=finish(rollout, "Completed", now))
+
+
+def _without_model(decision: Decision, fleet: Fleet, target: Revision) -> Hold | None:
+    """Nodes that are given the first revision when they may fetch it."""
+    if not decision.fetch_closed:
+        return None
+    waiting = 0
+    for state in fleet.eligible:
+        variant = fleet.variant(target, state)
+        if state.online and not state.serve and variant and not state.cached(target.revision, variant.name):
+            waiting += 1
+    message = f"{waiting} node(s) wait to fetch the model: {decision.fetch_closed}"
+    return Hold(reason="OutsideWindow", message=message) if waiting else None
 
 
 def _rolling_back(decision: Decision, rollout: RolloutStatus, fleet: Fleet, now: float) -> Decision:

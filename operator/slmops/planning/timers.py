@@ -19,9 +19,16 @@ def earliest(*waits: float | None) -> float | None:
 
 
 def requeue_seconds(
-    spec: SLMDeploymentSpec, decision: Decision, resolution: Resolution, target: str, now: float
+    spec: SLMDeploymentSpec,
+    decision: Decision,
+    resolution: Resolution,
+    target: str,
+    now: float,
+    *,
+    turn_at: float | None = None,
 ) -> float | None:
-    """Seconds until a timer may change the plan; events wake it earlier."""
+    """Seconds until a timer may change the plan; events wake it earlier. `turn_at` is when nodes take turns
+    in fetching."""
     # What is due already is under way, and its answer wakes the planner.
     waits = [failure.retry_at - now for _, failure in resolution.failures if failure.retry_at > now]
     rollout = decision.rollout
@@ -30,6 +37,9 @@ def requeue_seconds(
     if rollout is not None and (rollout.step in ACTIVE or decision.outside_windows) and not decision.paused:
         change = seconds_to_change(spec.rollout.windows, now)
         waits += [] if change is None else [change]
+    waits += [] if turn_at is None or decision.paused else [turn_at - now]
+    change = seconds_to_change(spec.distribution.windows, now)
+    waits += [] if change is None else [change]
     if rollout is not None and rollout.step not in FINISHED and decision.measures:
         measurement = next_measurement_seconds(spec.rollout.analysis, rollout, now=now)
         waits += [] if measurement is None else [measurement]

@@ -12,6 +12,7 @@ from slmops.api.base import duration_seconds, quantity_value
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment
 from slmops.planning.finding import Finding
+from slmops.planning.validate_distribution import find_distribution_problem
 
 MAX_NAME_LENGTH: Final = 40
 
@@ -131,6 +132,10 @@ def _durations(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Fi
     return None
 
 
+def _distribution(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    return find_distribution_problem(spec)
+
+
 def is_host_path_allowed(spec: SLMDeploymentSpec, config: OperatorConfig) -> bool:
     """Whether the administrator lets pods mount `cache.hostPath` of the nodes."""
     return _is_below(spec.cache.host_path, config.allowed_host_paths)
@@ -155,4 +160,5 @@ _CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding 
     _memory_limit,
     _tolerations,
     _durations,
+    _distribution,
 )

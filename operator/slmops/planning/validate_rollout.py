@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from slmops.api import SLMDeploymentSpec
+from slmops.api.rollout import Window
 from slmops.api.spec import Wave
 from slmops.model.observed import NodeView
 from slmops.planning.finding import Finding
@@ -95,18 +96,26 @@ def _wave_kinds(waves: Sequence[Wave]) -> Finding | None:
 
 
 def _windows(spec: SLMDeploymentSpec) -> Finding | None:
-    for index, window in enumerate(spec.rollout.windows):
-        where = f"spec.rollout.windows[{index}]"
-        if load_zone(window.time_zone) is None:
-            return Finding(
-                reason="InvalidWindow",
-                message=f"{where}.timeZone: there is no time zone {window.time_zone}; use an IANA name such "
-                "as Europe/Berlin",
-            )
-        if window.start_time in (window.end_time, "24:00"):
-            return Finding(
-                reason="InvalidWindow",
-                message=f"{where}: from {window.start_time} to {window.end_time} it never opens; 00:00 to "
-                "24:00 is the whole day",
-            )
+    groups = (("rollout", spec.rollout.windows), ("distribution", spec.distribution.windows))
+    for group, windows in groups:
+        for index, window in enumerate(windows):
+            found = _window(f"spec.{group}.windows[{index}]", window)
+            if found is not None:
+                return found
+    return None
+
+
+def _window(where: str, window: Window) -> Finding | None:
+    if load_zone(window.time_zone) is None:
+        return Finding(
+            reason="InvalidWindow",
+            message=f"{where}.timeZone: there is no time zone {window.time_zone}; use an IANA name such "
+            "as Europe/Berlin",
+        )
+    if window.start_time in (window.end_time, "24:00"):
+        return Finding(
+            reason="InvalidWindow",
+            message=f"{where}: from {window.start_time} to {window.end_time} it never opens; 00:00 to "
+            "24:00 is the whole day",
+        )
     return None

@@ -87,9 +87,13 @@ def _prefetching(
     decision: Decision, rollout: RolloutStatus, fleet: Fleet, view: WaveView, judgement: Judgement, now: float
 ) -> Decision:
     spec = fleet.spec.rollout
-    late = now - times.to_seconds(rollout.step_started_at) >= duration_seconds(spec.prefetch_deadline)
+    age = now - times.to_seconds(rollout.step_started_at)
+    late = rollout.paused_at is None and age >= duration_seconds(spec.prefetch_deadline)
     if view.pending_prefetch and not late:
         names = ", ".join(state.name for state in view.pending_prefetch[:3])
+        if decision.fetch_closed:
+            message = f"{len(view.pending_prefetch)} node(s) lack the model: {decision.fetch_closed}"
+            return replace(decision, hold=Hold(reason="OutsideWindow", message=message))
         message = f"{len(view.pending_prefetch)} node(s) still fetch the model: {names}"
         return replace(decision, hold=Hold(reason="Prefetching", message=message))
     # A wave that waits for people or for a window is not late, however long they take.
@@ -111,7 +115,7 @@ def _prefetching(
     at = times.to_text(now)
     # The wave's clock starts with the first node that may be moved, and so does the window of metrics.
     flipping = {"step": "Flipping", "step_started_at": at, "wave_started_at": at, "metrics": []}
-    return replace(decision, rollout=rollout.model_copy(update=flipping))
+    return replace(decision, rollout=running(rollout).model_copy(update=flipping))
 
 
 def _gate(decision: Decision, rollout: RolloutStatus, fleet: Fleet) -> Hold | None:

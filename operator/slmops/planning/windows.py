@@ -31,6 +31,11 @@ def is_open(windows: Sequence[Window], now: float) -> bool:
     return not windows or any(start <= now < end for start, end in _spans(windows, now))
 
 
+def next_opening(windows: Sequence[Window], now: float) -> float | None:
+    """When a window opens next, in seconds since the epoch; None when none does within two weeks."""
+    return next((start for start, _ in _spans(windows, now) if start > now), None)
+
+
 def seconds_to_change(windows: Sequence[Window], now: float) -> float | None:
     """Seconds until it opens or closes; None when it does neither within two weeks."""
     spans = _spans(windows, now)

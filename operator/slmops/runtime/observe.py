@@ -46,6 +46,7 @@ def observe(
                 drifted=world.has_drifted(meta),
                 deleting=meta.deleting,
                 replicas=meta.replicas,
+                content=meta.content,
             )
             for meta in owned
         ),

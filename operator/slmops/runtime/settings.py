@@ -12,6 +12,7 @@ from typing import Final
 
 from slmops.model.config import OperatorConfig
 from slmops.model.urls import is_allowed_url
+from slmwire.paths import AGENT_PORT
 
 DEFAULT_METRICS_PORT: Final = 9090
 DEFAULT_HEALTH_PORT: Final = 8081
@@ -109,6 +110,9 @@ def read_settings(
             ),
             node_settle_seconds=_seconds(
                 "SLMOPS_NODE_SETTLE_SECONDS", text("SLMOPS_NODE_SETTLE_SECONDS", "30")
+            ),
+            store_agent_port=_port(
+                "SLMOPS_STORE_AGENT_PORT", text("SLMOPS_STORE_AGENT_PORT", str(AGENT_PORT))
             ),
         ),
         prometheus_url=url,

@@ -32,6 +32,25 @@ def test_node_memory(text: str, size: int) -> None:
     assert trim_node(_node(allocatable={"memory": text})).allocatable_memory_bytes == size
 
 
+def test_the_internal_address_is_kept() -> None:
+    addresses = [
+        {"type": "Hostname", "address": "n"},
+        {"type": "InternalIP", "address": "10.0.0.7"},
+        {"type": "InternalIP", "address": "fd00::7"},
+    ]
+    assert trim_node(_node(addresses=addresses)).address == "10.0.0.7"
+    assert trim_node(_node(addresses=addresses[:1])).address == "" == trim_node(_node()).address
+
+
+def test_the_content_of_a_config_map_is_told_by_a_digest() -> None:
+    def content(**data: str) -> str:
+        return trim_owned(OwnedKind.CONFIG_MAP, {"metadata": {"name": "c"}, "data": data}).content
+
+    assert content() == content(**{"manifest.json": "{}"}) == ""
+    one, other = content(**{"distribution.json": "{}"}), content(**{"distribution.json": "{ }"})
+    assert one and other and one != other
+
+
 def test_heartbeats_do_not_change_a_node_view() -> None:
     def beat(at: str) -> dict[str, Any]:
         body = _node(

@@ -11,6 +11,7 @@ import yaml
 from slmcli.simulate.inputs import read_fleet
 from slmops import api
 from slmops.api import SLMDeploymentSpec
+from slmops.api.distribution import Distribution
 from slmops.api.rollout import Rollout
 from slmops.api.spec import Placement
 
@@ -42,6 +43,8 @@ def test_every_example_is_taken(where: str, body: dict[str, Any], tmp_path: Path
             Rollout.model_validate(spec["rollout"])
         case {"rollout": rollout}:
             Rollout.model_validate(rollout)
+        case {"distribution": distribution}:
+            Distribution.model_validate(distribution)
         case {"groups": [*_]}:
             file = tmp_path / "fleet.yaml"
             file.write_text(yaml.safe_dump(body))

@@ -12,8 +12,10 @@ from slmops.model.observed import OwnedKind
 from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning import times
 from slmops.planning.moves import limit_of
+from slmops.planning.nodes import read_nodes
 from slmops.planning.plan import plan
 from slmops.planning.waves import site_of
+from slmops.planning.windows import is_open
 from tests.unit.planning.fleet_sim import FleetSim, Look
 
 STATUS_LIMIT_BYTES = 64 * 1024
@@ -48,6 +50,7 @@ class Watch:
         check_settled(sim, look)
         check_timers(look)
         check_promotion(look)
+        check_places(sim, look)
         self.check_waves(look)
         self.check_unavailable(sim, look)
 
@@ -190,6 +193,41 @@ def check_no_failed_revision(sim: FleetSim, look: Look) -> None:
                 k.removeprefix(sim.names.label_prefix) for k, v in action.labels.items() if v is not None
             }
             assert not given & failed, f"{action} gives a failed revision"
+
+
+def check_places(sim: FleetSim, look: Look) -> None:
+    """No more nodes of a site fetch ahead than may, none outside the windows, and where that is limited no
+    node is given a revision before it holds the model."""
+    limits, observed = sim.spec.distribution, look.observed
+    if observed.deployment.deleting_since is not None or sim.spec.placement.mode != "PerNode":
+        return
+    if not limits.windows and limits.max_concurrent_per_site is None:
+        return
+    states = {s.name: s for s in read_nodes(sim.names, sim.spec, observed.nodes, observed.pods)}
+    patched = {a.node: a.labels for a in look.plan.actions if isinstance(a, PatchNodeLabels)}
+    prefix, fetching = sim.names.label_prefix, Counter[str]()
+    for state in states.values():
+        labels = {**state.node.labels, **patched.get(state.name, {})}
+        ahead = {
+            key.removeprefix(prefix).removesuffix(".prefetch"): value
+            for key, value in labels.items()
+            if key.startswith(prefix) and key.endswith(".prefetch") and value is not None
+        }
+        if state.online and state.matched:
+            fetching[site_of(state.node, "site")] += any(not state.cached(*pair) for pair in ahead.items())
+    rollout = look.plan.status.rollout
+    paused = any(c.type == "Progressing" and c.reason == "Paused" for c in look.plan.status.conditions)
+    closed = not is_open(limits.windows, look.at)
+    allowed = 0 if closed else limits.max_concurrent_per_site
+    if allowed is not None and (closed or not paused):
+        assert max(fetching.values(), default=0) <= allowed, f"{fetching}, {allowed} allowed\n{sim.explain()}"
+    if rollout is None or rollout.step in ("RollingBack", "Failed", "Cancelled"):
+        return  # the way back needs no fetch
+    for name, changes in patched.items():
+        for key, value in changes.items():
+            tail = key.removeprefix(prefix)
+            if value is not None and "." not in tail and tail not in ("moving", "release"):
+                assert states[name].cached(tail, value), f"{name} is given {tail} before it holds the model"
 
 
 def check_make_before_break(sim: FleetSim, look: Look) -> None:

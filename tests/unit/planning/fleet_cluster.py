@@ -13,6 +13,7 @@ from typing import Any
 
 from slmops.api.base import quantity_value
 from slmops.model.observed import NodeView, OwnedKind, OwnedView, PodView, RevisionView
+from slmops.planning.distribution import content_of
 from slmwire.labels import REVISION, ROLE, VARIANT, Role
 from slmwire.reasons import Reason, Termination
 
@@ -66,6 +67,7 @@ class SimNode:
             ready_since=self.ready_since,
             allocatable_memory_bytes=self.memory_bytes,
             deleting=self.deleting,
+            address=f"address-of-{self.name}",
         )
 
 
@@ -157,7 +159,8 @@ class Cluster:
 
     def owned_views(self, drifted: set[tuple[OwnedKind, str]]) -> tuple[OwnedView, ...]:
         return tuple(
-            OwnedView(kind=kind, name=name, drifted=(kind, name) in drifted) for kind, name in self.objects
+            OwnedView(kind=kind, name=name, drifted=(kind, name) in drifted, content=content_of(body))
+            for (kind, name), body in self.objects.items()
         )
 
     def revision_views(self) -> tuple[RevisionView, ...]:

@@ -11,6 +11,7 @@ from slmops.api.base import quantity_value
 from slmops.model.observed import OwnedKind, OwnedView, PodView
 from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning.decision import ACTIVE
+from slmops.planning.distribution import content_of
 from slmwire.labels import REVISION, ROLE, SITE, VARIANT, Role
 from tests.unit.planning.fleet_cluster import CONTROLLER_SECONDS, GRACE_SECONDS, Behaviour, Cluster, SimPod
 from tests.unit.planning.fleet_sim import FleetSim, Look
@@ -60,6 +61,7 @@ class ReplicaCluster(Cluster):
                 name=name,
                 drifted=(kind, name) in drifted,
                 replicas=body["spec"]["replicas"] if kind is OwnedKind.DEPLOYMENT else None,
+                content=content_of(body),
             )
             for (kind, name), body in self.objects.items()
         )

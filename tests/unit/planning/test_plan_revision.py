@@ -78,6 +78,9 @@ def test_bytes_and_resources_change_the_revision() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"distribution": {"peers": "None", "rateLimit": "2M", "maxConcurrentPerSite": 1}},
+        {"distribution": {"windows": [{"startTime": "22:00", "endTime": "05:00"}]}},
+        {"cache": {"highWatermarkPercent": 80}},
         {"placement": {"nodeSelector": {"matchLabels": {"a": "b"}}}},
         {"rollout": {"paused": True, "soak": "5m"}},
         {"service": {"port": 8080}},

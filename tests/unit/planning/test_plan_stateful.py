@@ -66,9 +66,21 @@ class FleetMachine(RuleBasedStateMachine):
         strategy=st.sampled_from(["Waves", "Waves", "Waves", "Recreate"]),
         first=st.sampled_from(["good", "good", "good", "crash", "slow"]),
         second=st.sampled_from(["", *sorted(KINDS)]),
+        places=st.sampled_from([None, None, 1, 2]),
     )
     def start(  # type: ignore[no-untyped-def]
-        self, nodes, waves, max_unavailable, max_failures, policy, per_site, back, strategy, first, second
+        self,
+        nodes,
+        waves,
+        max_unavailable,
+        max_failures,
+        policy,
+        per_site,
+        back,
+        strategy,
+        first,
+        second,
+        places,
     ) -> None:
         limits: dict[str, Any] = {"maxUnavailablePerSite": per_site} if per_site else {}
         spec = spec_body(
@@ -81,6 +93,8 @@ class FleetMachine(RuleBasedStateMachine):
             onDeadline=policy,
             progressDeadline="20m",
         )
+        if places:
+            spec["distribution"] = {"maxConcurrentPerSite": places}
         self.watch = Watch()
         self.sim = FleetSim(spec, behaviours={"v1": Behaviour(**KINDS[first])})
         self.sim.checks.append(self.watch)
@@ -165,6 +179,10 @@ class FleetMachine(RuleBasedStateMachine):
     def edit_windows(self, windows: list[dict[str, Any]]) -> None:
         self.sim.edit(rollout={"windows": windows})
 
+    @rule(windows=st.sampled_from([[], [], NEVER]), places=st.sampled_from([None, 1, 2]))
+    def edit_distribution(self, windows: list[dict[str, Any]], places: int | None) -> None:
+        self.sim.edit(distribution={"windows": windows, "maxConcurrentPerSite": places})
+
     @rule(
         operation=st.sampled_from(["promote", "promote", "skip", "abort", "undo"]),
         tail=st.sampled_from(["", "", "/*", "/rest"]),
@@ -218,7 +236,7 @@ def converge(sim: FleetSim) -> None:
     # Where no node serves stable any more, a comparison alone would wait for evidence for ever.
     metrics = [{"name": "quality", "preset": "EvaluationScore", "min": "0.9"}]
     plain = {"paused": False, "windows": [], "strategy": "Waves", "waves": PLAIN}
-    sim.edit(rollout={**plain, "analysis": {"metrics": metrics}})
+    sim.edit(rollout={**plain, "analysis": {"metrics": metrics}}, distribution={"windows": []})
     sim.annotations = {}
     sim.run(5 * 3600)
     if sim.status.pinned is not None:

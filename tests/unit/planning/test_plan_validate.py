@@ -44,6 +44,10 @@ def windows(**fields: str) -> dict[str, Any]:
     return {"rollout": {"windows": [{"startTime": "22:00", "endTime": "05:00", **fields}]}}
 
 
+def limits(**fields: Any) -> dict[str, Any]:
+    return {"distribution": fields}
+
+
 REST = {"name": "all", "percent": 100}
 LAB = {"name": "lab", "nodeSelector": {"matchLabels": {"site": "lab"}}}
 
@@ -56,7 +60,9 @@ def test_a_sensible_spec_has_no_finding() -> None:
     assert findings(windows(timeZone="Europe/Berlin")) is None
     assert findings({"placement": {"tolerations": [{"key": "gpu", "value": "yes"}]}}) is None
     assert findings(variant(source={"http": None, "file": {"path": "/models/a", "files": [FILE]}})) is None
-    assert findings({"cache": {"hostPath": "/var/lib/slmops/a"}}) is None
+    assert findings({"cache": {"hostPath": "/var/lib/slmops/a", "highWatermarkPercent": 80}}) is None
+    assert findings(limits(rateLimit="1Ki", siteRateLimit="1M", maxConcurrentPerSite=3)) is None
+    assert findings(limits(rateLimit="1M") | {"placement": {"mode": "Replicas"}}) is None
 
 
 @pytest.mark.parametrize(
@@ -166,6 +172,31 @@ def test_a_sensible_spec_has_no_finding() -> None:
         (waves({**REST, "maxPerSite": 1}), "InvalidWaves", "spec.rollout.waves", "leave its maxPerSite out"),
         (windows(timeZone="Europe/Atlantis"), "InvalidWindow", "spec.rollout.windows[0].timeZone", "Berlin"),
         (windows(endTime="22:00"), "InvalidWindow", "spec.rollout.windows[0]", "never opens"),
+        (
+            limits(windows=[{"startTime": "22:00", "endTime": "05:00", "timeZone": "No/Where"}]),
+            "InvalidWindow",
+            "spec.distribution.windows[0].timeZone",
+            "Berlin",
+        ),
+        (limits(rateLimit="1m"), "InvalidSpec", "spec.distribution.rateLimit", "for example 2M"),
+        (
+            limits(siteRateLimit="1M"),
+            "InvalidSpec",
+            "spec.distribution.siteRateLimit",
+            "set maxConcurrentPerSite",
+        ),
+        (
+            limits(siteRateLimit="10Ki", maxConcurrentPerSite=11),
+            "InvalidSpec",
+            "spec.distribution.siteRateLimit",
+            "let fewer nodes",
+        ),
+        (
+            limits(maxConcurrentPerSite=1) | {"placement": {"mode": "Replicas"}},
+            "InvalidSpec",
+            "spec.distribution",
+            "rollout.windows",
+        ),
     ],
 )
 def test_findings_name_field_and_cure(changes: dict[str, Any], reason: str, field: str, cure: str) -> None:

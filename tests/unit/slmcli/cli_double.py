@@ -29,6 +29,9 @@ class ScriptedCluster:
     occurred: list[Body] = field(default_factory=list)
     fleet: list[Body] = field(default_factory=list)
     running: list[Body] = field(default_factory=list)
+    agents: list[Body] = field(default_factory=list)
+    stores: dict[str, Body | CliError] = field(default_factory=dict)
+    """Answer of each agent by the name of its pod."""
     patches: list[Body] = field(default_factory=list)
     conflicts: int = 0
     answer: Callable[[Body], None] = lambda body: None
@@ -91,6 +94,15 @@ class ScriptedCluster:
 
     def pods(self, namespace: str, name: str) -> list[Body]:
         return self.running
+
+    def store_agents(self, namespace: str) -> list[Body]:
+        return [body for body in self.agents if body["metadata"]["namespace"] == namespace]
+
+    def store(self, namespace: str, pod: str, port: int) -> Body:
+        answer = self.stores[pod]
+        if isinstance(answer, CliError):
+            raise answer
+        return deepcopy(answer)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,16 @@ def test_a_closed_window_is_named() -> None:
     assert "Sat 22:00-04:00 Europe/Berlin" in told
 
 
+def test_a_closed_window_for_fetching_is_named_and_the_clock_stands() -> None:
+    spec = build_spec()
+    spec["distribution"] = {"windows": [{"startTime": "22:00", "endTime": "05:00"}]}
+    closed = ("False", "OutsideWindow", "no window of spec.distribution.windows is open")
+    rollout = build_rollout("Prefetching", stepStartedAt=ago(7200), pausedAt=ago(3600))
+    told = _standing(build_status(rollout, conditions=conditions(closed)), spec=spec).waits_for
+    assert told[0] == "the next window for fetching models: every day 22:00-05:00 UTC"
+    assert "23h" in told[1], "an hour of the 24 hours was used, the other one does not count"
+
+
 def test_a_deadline_that_passed_says_what_it_means() -> None:
     held = build_rollout("Analysing", waveStartedAt=ago(4000))
     assert any("has passed: it holds" in text for text in _standing(build_status(held)).waits_for)

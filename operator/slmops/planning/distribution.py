@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ConfigMap that tells fetchers how much they may take from the source, and who their neighbours are.
+
+It is written again when its content changes and only then: every kubelet that mounts it gets each
+version whole. So nothing is in it that comes and goes, such as which nodes are online.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from slmops.api import SLMDeploymentSpec
+from slmops.api.base import quantity_value
+from slmops.model.observed import NodeView, Observed, OwnedKind
+from slmops.model.plan import ApplyObject
+from slmops.planning.build import object_labels
+from slmops.planning.fleet import Fleet
+from slmops.planning.names import Names
+from slmops.planning.slots import sites_of
+from slmwire.distribution import FILE_KEY, Distribution
+
+MAX_PEER_BYTES: Final = 900_000
+"""A ConfigMap holds 1 MiB at most."""
+
+Sites = Mapping[str, Mapping[str, str]]
+"""By site: node name -> address."""
+
+
+def content_digest(text: str) -> str:
+    """What the content of the file is told by."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def content_of(body: Mapping[str, Any]) -> str:
+    """Digest of the file that a ConfigMap holds; empty for one that holds none."""
+    text = (body.get("data") or {}).get(FILE_KEY)
+    return content_digest(text) if isinstance(text, str) else ""
+
+
+def find_sites(nodes: Iterable[NodeView], site_label: str) -> Sites:
+    """Nodes with an address by site; only sites of two nodes or more, in the order of names."""
+    found: dict[str, dict[str, str]] = {}
+    for node in nodes:
+        site = node.labels.get(site_label)
+        if site and node.address:
+            found.setdefault(site, {})[node.name] = node.address
+    return {site: dict(sorted(found[site].items())) for site in sorted(found) if len(found[site]) > 1}
+
+
+def fit_sites(sites: Sites, limit_bytes: int = MAX_PEER_BYTES) -> Sites:
+    """The sites, in order, whose text there is room for; a small one may still fit where a large one
+    does not."""
+    kept: dict[str, Mapping[str, str]] = {}
+    left = limit_bytes
+    for site, nodes in sites.items():
+        # As JSON writes it; no name, label value or address has a character that is escaped.
+        size = len(site) + 6 + sum(len(name) + len(address) + 6 for name, address in nodes.items())
+        if size <= left:
+            kept[site] = nodes
+            left -= size
+    return kept
+
+
+def rate_limit(spec: SLMDeploymentSpec) -> int:
+    """Bytes per second that one node may take from the source; 0 is no limit.
+
+    The site's limit is shared out evenly among the nodes that may fetch at a time.
+    """
+    wanted = spec.distribution
+    rates = [quantity_value(wanted.rate_limit)] if wanted.rate_limit else []
+    if wanted.site_rate_limit and wanted.max_concurrent_per_site:
+        rates.append(quantity_value(wanted.site_rate_limit) / wanted.max_concurrent_per_site)
+    return max(1, int(min(rates))) if rates else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What the file is to say."""
+
+    file: Distribution
+    left_out: int
+    """Sites that there was no room for: their nodes take everything from the source."""
+
+    @property
+    def note(self) -> str:
+        """What a person should know of it; mostly empty."""
+        if not self.left_out:
+            return ""
+        return (
+            f"{self.left_out} site(s) share no models between their nodes: the list of peers is too long for "
+            "a ConfigMap; divide the fleet among several SLMDeployments by placement.nodeSelector"
+        )
+
+
+def share(spec: SLMDeploymentSpec, nodes: Iterable[NodeView], *, peer_port: int) -> Shared:
+    """Limits and neighbours as spec wants them. `nodes` are those that placement selects; `peer_port` is 0
+    where no store agents run."""
+    label = spec.placement.site_label
+    wanted = find_sites(nodes, label) if spec.distribution.peers == "Site" and peer_port else {}
+    sites = fit_sites(wanted)
+    return Shared(
+        file=Distribution(
+            rate_limit_bytes_per_second=rate_limit(spec),
+            peer_port=peer_port if sites else 0,
+            sites=sites,
+        ),
+        left_out=len(wanted) - len(sites),
+    )
+
+
+def share_among(fleet: Fleet, observed: Observed) -> Shared:
+    """`share` for this look; replicas may come to every node that matches."""
+    spec = fleet.spec
+    if spec.placement.mode == "Replicas":
+        nodes = [node for hosts in sites_of(spec.placement, observed.nodes)[0].values() for node in hosts]
+    else:
+        nodes = [state.node for state in fleet.matched]
+    return share(spec, nodes, peer_port=observed.config.store_agent_port)
+
+
+def apply_distribution(names: Names, observed: Observed, shared: Shared) -> tuple[ApplyObject, ...]:
+    """The ConfigMap, where it is missing or says something else."""
+    text = shared.file.to_json()
+    kind, name = OwnedKind.CONFIG_MAP, names.distribution
+    view = next((v for v in observed.owned if v.kind is kind and v.name == name), None)
+    if view is None:
+        why = "missing"
+    elif view.content != content_digest(text):
+        why = "limits or neighbours changed"
+    elif view.drifted:
+        why = "changed by somebody else"
+    else:
+        return ()
+    return (ApplyObject(kind=kind, name=name, body=build_distribution(names, text), why=why),)
+
+
+def build_distribution(names: Names, text: str) -> dict[str, Any]:
+    """The ConfigMap that holds `text`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": names.distribution,
+            "namespace": names.namespace,
+            "labels": object_labels(names),
+        },
+        "data": {FILE_KEY: text},
+    }
