@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `python -m slmfetch fetch|hold|ready|release|list`.
+"""Command line: `python -m slmfetch fetch|hold|ready|release|list|agent`.
 
 Exit codes: 0 done, 1 failed (reason in the termination log), 2 wrong settings, 143 stopped.
 """
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bytes_reused=report.bytes_reused,
             milliseconds=milliseconds,
         )
-        if options.command not in ("ready", "list"):
+        if options.command not in ("ready", "list", "agent"):
             _write_termination(options.termination_log, termination)
 
     command: Callable[[argparse.Namespace, _Report, Callable[[str, str], None]], int] = options.run
@@ -113,6 +113,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     release.add_argument("--once", action="store_true", help="exit instead of holding")
     listing = commands.add_parser("list", help="print what the store holds as JSON")
     listing.set_defaults(run=_run_list)
+    agent = commands.add_parser("agent", help="give blobs to the site's other nodes, collect orphans")
+    agent.set_defaults(run=_run_agent)
+    agent.add_argument("--address", default="0.0.0.0", help="address to listen on (default %(default)s)")
+    agent.add_argument("--port", type=int, default=paths.AGENT_PORT, help="default %(default)s")
+    agent.add_argument(
+        "--collect-interval", type=float, default=600.0, help="seconds between two collections of orphans"
+    )
     return parser.parse_args(arguments)
 
 
@@ -186,6 +193,22 @@ def _run_list(options: argparse.Namespace, _report: _Report, _finish: Callable[[
     if not store.root.is_dir():
         raise config.ConfigError(f"{store.root} is not a folder; name the store with --store")
     sys.stdout.write(json.dumps(observe_store(store), indent=2) + "\n")
+    return 0
+
+
+def _run_agent(options: argparse.Namespace, _report: _Report, _finish: Callable[[str, str], None]) -> int:
+    from slmfetch.agent import run_agent
+
+    store = _store(options)
+    if not store.root.is_dir():
+        raise config.ConfigError(f"{store.root} is not a folder; mount the node's store there")
+    run_agent(
+        store,
+        address=options.address,
+        port=options.port,
+        node=config.current_environment().get(env.NODE, ""),
+        collect_seconds=options.collect_interval,
+    )
     return 0
 
 

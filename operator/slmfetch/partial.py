@@ -4,6 +4,7 @@
 import errno
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -59,8 +60,7 @@ class Partial:
         """Take over what an earlier process left, as far as it can be trusted."""
         meta = read_json(self._meta) or {}
         size = os.fstat(self._fd).st_size
-        trusted = size if meta.get("bootId") == _boot_id() else _number(meta.get("synced"))
-        usable = min(size, trusted)
+        usable = trusted_bytes(meta, size)
         if not 0 < usable <= self._file.size:
             usable = 0
         os.ftruncate(self._fd, usable)
@@ -200,6 +200,11 @@ def open_partial(store: Store, file: ManifestFile) -> Partial | None:
         if same:
             return Partial(store, file, fd)
         os.close(fd)
+
+
+def trusted_bytes(meta: Mapping[str, object], size: int) -> int:
+    """Of the `size` bytes on disk, those that a power cut since cannot have spoilt."""
+    return size if meta.get("bootId") == _boot_id() else min(size, _number(meta.get("synced")))
 
 
 def _boot_id() -> str:
