@@ -35,6 +35,7 @@ class _Report:
     digest: str = ""
     bytes_downloaded: int = 0
     bytes_reused: int = 0
+    bytes_from_peers: int = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             digest=report.digest,
             bytes_downloaded=report.bytes_downloaded,
             bytes_reused=report.bytes_reused,
+            bytes_from_peers=report.bytes_from_peers,
             milliseconds=milliseconds,
         )
         if options.command not in ("ready", "list", "agent"):
@@ -152,6 +154,7 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
     )
     outcome = fetch(store, job, settings)
     report.bytes_downloaded, report.bytes_reused = outcome.bytes_downloaded, outcome.bytes_reused
+    report.bytes_from_peers = outcome.bytes_from_peers
     finish("", "")
     log(
         "model is in the store",
@@ -159,6 +162,7 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         digest=manifest.digest,
         bytesDownloaded=outcome.bytes_downloaded,
         bytesReused=outcome.bytes_reused,
+        bytesFromPeers=outcome.bytes_from_peers,
     )
     return 0
 

@@ -13,6 +13,7 @@ from slmfetch.config import Settings
 from slmfetch.errors import FetchError, IntegrityError, TransferError
 from slmfetch.log import Progress, log, plain_url
 from slmfetch.partial import MAX_RETRY_AFTER_SECONDS, Partial, open_partial
+from slmfetch.peers import Peers
 from slmfetch.quarantine import SAMPLE_BYTES, add_record, clear_record, read_record
 from slmfetch.store import CHUNK_BYTES, Store, wait_for_lock
 from slmwire.manifest import ManifestFile
@@ -34,6 +35,10 @@ class Downloader:
     deadline: float
     """`time.monotonic()` at which the run gives up."""
     bytes_downloaded: int = 0
+    bytes_from_peers: int = 0
+    """Of those, what other nodes of the site gave."""
+    peers: Peers | None = None
+    """Made from the environment when it is first needed."""
     sleep: Callable[[float], None] = field(default=time.sleep)
 
     def obtain(self, file: ManifestFile) -> None:
@@ -82,6 +87,8 @@ class Downloader:
                 actual=actual,
                 again=again,
             )
+            if self.peers is not None:
+                self.peers.blame(file)
             sample = partial.sample(SAMPLE_BYTES)
             partial.reset()
         partial.remove()
@@ -116,6 +123,7 @@ class Downloader:
 
     def _download(self, file: ManifestFile, partial: Partial) -> None:
         """Until the partial has the file's size; its bytes are not verified yet."""
+        self._take_from_peers(file, partial)
         wait = partial.hold_off_seconds(_identity(file.url), time.time())
         if wait > 0:
             asked = TransferError(
@@ -138,6 +146,18 @@ class Downloader:
                     failures, best = 0, partial.offset
                 failures += 1
                 self._wait(file, partial, error, failures=failures)
+                self._take_from_peers(file, partial)
+
+    def _take_from_peers(self, file: ManifestFile, partial: Partial) -> None:
+        if self.peers is None:
+            self.peers = Peers.from_environment(
+                self.store, deadline=self.deadline, received=self._received_from_peers
+            )
+        self.peers.fill(file, partial)
+
+    def _received_from_peers(self, count: int) -> None:
+        self.bytes_downloaded += count
+        self.bytes_from_peers += count
 
     def _attempt(self, file: ManifestFile, partial: Partial) -> None:
         from slmfetch.transfer import Request, open_body

@@ -48,6 +48,8 @@ class Outcome:
 
     bytes_downloaded: int
     bytes_reused: int
+    bytes_from_peers: int = 0
+    """Of the bytes downloaded, those that other nodes gave."""
 
 
 def fetch(store: Store, job: Job, settings: Settings) -> Outcome:
@@ -80,7 +82,11 @@ def fetch(store: Store, job: Job, settings: Settings) -> Outcome:
         _finish(store, job, settings, missing)
     needed = sum(file.size for file in unique.values())
     fetched = sum(file.size for file in missing)
-    return Outcome(bytes_downloaded=downloader.bytes_downloaded, bytes_reused=needed - fetched)
+    return Outcome(
+        bytes_downloaded=downloader.bytes_downloaded,
+        bytes_reused=needed - fetched,
+        bytes_from_peers=downloader.bytes_from_peers,
+    )
 
 
 def release(store: Store, owner: Owner, *, wait_seconds: float = RELEASE_WAIT_SECONDS) -> None:
