@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `python -m slmfetch fetch|hold|ready|release|list|agent`.
+"""Command line: `python -m slmfetch fetch|hold|ready|release|list|agent|import`.
 
 Exit codes: 0 done, 1 failed (reason in the termination log), 2 wrong settings, 143 stopped.
 """
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bytes_from_peers=report.bytes_from_peers,
             milliseconds=milliseconds,
         )
-        if options.command not in ("ready", "list", "agent"):
+        if options.command not in ("ready", "list", "agent", "import"):
             _write_termination(options.termination_log, termination)
 
     command: Callable[[argparse.Namespace, _Report, Callable[[str, str], None]], int] = options.run
@@ -121,6 +121,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     agent.add_argument("--port", type=int, default=paths.AGENT_PORT, help="default %(default)s")
     agent.add_argument(
         "--collect-interval", type=float, default=600.0, help="seconds between two collections of orphans"
+    )
+    bundle = commands.add_parser("import", help="put a bundle (manifest.json and its files) into the store")
+    bundle.set_defaults(run=_run_import)
+    bundle.add_argument(
+        "source", nargs="?", help="folder, uncompressed tar, or - for a tar on standard input"
+    )
+    bundle.add_argument(
+        "--forget", metavar="DIGEST", help="instead: drop the pins of an import (sha256:..., or all)"
     )
     return parser.parse_args(arguments)
 
@@ -213,6 +221,19 @@ def _run_agent(options: argparse.Namespace, _report: _Report, _finish: Callable[
         node=config.current_environment().get(env.NODE, ""),
         collect_seconds=options.collect_interval,
     )
+    return 0
+
+
+def _run_import(options: argparse.Namespace, _report: _Report, _finish: Callable[[str, str], None]) -> int:
+    from slmfetch.bundle import forget_imports, import_bundle, log_import
+
+    store = _store(options)
+    if (options.source is None) == (options.forget is None):
+        raise config.ConfigError("name a bundle, or --forget with a digest")
+    if options.forget is not None:
+        log("imports forgotten", pins=forget_imports(store, options.forget))
+        return 0
+    log_import(import_bundle(store, sys.stdin.buffer if options.source == "-" else Path(options.source)))
     return 0
 
 

@@ -3,11 +3,13 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from slmfetch.collect import Collected, collect
 from slmfetch.exchange import MARKER_SUFFIX
+from slmfetch.refs import IMPORTER, UnreadableRef, read_refs, remove_ref
 from slmfetch.store import TEMP_PREFIX, Store, discard, scan
 
 STALE_PROGRESS_SECONDS: Final = 600.0
@@ -20,6 +22,8 @@ def tidy(store: Store, *, clock: Callable[[], float] = time.time) -> Collected:
     if not store.refs.is_dir():
         return Collected()  # nothing was ever fetched here
     with store.locked():
+        with suppress(UnreadableRef):  # collect says it
+            drop_adopted(store)
         done = collect(store)
         _remove_markers(store)
         now = clock()
@@ -27,6 +31,23 @@ def tidy(store: Store, *, clock: Callable[[], float] = time.time) -> Collected:
         for folder in (store.partial, store.quarantine):
             _remove_old(folder, TEMP_PREFIX, before=now - STALE_TEMP_SECONDS)
     return done
+
+
+def drop_adopted(store: Store) -> None:
+    """Drop import pins whose files a deployment has pinned in whole. The caller holds the store's lock."""
+    imports = read_refs(store, IMPORTER.key)
+    if not imports:
+        return
+    owned = {
+        ref.digest
+        for entry in scan(store.refs)
+        if entry.is_dir(follow_symlinks=False) and entry.name != IMPORTER.key
+        for ref in read_refs(store, entry.name).values()
+        if ref.complete
+    }
+    for ref in imports.values():
+        if ref.complete and ref.digest in owned:
+            remove_ref(store, IMPORTER, ref.revision)
 
 
 def _remove_markers(store: Store) -> None:
