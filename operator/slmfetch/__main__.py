@@ -117,7 +117,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     listing.set_defaults(run=_run_list)
     agent = commands.add_parser("agent", help="give blobs to the site's other nodes, collect orphans")
     agent.set_defaults(run=_run_agent)
-    agent.add_argument("--address", default="0.0.0.0", help="address to listen on (default %(default)s)")
+    agent.add_argument("--address", default="", help="address to listen on (default: all, IPv4 and IPv6)")
     agent.add_argument("--port", type=int, default=paths.AGENT_PORT, help="default %(default)s")
     agent.add_argument(
         "--collect-interval", type=float, default=600.0, help="seconds between two collections of orphans"

@@ -20,6 +20,7 @@ from typing import Final
 from slmfetch.log import log
 
 MAX_HEADER_BYTES: Final = 8192
+BACKLOG: Final = 64
 SEND_BYTES: Final = 1 << 20
 THREAD_STACK_BYTES: Final = 256 << 10
 SLOWEST_BYTES_PER_SECOND: Final = 16 << 10
@@ -75,7 +76,7 @@ class _BadRequest(Exception):
 
 
 class Server:
-    """Answers on one address; `port` is the real one when 0 was asked for."""
+    """Answers on one address, or on all when it is empty; `port` is the real one when 0 was asked for."""
 
     def __init__(
         self, *, address: str, port: int, answer: Callable[[Request], Reply], limits: Limits | None = None
@@ -88,8 +89,7 @@ class Server:
         """Bytes of files sent so far."""
         self.refused = 0
         """Connections turned away because there were too many."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._listener = socket.create_server((address, port), family=family, backlog=64)
+        self._listener = _listen(address, port)
         self.port: int = self._listener.getsockname()[1]
 
     @property
@@ -217,6 +217,18 @@ class Server:
                 self.bytes_sent += count
             if time.monotonic() > deadline:
                 raise TimeoutError
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    if address:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return socket.create_server((address, port), family=family, backlog=BACKLOG)
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # IPv6 may be switched off all the same
+            return socket.create_server(
+                ("", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True
+            )
+    return socket.create_server(("", port), backlog=BACKLOG)
 
 
 def _read_head(connection: socket.socket, rest: bytes, seconds: float) -> tuple[bytes, bytes]:

@@ -30,6 +30,8 @@ MEASURE_BYTES: Final = 1 << 20
 """Speed is judged after so long, or so much."""
 LOWEST_BYTES_PER_SECOND: Final = 64 << 10
 BEST_SHARE: Final = 1 / 16
+CREEP_SECONDS: Final = 60.0
+"""Over so long a node that is at the source must get the lowest speed that its followers put up with."""
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -69,6 +71,8 @@ class Bounds:
     """Longest wait without a sign that the peer itself gets bytes."""
     best_bytes_per_second: float
     """Best speed that a peer has shown in this run."""
+    creep_bytes_per_second: float
+    """A node that gets less than this from the source over CREEP_SECONDS is as good as silent."""
 
     def is_slow(self, count: int, seconds: float) -> bool:
         """Whether `count` bytes in `seconds` is much less than it should be."""
@@ -109,13 +113,19 @@ class Link:
 
         What `sink` raises goes through.
         """
-        offset, alive, have = start, time.monotonic(), -1
+        offset, alive, have = start, time.monotonic(), 0
+        marked_at, mark = alive, start
         while offset < file.size:
             now = time.monotonic()
             if now >= bounds.deadline:
                 return End.DEADLINE
             if now - alive > bounds.patience_seconds:
                 return End.SILENT
+            if now - marked_at >= CREEP_SECONDS:
+                # What it got counts as well as what we got: it may be behind us, or far ahead.
+                if offset + have - mark < bounds.creep_bytes_per_second * (now - marked_at):
+                    return End.SILENT
+                marked_at, mark = now, offset + have
             try:
                 response = self._ask(
                     "GET", file, {"Range": f"bytes={offset}-", "Prefer": f"wait={WAIT_SECONDS}"}

@@ -38,6 +38,8 @@ GRACE_BUDGET_SECONDS: Final = 12.0
 """All such waiting of one run together."""
 PATIENCE_SECONDS: Final = 15.0
 """How long the node that is at the source may get nothing before the next in rank goes there itself."""
+CREEP_BYTES_PER_SECOND: Final = 16 << 10
+"""Less than this from the source, in the mean over a minute, is as good as nothing."""
 MAX_YIELDS: Final = 2
 POLL_SECONDS: Final = 0.25
 REFUSED_SECONDS: Final = 10.0
@@ -88,6 +90,7 @@ class _Site:
     """Neighbours by rank."""
     elders: frozenset[str]
     """Those of them that rank before us."""
+    creep_bytes_per_second: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -206,6 +209,10 @@ class Peers:
             addresses=neighbours,
             ranked=[name for name in order if name != self.node],
             elders=frozenset(order[:place]),
+            # A node that is told to be slow is not left for being so.
+            creep_bytes_per_second=min(
+                CREEP_BYTES_PER_SECOND, (distribution.rate_limit_bytes_per_second or FOREVER) / 4
+            ),
         )
 
     def _look(self, file: ManifestFile, site: _Site) -> list[View]:
@@ -246,6 +253,7 @@ class Peers:
             deadline=self.deadline,
             patience_seconds=PATIENCE_SECONDS * (1 + before),
             best_bytes_per_second=self._best,
+            creep_bytes_per_second=site.creep_bytes_per_second,
         )
         given = self._given.setdefault(file.sha256, Counter())
 

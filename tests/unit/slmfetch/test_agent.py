@@ -198,6 +198,20 @@ def test_a_client_that_says_nothing_is_cut_off(store: Store) -> None:
         assert connection.recv(100) == b""
 
 
+def test_without_an_address_it_listens_on_all(store: Store) -> None:
+    with serve_agent(store, address="") as agent:
+        for address in ("127.0.0.1", "127.0.0.7", *(["::1"] if has_ipv6() else [])):
+            assert ask(address, agent.port, "/healthz").status == 200
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
 def test_store_and_metrics_say_what_is_there(agent: RunningAgent, origin: Origin) -> None:
     data = noise(50_000, 2)
     origin.files["/m/a.bin"] = data

@@ -270,6 +270,54 @@ def test_a_leader_that_gets_nothing_is_left(node: Node) -> None:
     partial.close()
 
 
+def test_a_leader_that_creeps_is_left(node: Node) -> None:
+    other = node.neighbour("a")
+    partial = begin(other, node.manifest, 1000)
+    stop = threading.Event()
+
+    def creep() -> None:
+        at = 1000
+        while not stop.wait(0.05):
+            partial.write(memoryview(DATA)[at : at + 10])
+            at += 10
+
+    node.monkeypatch.setattr("slmfetch.peers.PATIENCE_SECONDS", 3600.0)
+    node.monkeypatch.setattr("slmfetch.peer_link.CREEP_SECONDS", 0.5)
+    node.tell(**{NODES[0]: "127.0.2.2"})
+    thread = threading.Thread(target=creep)
+    thread.start()
+    try:
+        with agent_of(node, other, 2):
+            assert 1000 < node.fetch().bytes_from_peers < 100_000
+    finally:
+        stop.set()
+        thread.join()
+    assert node.origin.seen[0].start > 1000
+    partial.close()
+
+
+def test_a_leader_behind_us_that_gets_bytes_is_waited_for(node: Node) -> None:
+    other = node.neighbour("a")
+    partial = begin(other, node.manifest, 1000)
+    begin(node.store, node.manifest, 2_000_000).close()
+
+    def grow() -> None:
+        for at in range(1000, len(DATA), 100_000):
+            time.sleep(0.04)
+            partial.write(memoryview(DATA)[at : at + 100_000])
+        assert partial.publish() == ""
+
+    node.monkeypatch.setattr("slmfetch.peer_link.CREEP_SECONDS", 0.3)
+    node.tell(**{NODES[0]: "127.0.2.2"})
+    thread = threading.Thread(target=grow)
+    with agent_of(node, other, 2):
+        thread.start()
+        assert node.fetch().bytes_from_peers == len(DATA) - 2_000_000
+        thread.join()
+    assert node.origin.seen == []
+    partial.close()
+
+
 def test_nobody_waits_for_a_node_that_waits_itself(node: Node) -> None:
     other = node.neighbour("a")
     partial = begin(other, node.manifest, 1000)
