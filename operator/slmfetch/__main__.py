@@ -99,6 +99,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument(
             "--file-root", type=Path, action="append", default=[], help="folder that file:// may point into"
         )
+        sub.add_argument(
+            "--source-dir",
+            type=Path,
+            default=Path(paths.SOURCE_DIR),
+            help="folder with credentials (default %(default)s)",
+        )
         sub.add_argument("--timeout", type=float, default=6 * 3600.0, help="seconds for the whole fetch")
         sub.add_argument("--stall-timeout", type=float, default=30.0, help="seconds of silence per attempt")
         sub.add_argument("--attempts", type=int, default=8, help="attempts without progress")
@@ -128,7 +134,10 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         size_limit_bytes=config.read_count(environ, env.SIZE_LIMIT_BYTES, default=0),
         reserve_bytes=options.reserve_bytes,
         keep_previous=config.read_count(environ, env.KEEP_PREVIOUS, default=1),
+        auth=config.read_auth(environ),
         token_file=config.read_path(environ, env.SOURCE_TOKEN_FILE),
+        source_dir=options.source_dir,
+        s3_region=environ.get(env.S3_REGION, ""),
         ca_file=config.read_path(environ, env.CA_FILE),
         file_roots=tuple(options.file_root),
         timeout_seconds=options.timeout,

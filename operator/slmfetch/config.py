@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,15 @@ _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 class ConfigError(ValueError):
     """A setting is missing or malformed; the message names it and the cure."""
+
+
+class Auth(StrEnum):
+    """How the source is told who asks; values of SLM_SOURCE_AUTH."""
+
+    BEARER = "bearer"
+    BASIC = "basic"
+    S3 = "s3"
+    OCI = "oci"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +50,12 @@ class Settings:
     reserve_bytes: int | None = None
     """Free bytes to leave on the file system; None takes `store.default_reserve_bytes`."""
     keep_previous: int = 1
+    auth: Auth = Auth.BEARER
     token_file: Path | None = None
+    """Where a bearer token is read; None is anonymous."""
+    source_dir: Path = Path(paths.SOURCE_DIR)
+    """Where the other kinds of credentials are read."""
+    s3_region: str = ""
     ca_file: Path | None = None
     file_roots: tuple[Path, ...] = ()
     """Folders that file:// URLs may point into; empty refuses them."""
@@ -80,6 +95,16 @@ def read_count(environ: Mapping[str, str], name: str, *, default: int) -> int:
     if not text.isdecimal():
         raise ConfigError(f"{name}={text!r} is not a whole number; set it to digits only")
     return int(text)
+
+
+def read_auth(environ: Mapping[str, str]) -> Auth:
+    """How the source is told who asks; ConfigError for an unknown way."""
+    text = environ.get(env.SOURCE_AUTH, "") or Auth.BEARER
+    try:
+        return Auth(text)
+    except ValueError as error:
+        known = ", ".join(Auth)
+        raise ConfigError(f"{env.SOURCE_AUTH}={text!r} is unknown; set one of {known}") from error
 
 
 def _name(environ: Mapping[str, str], name: str) -> str:

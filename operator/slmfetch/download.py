@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from slmfetch.config import Settings
 from slmfetch.errors import FetchError, IntegrityError, TransferError
@@ -17,6 +17,9 @@ from slmfetch.quarantine import SAMPLE_BYTES, add_record, clear_record, read_rec
 from slmfetch.store import CHUNK_BYTES, Store, wait_for_lock
 from slmwire.manifest import ManifestFile
 from slmwire.reasons import Reason
+
+if TYPE_CHECKING:
+    from slmfetch.network import Network
 
 BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 30.0
@@ -35,6 +38,7 @@ class Downloader:
     """`time.monotonic()` at which the run gives up."""
     bytes_downloaded: int = 0
     sleep: Callable[[float], None] = field(default=time.sleep)
+    _network: "Network | None" = None
 
     def obtain(self, file: ManifestFile) -> None:
         """Make the file a verified blob; does nothing if it is one. Raises FetchError."""
@@ -100,12 +104,13 @@ class Downloader:
         from slmfetch.localfile import open_local
 
         partial.reset()
-        fd = open_local(file.url, size=file.size, roots=self.settings.file_roots)
+        fd = open_local(file.url, size=file.size, offset=file.offset, roots=self.settings.file_roots)
         try:
             buffer = bytearray(CHUNK_BYTES)
             view = memoryview(buffer)
             progress = Progress(file=file.path, total_bytes=file.size, start_bytes=0)
-            while count := os.readv(fd, [buffer]):
+            # Only so many: with an offset, the file goes on behind.
+            while count := os.readv(fd, [view[: file.size - partial.offset]]):
                 partial.write(view[:count])
                 self.bytes_downloaded += count
                 progress.update(partial.offset)
@@ -142,17 +147,18 @@ class Downloader:
     def _attempt(self, file: ManifestFile, partial: Partial) -> None:
         from slmfetch.transfer import Request, open_body
 
+        network = self._connect()
         origin = _identity(file.url)
         same = partial.origin == origin
         request = Request(
             url=file.url,
-            offset=partial.offset,
-            etag=partial.etag if same else "",
             size=file.size,
-            token=self._token(),
+            base=file.offset,
+            start=partial.offset,
+            etag=partial.etag if same else "",
         )
         try:
-            body = open_body(request, self.settings)
+            body = open_body(request, network.session, network.access)
         except TransferError as error:
             if error.stale:
                 partial.reset()
@@ -179,6 +185,14 @@ class Downloader:
                 f"{plain_url(file.url)} hung up after {partial.offset} of {file.size} bytes",
                 retryable=True,
             )
+
+    def _connect(self) -> "Network":
+        """Made when it is needed first: a cached model starts without the modules behind it."""
+        if self._network is None:
+            from slmfetch.network import Network
+
+            self._network = Network(self.settings)
+        return self._network
 
     def _receive(self, file: ManifestFile, partial: Partial, read_some: Callable[[int], bytes]) -> None:
         progress = Progress(file=file.path, total_bytes=file.size, start_bytes=partial.offset)
@@ -227,24 +241,6 @@ class Downloader:
             f"{file.path}: not done within {self.settings.timeout_seconds:.0f} s, {partial.offset} of "
             f"{file.size} bytes are here and kept: {why}",
         )
-
-    def _token(self) -> str:
-        """Bearer token, read afresh for every attempt: a Secret may be rotated meanwhile."""
-        path = self.settings.token_file
-        if path is None:
-            return ""
-        try:
-            token = path.read_bytes().strip()
-        except FileNotFoundError:
-            return ""
-        except OSError as error:
-            raise FetchError(Reason.ACCESS_DENIED, f"the token cannot be read: {error.strerror}") from error
-        if not all(0x21 <= byte <= 0x7E for byte in token):
-            raise FetchError(
-                Reason.ACCESS_DENIED,
-                "the token holds characters that no HTTP header may carry; put the bare token in the Secret",
-            )
-        return token.decode("ascii")
 
 
 def _identity(url: str) -> str:
