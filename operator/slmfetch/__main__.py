@@ -140,6 +140,13 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         s3_region=environ.get(env.S3_REGION, ""),
         ca_file=config.read_path(environ, env.CA_FILE),
         file_roots=tuple(options.file_root),
+        connections=config.read_count(
+            environ,
+            env.FETCH_CONNECTIONS,
+            default=config.DEFAULT_CONNECTIONS,
+            least=1,
+            most=config.MAX_CONNECTIONS,
+        ),
         timeout_seconds=options.timeout,
         stall_timeout_seconds=options.stall_timeout,
         attempts=options.attempts,

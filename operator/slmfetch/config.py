@@ -11,6 +11,8 @@ from typing import Final
 
 from slmwire import env, paths
 
+DEFAULT_CONNECTIONS: Final = 4
+MAX_CONNECTIONS: Final = 16
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
@@ -59,6 +61,8 @@ class Settings:
     ca_file: Path | None = None
     file_roots: tuple[Path, ...] = ()
     """Folders that file:// URLs may point into; empty refuses them."""
+    connections: int = DEFAULT_CONNECTIONS
+    """Connections at once for one large file; 1 turns that off."""
     timeout_seconds: float = 6 * 3600.0
     """Bound on the whole fetch."""
     stall_timeout_seconds: float = 30.0
@@ -87,14 +91,20 @@ def read_store_dir(environ: Mapping[str, str]) -> Path:
     return Path(environ.get(env.STORE_DIR) or paths.STORE_DIR)
 
 
-def read_count(environ: Mapping[str, str], name: str, *, default: int) -> int:
-    """A whole number >= 0 from the environment; ConfigError otherwise."""
+def read_count(
+    environ: Mapping[str, str], name: str, *, default: int, least: int = 0, most: int | None = None
+) -> int:
+    """A whole number within bounds from the environment; ConfigError otherwise."""
     text = environ.get(name, "")
     if not text:
         return default
     if not text.isdecimal():
         raise ConfigError(f"{name}={text!r} is not a whole number; set it to digits only")
-    return int(text)
+    value = int(text)
+    if value < least or (most is not None and value > most):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ConfigError(f"{name}={text!r} must be {bounds}")
+    return value
 
 
 def read_auth(environ: Mapping[str, str]) -> Auth:

@@ -4,6 +4,7 @@
 import hashlib
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 30.0
+PIECE_BYTES: Final = 8 << 20
+"""What one request of several asks for."""
 PROGRESS_BYTES: Final = 64 << 10
 """An attempt that brought this much (or the rest of the file) counts as progress."""
 EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
@@ -39,6 +42,7 @@ class Downloader:
     bytes_downloaded: int = 0
     sleep: Callable[[float], None] = field(default=time.sleep)
     _network: "Network | None" = None
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def obtain(self, file: ManifestFile) -> None:
         """Make the file a verified blob; does nothing if it is one. Raises FetchError."""
@@ -121,6 +125,8 @@ class Downloader:
 
     def _download(self, file: ManifestFile, partial: Partial) -> None:
         """Until the partial has the file's size; its bytes are not verified yet."""
+        if partial.offset >= file.size:
+            return
         wait = partial.hold_off_seconds(_identity(file.url), time.time())
         if wait > 0:
             asked = TransferError(
@@ -130,31 +136,40 @@ class Downloader:
                 retry_after_seconds=wait,
             )
             self._wait(file, partial, asked, failures=1)
-        failures, best = 0, partial.offset
+        tactics = Tactics(connections=self.settings.connections)
+        failures, best = 0, partial.have
         while partial.offset < file.size:
             try:
-                self._attempt(file, partial)
+                if tactics.may_split(file, partial):
+                    self._attempt_split(file, partial, tactics)
+                else:
+                    self._attempt(file, partial, tactics)
             except TransferError as error:
                 if not error.retryable:
                     raise TransferError(
                         error.reason, f"{file.path}: {error.message}", retryable=False
                     ) from error
-                if partial.offset >= min(best + PROGRESS_BYTES, file.size):
-                    failures, best = 0, partial.offset
+                have = partial.have
+                if have >= min(best + PROGRESS_BYTES, file.size):
+                    failures, best = 0, have
                 failures += 1
                 self._wait(file, partial, error, failures=failures)
 
-    def _attempt(self, file: ManifestFile, partial: Partial) -> None:
-        from slmfetch.transfer import Request, open_body
+    def _attempt(self, file: ManifestFile, partial: Partial, tactics: "Tactics") -> None:
+        """One connection for the rest; for a first piece, where others may help after that."""
+        from slmfetch.transfer import Request, is_content_addressed, open_body
 
         network = self._connect()
         origin = _identity(file.url)
         same = partial.origin == origin
+        end = tactics.probe_end(file, partial)
+        partial.discard_ahead()
         request = Request(
             url=file.url,
             size=file.size,
             base=file.offset,
             start=partial.offset,
+            end=end,
             etag=partial.etag if same else "",
         )
         try:
@@ -175,16 +190,54 @@ class Downloader:
             if body.start != partial.offset:
                 log("the source starts over", level="warning", file=file.path, had=partial.offset)
                 partial.reset()
-            partial.describe(etag=body.etag, origin=origin)
-            self._receive(file, partial, body.read_some)
+            # A registry's digest says more than any validator, and its mirrors may each have their own.
+            fixed = is_content_addressed(file.url)
+            partial.describe(etag="" if fixed else body.etag, origin=origin)
+            if end and body.ranged and (fixed or body.etag):
+                partial.allow_splits()
+            stop = end if end and body.ranged else file.size
+            self._receive(file, partial, body.read_some, stop=stop)
         finally:
             body.close()
-        if partial.offset < file.size:
+        if partial.offset < stop:
             raise TransferError(
                 Reason.SOURCE_UNAVAILABLE,
                 f"{plain_url(file.url)} hung up after {partial.offset} of {file.size} bytes",
                 retryable=True,
             )
+
+    def _attempt_split(self, file: ManifestFile, partial: Partial, tactics: "Tactics") -> None:
+        """Several connections for the rest."""
+        from slmfetch.parallel import Crew
+        from slmfetch.pieces import Pieces
+
+        pieces = Pieces(partial, file.size, PIECE_BYTES)
+        crew = Crew(
+            file=file,
+            pieces=pieces,
+            etag=partial.etag,
+            network=self._connect(),
+            size=tactics.connections,
+            count=self._count,
+        )
+        progress = Progress(file=file.path, total_bytes=file.size, start_bytes=pieces.have)
+
+        def look() -> None:
+            progress.update(pieces.have)
+            if time.monotonic() >= self.deadline and not pieces.complete:
+                raise self._out_of_time(file, partial, "the source is too slow")
+
+        try:
+            crew.run(look)
+        except TransferError as error:
+            tactics.learn(error)
+            if error.stale:
+                partial.reset()
+            raise
+
+    def _count(self, count: int) -> None:
+        with self._counting:
+            self.bytes_downloaded += count
 
     def _connect(self) -> "Network":
         """Made when it is needed first: a cached model starts without the modules behind it."""
@@ -194,11 +247,14 @@ class Downloader:
             self._network = Network(self.settings)
         return self._network
 
-    def _receive(self, file: ManifestFile, partial: Partial, read_some: Callable[[int], bytes]) -> None:
+    def _receive(
+        self, file: ManifestFile, partial: Partial, read_some: Callable[[int], bytes], *, stop: int
+    ) -> None:
         progress = Progress(file=file.path, total_bytes=file.size, start_bytes=partial.offset)
-        while data := read_some(CHUNK_BYTES):
+        # Up to the end of the answer where that is the file's: what is too much is an error.
+        while (stop == file.size or partial.offset < stop) and (data := read_some(CHUNK_BYTES)):
             partial.write(memoryview(data))
-            self.bytes_downloaded += len(data)
+            self._count(len(data))
             progress.update(partial.offset)
             if time.monotonic() >= self.deadline and partial.offset < file.size:
                 raise self._out_of_time(file, partial, "the source is too slow")
@@ -241,6 +297,40 @@ class Downloader:
             f"{file.path}: not done within {self.settings.timeout_seconds:.0f} s, {partial.offset} of "
             f"{file.size} bytes are here and kept: {why}",
         )
+
+
+@dataclass(slots=True, kw_only=True)
+class Tactics:
+    """How one file is asked for, as this run has learnt it."""
+
+    connections: int
+    _probed: bool = False
+    _together: bool = True
+    """Until a source turned out not to give the same bytes to each connection."""
+
+    def probe_end(self, file: ManifestFile, partial: Partial) -> int:
+        """Where the first request ends that shows whether a large file may be split; 0 for all the rest."""
+        large = file.size - partial.offset >= 2 * PIECE_BYTES
+        if self._probed or not self._together or self.connections < 2 or not large:
+            return 0
+        self._probed = True
+        return partial.offset + PIECE_BYTES
+
+    def may_split(self, file: ManifestFile, partial: Partial) -> bool:
+        """Whether several connections may bring what is missing."""
+        known = partial.splits and partial.origin == _identity(file.url)
+        if not known or not self._together:
+            return False
+        large = file.size - partial.offset > PIECE_BYTES
+        # What came ahead is taken over even by one connection.
+        return (self.connections > 1 and large) or partial.have > partial.offset
+
+    def learn(self, error: TransferError) -> None:
+        """After a split attempt failed: the next one is more modest."""
+        if error.stale:
+            self._together = False
+        elif error.retry_after_seconds is not None or error.reason is Reason.RATE_LIMITED:
+            self.connections = max(self.connections // 2, 1)
 
 
 def _identity(url: str) -> str:

@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from slmfetch.config import Owner, Settings
 from slmfetch.download import Downloader
 from slmfetch.errors import FetchError
 from slmfetch.log import log
+from slmfetch.partial import list_ahead
 from slmfetch.refs import Ref, UnreadableRef, new_ref, next_stamp, read_refs, write_ref
 from slmfetch.store import NO_SPACE, Store, default_reserve_bytes, discard, is_tree_in_use
 from slmfetch.tree import is_tree_intact, publish_tree
@@ -212,7 +214,9 @@ def _shortage(store: Store, settings: Settings, missing: Sequence[ManifestFile])
 
 
 def _partial_bytes(store: Store, file: ManifestFile) -> int:
-    try:
-        return (store.partial / f"{file.sha256}.part").stat().st_size
-    except FileNotFoundError:
-        return 0
+    paths = [store.partial / f"{file.sha256}.part", *list_ahead(store, file.sha256).values()]
+    sizes = 0
+    for path in paths:
+        with suppress(FileNotFoundError):  # another fetch on this node is at it
+            sizes += path.stat().st_size
+    return sizes
