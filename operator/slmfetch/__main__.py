@@ -11,17 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from slmfetch import config
 from slmfetch.errors import FetchError, Stopped
 from slmfetch.log import log
+from slmfetch.progress import Tally
 from slmfetch.store import Store
 from slmwire import env, paths
 from slmwire.manifest import Manifest, ManifestError, parse_manifest
 from slmwire.reasons import Reason, Termination
+
+if TYPE_CHECKING:
+    from slmfetch.fetch import Outcome
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -33,7 +37,7 @@ class _Report:
     """Collects what the termination message says."""
 
     digest: str = ""
-    bytes_downloaded: int = 0
+    tally: Tally = field(default_factory=Tally)
     bytes_reused: int = 0
 
 
@@ -53,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reason=reason,
             message=message,
             digest=report.digest,
-            bytes_downloaded=report.bytes_downloaded,
+            bytes_downloaded=report.tally.downloaded,
             bytes_reused=report.bytes_reused,
+            bytes_from_peers=report.tally.from_peers,
             milliseconds=milliseconds,
         )
         if options.command not in ("ready", "list"):
@@ -140,6 +145,8 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         s3_region=environ.get(env.S3_REGION, ""),
         ca_file=config.read_path(environ, env.CA_FILE),
         file_roots=tuple(options.file_root),
+        high_watermark_percent=config.read_count(environ, env.HIGH_WATERMARK_PERCENT, default=0, most=100),
+        distribution_file=config.read_path(environ, env.DISTRIBUTION_FILE),
         connections=config.read_count(
             environ,
             env.FETCH_CONNECTIONS,
@@ -159,17 +166,28 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         purpose=Purpose.SERVE if options.serve else Purpose.AHEAD,
         deep=options.deep,
     )
-    outcome = fetch(store, job, settings)
-    report.bytes_downloaded, report.bytes_reused = outcome.bytes_downloaded, outcome.bytes_reused
-    finish("", "")
+    outcome = fetch(store, job, settings, tally=report.tally)
+    report.bytes_reused = outcome.bytes_reused
+    finish("", _summary(outcome))
     log(
         "model is in the store",
         revision=job.revision,
         digest=manifest.digest,
         bytesDownloaded=outcome.bytes_downloaded,
         bytesReused=outcome.bytes_reused,
+        bytesFromPeers=outcome.bytes_from_peers,
+        bytesPerSecond=outcome.bytes_per_second,
     )
     return 0
+
+
+def _summary(outcome: "Outcome") -> str:
+    if not outcome.bytes_downloaded:
+        return ""
+    return (
+        f"{outcome.bytes_downloaded} bytes at {outcome.bytes_per_second} bytes/s, "
+        f"{outcome.bytes_from_peers} of them from peers"
+    )
 
 
 def _run_hold(options: argparse.Namespace, report: _Report, finish: Callable[[str, str], None]) -> int:

@@ -61,6 +61,10 @@ class Settings:
     ca_file: Path | None = None
     file_roots: tuple[Path, ...] = ()
     """Folders that file:// URLs may point into; empty refuses them."""
+    high_watermark_percent: int = 0
+    """Share of the store's file system that a fetch never fills; 0 leaves it to the reserve."""
+    distribution_file: Path | None = None
+    """Limits and peers, see slmwire.distribution; None is neither."""
     connections: int = DEFAULT_CONNECTIONS
     """Connections at once for one large file; 1 turns that off."""
     timeout_seconds: float = 6 * 3600.0

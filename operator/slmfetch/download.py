@@ -4,7 +4,6 @@
 import hashlib
 import os
 import random
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from slmfetch.config import Settings
 from slmfetch.errors import FetchError, IntegrityError, TransferError
-from slmfetch.log import Progress, log, plain_url
+from slmfetch.log import log, plain_url
+from slmfetch.pace import DistributionFile, Pace
 from slmfetch.partial import MAX_RETRY_AFTER_SECONDS, Partial, open_partial
+from slmfetch.progress import From, Reporter, Tally
 from slmfetch.quarantine import SAMPLE_BYTES, add_record, clear_record, read_record
 from slmfetch.store import CHUNK_BYTES, Store, wait_for_lock
 from slmwire.manifest import ManifestFile
@@ -39,10 +40,22 @@ class Downloader:
     settings: Settings
     deadline: float
     """`time.monotonic()` at which the run gives up."""
-    bytes_downloaded: int = 0
+    tally: Tally
+    reporter: Reporter
     sleep: Callable[[float], None] = field(default=time.sleep)
     _network: "Network | None" = None
-    _counting: threading.Lock = field(default_factory=threading.Lock)
+    distribution: DistributionFile = field(init=False)
+    """Limits and peers as they are now."""
+    _pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.distribution = DistributionFile(self.settings.distribution_file)
+        self._pace = Pace(lambda: self.distribution.current().rate_limit_bytes_per_second)
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._network is not None:
+            self._network.session.close()
 
     def obtain(self, file: ManifestFile) -> None:
         """Make the file a verified blob; does nothing if it is one. Raises FetchError."""
@@ -55,6 +68,7 @@ class Downloader:
                     self._fill(file, partial)
             finally:
                 partial.close()
+        self.reporter.end(file)
 
     def _claim(self, file: ManifestFile) -> Partial | None:
         claimed: list[Partial] = []
@@ -72,6 +86,7 @@ class Downloader:
     def _fill(self, file: ManifestFile, partial: Partial) -> None:
         self._check_hold_off(file)
         partial.restore()
+        self.reporter.begin(file, partial.have)
         for again in (True, False):
             if file.url.startswith("file:"):
                 self._copy(file, partial)
@@ -112,12 +127,11 @@ class Downloader:
         try:
             buffer = bytearray(CHUNK_BYTES)
             view = memoryview(buffer)
-            progress = Progress(file=file.path, total_bytes=file.size, start_bytes=0)
             # Only so many: with an offset, the file goes on behind.
             while count := os.readv(fd, [view[: file.size - partial.offset]]):
                 partial.write(view[:count])
-                self.bytes_downloaded += count
-                progress.update(partial.offset)
+                self._count(count)
+                self.reporter.update(partial.offset, From.SOURCE)
         except OSError as error:
             raise FetchError(Reason.SOURCE_UNAVAILABLE, f"{plain_url(file.url)}: {error.strerror}") from error
         finally:
@@ -220,10 +234,9 @@ class Downloader:
             size=tactics.connections,
             count=self._count,
         )
-        progress = Progress(file=file.path, total_bytes=file.size, start_bytes=pieces.have)
 
         def look() -> None:
-            progress.update(pieces.have)
+            self.reporter.update(pieces.have, From.SOURCE)
             if time.monotonic() >= self.deadline and not pieces.complete:
                 raise self._out_of_time(file, partial, "the source is too slow")
 
@@ -236,26 +249,29 @@ class Downloader:
             raise
 
     def _count(self, count: int) -> None:
-        with self._counting:
-            self.bytes_downloaded += count
+        self.tally.add(count, From.SOURCE)
 
     def _connect(self) -> "Network":
         """Made when it is needed first: a cached model starts without the modules behind it."""
         if self._network is None:
             from slmfetch.network import Network
 
-            self._network = Network(self.settings)
+            self._network = Network(self.settings, self._pace)
         return self._network
 
     def _receive(
         self, file: ManifestFile, partial: Partial, read_some: Callable[[int], bytes], *, stop: int
     ) -> None:
-        progress = Progress(file=file.path, total_bytes=file.size, start_bytes=partial.offset)
+        pace = self._pace
         # Up to the end of the answer where that is the file's: what is too much is an error.
-        while (stop == file.size or partial.offset < stop) and (data := read_some(CHUNK_BYTES)):
+        while stop == file.size or partial.offset < stop:
+            most = CHUNK_BYTES if stop == file.size else min(CHUNK_BYTES, stop - partial.offset)
+            if not (data := read_some(pace.read_bytes(most))):
+                break
             partial.write(memoryview(data))
             self._count(len(data))
-            progress.update(partial.offset)
+            self.reporter.update(partial.offset, From.SOURCE)
+            pace.pay(len(data), self.sleep)
             if time.monotonic() >= self.deadline and partial.offset < file.size:
                 raise self._out_of_time(file, partial, "the source is too slow")
 

@@ -42,6 +42,9 @@ class Crew:
     """Told of bytes that came, by any thread."""
     _errors: list[Exception] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _working: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
     _sessions: list[Session] = field(default_factory=list)
 
     def run(self, look: Callable[[], None]) -> None:
@@ -52,13 +55,14 @@ class Crew:
             session = self.network.open_session()
             self._sessions.append(session)
             threads.append(threading.Thread(target=self._work, args=(session,), daemon=True))
+        self._working = len(threads)
         try:
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(LOOK_SECONDS)
-                    look()
+            while self._working and not self.pieces.complete:
+                self._ended.wait(LOOK_SECONDS)
+                self._ended.clear()
+                look()
         finally:
             self._end(threads)
         if not self.pieces.complete:
@@ -94,6 +98,9 @@ class Crew:
             self._stop()
         finally:
             session.close()
+            with self._counting:
+                self._working -= 1
+            self._ended.set()
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -132,8 +139,8 @@ class Crew:
                     retryable=True,
                     stale=True,
                 )
-            while piece.at < piece.end:
-                data = body.read_some(min(CHUNK_BYTES, piece.end - piece.at))
+            while (most := min(CHUNK_BYTES, piece.end - piece.at)) > 0:
+                data = body.read_some(self.network.pace.read_bytes(most))
                 if not data:
                     raise TransferError(
                         Reason.SOURCE_UNAVAILABLE,
@@ -142,6 +149,7 @@ class Crew:
                     )
                 self.pieces.write(piece, memoryview(data))
                 self.count(len(data))
+                self.network.pace.pay(len(data), self._stopping.wait)
         finally:
             body.close()
 

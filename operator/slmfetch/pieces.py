@@ -3,6 +3,7 @@
 
 import os
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from slmfetch.store import CHUNK_BYTES, discard
 
 WINDOW_PIECES: Final = 8
 """How many pieces ahead of the first missing byte may be fetched."""
+STALE_SECONDS: Final = 5.0
+"""A piece that has not moved for so long is taken over by who has nothing to do."""
 
 
 class Closed(Exception):
@@ -25,6 +28,8 @@ class Piece:
 
     at: int
     end: int
+    moved_at: float
+    """`time.monotonic()` of the last byte, or of when somebody began."""
     run: "Run | None" = None
     fd: int = -1
 
@@ -51,7 +56,7 @@ class Pieces:
     size: int
     piece_bytes: int
     _todo: list[Piece] = field(default_factory=list)
-    _busy: int = 0
+    _busy: list[Piece] = field(default_factory=list)
     _runs: dict[int, Run] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _taking: bool = True
@@ -79,24 +84,41 @@ class Pieces:
         return self.partial.offset >= self.size
 
     def take(self) -> Piece | None:
-        """The first piece that nobody brings; waits while all are too far ahead; None when that is it."""
+        """The first piece that nobody brings, or one that does not move; None when that is it.
+
+        Waits while others bring all there is, or what is left is too far ahead.
+        """
         window = self.piece_bytes * WINDOW_PIECES
         with self._changed:
             while self._taking:
                 if self._todo and self._todo[0].at < self.partial.offset + window:
-                    self._busy += 1
-                    return self._todo.pop(0)
-                if not self._todo and not self._busy:
+                    return self._begin(self._todo.pop(0))
+                if not self._busy or self.complete:
                     return None
-                self._changed.wait()
+                oldest = min(self._busy, key=lambda piece: piece.moved_at)
+                idle = time.monotonic() - oldest.moved_at
+                if idle >= STALE_SECONDS:
+                    # Whoever brings it finds it complete when its connection moves again, or ends.
+                    rest = Piece(at=oldest.at, end=oldest.end, moved_at=0.0)
+                    oldest.end, oldest.moved_at = oldest.at, float("inf")
+                    return self._begin(rest)
+                self._changed.wait(max(min(STALE_SECONDS - idle, STALE_SECONDS), 0.0))
             return None
+
+    def _begin(self, piece: Piece) -> Piece:
+        piece.moved_at = time.monotonic()
+        self._busy.append(piece)
+        return piece
 
     def write(self, piece: Piece, data: memoryview) -> None:
         """Add bytes at `piece.at`, at most up to its end. Closed after `close`; FetchError by the disk."""
-        data = data[: piece.end - piece.at]
         with self._changed:
             if not self._open:
                 raise Closed
+            data = data[: piece.end - piece.at]
+            if not data:
+                return
+            piece.moved_at = time.monotonic()
             if piece.at == self.partial.offset:
                 self.partial.write(data)
                 piece.at += len(data)
@@ -113,9 +135,9 @@ class Pieces:
         with self._changed:
             if piece.fd >= 0:
                 os.close(piece.fd)
-            self._busy -= 1
+            self._busy = [other for other in self._busy if other is not piece]
             if piece.at < piece.end:
-                self._todo.append(Piece(at=piece.at, end=piece.end))
+                self._todo.append(Piece(at=piece.at, end=piece.end, moved_at=0.0))
                 self._todo.sort(key=lambda other: other.at)
             self._changed.notify_all()
 
@@ -133,7 +155,8 @@ class Pieces:
 
     def _plan(self, start: int, end: int) -> None:
         for position in range(start, end, self.piece_bytes):
-            self._todo.append(Piece(at=position, end=min(position + self.piece_bytes, end)))
+            stop = min(position + self.piece_bytes, end)
+            self._todo.append(Piece(at=position, end=stop, moved_at=0.0))
 
     def _restore(self) -> None:
         position = self.partial.offset
