@@ -263,9 +263,10 @@ class Downloader:
         self, file: ManifestFile, partial: Partial, read_some: Callable[[int], bytes], *, stop: int
     ) -> None:
         pace = self._pace
-        # Up to the end of the answer where that is the file's: what is too much is an error.
-        while stop == file.size or partial.offset < stop:
-            most = CHUNK_BYTES if stop == file.size else min(CHUNK_BYTES, stop - partial.offset)
+        # Where the file is all that the URL names, up to the end of the answer: too much is an error.
+        whole = stop == file.size and not file.offset
+        while whole or partial.offset < stop:
+            most = CHUNK_BYTES if whole else min(CHUNK_BYTES, stop - partial.offset)
             if not (data := read_some(pace.read_bytes(most))):
                 break
             partial.write(memoryview(data))

@@ -88,19 +88,24 @@ class Crew:
         except Closed:
             pass
         except TransferError as error:
-            self._errors.append(error)
+            self._note(error)
             if not error.retryable or error.stale or error.retry_after_seconds is not None:
                 self.pieces.stop_taking()
             if not error.retryable or error.stale:
                 self._stop()
         except Exception as error:
-            self._errors.append(error)
+            self._note(error)
             self._stop()
         finally:
             session.close()
             with self._counting:
                 self._working -= 1
             self._ended.set()
+
+    def _note(self, error: Exception) -> None:
+        # What a connection says that we hang up ourselves is no news.
+        if not self._stopping.is_set():
+            self._errors.append(error)
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -161,7 +166,6 @@ class Crew:
                 return True, True, 0.0
             return False, not error.retryable or error.stale, error.retry_after_seconds or 0.0
 
-        errors = [*self._errors]
-        if not errors:
+        if not self._errors:
             return TransferError(Reason.SOURCE_UNAVAILABLE, f"{self.file.path} did not come", retryable=True)
-        return max(errors, key=weight)
+        return max(self._errors, key=weight)

@@ -119,16 +119,13 @@ class Pieces:
             if not data:
                 return
             piece.moved_at = time.monotonic()
-            if piece.at == self.partial.offset:
-                self.partial.write(data)
-                piece.at += len(data)
-                self._drain()
-                self._changed.notify_all()
-                return
             try:
-                self._write_ahead(piece, data)
-            except OSError as error:
-                raise self.partial.explain(error) from error
+                self._write(piece, data)
+            except BaseException:
+                # Nobody writes after that: a full disk has cost the partial, and nothing may be left.
+                self._taking = self._open = False
+                self._changed.notify_all()
+                raise
 
     def release(self, piece: Piece) -> None:
         """Done with a piece; what is missing of it is for somebody else."""
@@ -169,6 +166,18 @@ class Pieces:
                 continue
             self._runs[start + skip] = Run(path=path, length=length - skip, skip=skip)
             position = start + length
+
+    def _write(self, piece: Piece, data: memoryview) -> None:
+        if piece.at == self.partial.offset:
+            self.partial.write(data)
+            piece.at += len(data)
+            self._drain()
+            self._changed.notify_all()
+            return
+        try:
+            self._write_ahead(piece, data)
+        except OSError as error:
+            raise self.partial.explain(error) from error
 
     def _write_ahead(self, piece: Piece, data: memoryview) -> None:
         if piece.run is None:

@@ -2,6 +2,7 @@
 """A real HTTP server on loopback that misbehaves as told."""
 
 import contextlib
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,12 +69,13 @@ class Origin:
     """Paths whose ranges are not served."""
     bytes_per_second: float = 0.0
     """Of each connection."""
+    scheme: str = "http"
     port: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def bytes_sent(self) -> int:
@@ -201,11 +203,13 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serve_origin() -> Iterator[Origin]:
+def serve_origin(tls: ssl.SSLContext | None = None) -> Iterator[Origin]:
     """Run an origin until the block ends."""
-    origin = Origin()
+    origin = Origin(scheme="https" if tls else "http")
     handler = type("Handler", (_Handler,), {"origin": origin})
     server = _Server(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     origin.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

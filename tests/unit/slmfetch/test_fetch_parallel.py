@@ -3,14 +3,22 @@
 
 import hashlib
 import random
+import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +38,7 @@ from tests.unit.slmfetch.kit import (
     start_fetcher,
     tree_content,
 )
-from tests.unit.slmfetch.origin import Fault, Origin, Reply, Seen
+from tests.unit.slmfetch.origin import Fault, Origin, Reply, Seen, serve_origin
 
 PIECE = 100_000
 SIZE = 1_230_000
@@ -208,6 +216,68 @@ def test_deadline_ends_a_slow_source(origin: Origin, store: Store) -> None:
         fetch(store, job_of(manifest), settings_of(store, timeout_seconds=1.0, stall_timeout_seconds=10.0))
     assert time.monotonic() - began < 6.0
     assert "kept" in caught.value.message
+
+
+@pytest.fixture
+def tls_origin(tmp_path: Path) -> Iterator[Origin]:
+    """An origin with a certificate of its own; `authority.pem` is what to trust."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "origin")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "authority.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "authority.pem", tmp_path / "key.pem")
+    with serve_origin(context) as running:
+        yield running
+
+
+def test_pieces_come_over_tls_and_an_untrusted_server_is_refused(
+    tls_origin: Origin, store: Store, tmp_path: Path
+) -> None:
+    manifest = publish(tls_origin)
+    tls_origin.keep_alive = True
+    with pytest.raises(FetchError) as caught:
+        fetch(store, job_of(manifest), settings_of(store))
+    assert "not trusted" in caught.value.message and "SLM_CA_FILE" in caught.value.message
+    run(store, manifest, ca_file=tmp_path / "authority.pem")
+    assert len(tls_origin.seen) == 13
+
+
+def test_refusal_over_tls_is_told_though_the_others_are_hung_up(
+    tls_origin: Origin, store: Store, tmp_path: Path
+) -> None:
+    manifest = publish(tls_origin)
+    tls_origin.bytes_per_second = 50_000
+    asked = 0
+
+    def refuse(_seen: Seen) -> Reply | None:
+        nonlocal asked
+        asked += 1
+        return Reply(status=403) if asked == 4 else None
+
+    tls_origin.services[PATH] = refuse
+    began = time.monotonic()
+    with pytest.raises(FetchError) as caught:
+        fetch(
+            store,
+            job_of(manifest),
+            settings_of(store, ca_file=tmp_path / "authority.pem", stall_timeout_seconds=9.0),
+        )
+    assert caught.value.reason is Reason.ACCESS_DENIED
+    assert time.monotonic() - began < 4.0
 
 
 class _Kill(Exception):
