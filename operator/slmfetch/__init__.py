@@ -6,6 +6,7 @@ Layout below the store's root (same file system, every file owned by the fetcher
     lock                          flock: short critical sections (pins, trees, collection)
     blobs/sha256/<hex>            verified immutable file, mode 0444
     partial/<hex>.part, .json     resume state; flock on the .part is the right to download
+    partial/<hex>.ahead-<start>   bytes that came before their turn, over parallel connections
     partial/<hex>.peers           marker: that fetch waits for other nodes or takes from them
     trees/<manifest-hex>/<path>   hard links to blobs; what a server mounts read-only
     refs/<namespace>.<name>/<revision>.json   pin

@@ -11,17 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from slmfetch import config
 from slmfetch.errors import FetchError, Stopped
 from slmfetch.log import log
+from slmfetch.progress import Tally
 from slmfetch.store import Store
 from slmwire import env, paths
 from slmwire.manifest import Manifest, ManifestError, parse_manifest
 from slmwire.reasons import Reason, Termination
+
+if TYPE_CHECKING:
+    from slmfetch.fetch import Outcome
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -33,9 +37,8 @@ class _Report:
     """Collects what the termination message says."""
 
     digest: str = ""
-    bytes_downloaded: int = 0
+    tally: Tally = field(default_factory=Tally)
     bytes_reused: int = 0
-    bytes_from_peers: int = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reason=reason,
             message=message,
             digest=report.digest,
-            bytes_downloaded=report.bytes_downloaded,
+            bytes_downloaded=report.tally.downloaded,
             bytes_reused=report.bytes_reused,
-            bytes_from_peers=report.bytes_from_peers,
+            bytes_from_peers=report.tally.from_peers,
             milliseconds=milliseconds,
         )
         if options.command not in ("ready", "list", "agent", "import"):
@@ -100,6 +103,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--deep", action="store_true", help="hash cached files again")
         sub.add_argument(
             "--file-root", type=Path, action="append", default=[], help="folder that file:// may point into"
+        )
+        sub.add_argument(
+            "--source-dir",
+            type=Path,
+            default=Path(paths.SOURCE_DIR),
+            help="folder with credentials (default %(default)s)",
         )
         sub.add_argument("--timeout", type=float, default=6 * 3600.0, help="seconds for the whole fetch")
         sub.add_argument("--stall-timeout", type=float, default=30.0, help="seconds of silence per attempt")
@@ -145,9 +154,22 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         size_limit_bytes=config.read_count(environ, env.SIZE_LIMIT_BYTES, default=0),
         reserve_bytes=options.reserve_bytes,
         keep_previous=config.read_count(environ, env.KEEP_PREVIOUS, default=1),
+        auth=config.read_auth(environ),
         token_file=config.read_path(environ, env.SOURCE_TOKEN_FILE),
+        source_dir=options.source_dir,
+        s3_region=environ.get(env.S3_REGION, ""),
         ca_file=config.read_path(environ, env.CA_FILE),
         file_roots=tuple(options.file_root),
+        high_watermark_percent=config.read_count(environ, env.HIGH_WATERMARK_PERCENT, default=0, most=100),
+        distribution_file=config.read_path(environ, env.DISTRIBUTION_FILE) or Path(paths.DISTRIBUTION_FILE),
+        node=environ.get(env.NODE, ""),
+        connections=config.read_count(
+            environ,
+            env.FETCH_CONNECTIONS,
+            default=config.DEFAULT_CONNECTIONS,
+            least=1,
+            most=config.MAX_CONNECTIONS,
+        ),
         timeout_seconds=options.timeout,
         stall_timeout_seconds=options.stall_timeout,
         attempts=options.attempts,
@@ -160,10 +182,9 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         purpose=Purpose.SERVE if options.serve else Purpose.AHEAD,
         deep=options.deep,
     )
-    outcome = fetch(store, job, settings)
-    report.bytes_downloaded, report.bytes_reused = outcome.bytes_downloaded, outcome.bytes_reused
-    report.bytes_from_peers = outcome.bytes_from_peers
-    finish("", "")
+    outcome = fetch(store, job, settings, tally=report.tally)
+    report.bytes_reused = outcome.bytes_reused
+    finish("", _summary(outcome))
     log(
         "model is in the store",
         revision=job.revision,
@@ -171,8 +192,18 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         bytesDownloaded=outcome.bytes_downloaded,
         bytesReused=outcome.bytes_reused,
         bytesFromPeers=outcome.bytes_from_peers,
+        bytesPerSecond=outcome.bytes_per_second,
     )
     return 0
+
+
+def _summary(outcome: "Outcome") -> str:
+    if not outcome.bytes_downloaded:
+        return ""
+    return (
+        f"{outcome.bytes_downloaded} bytes at {outcome.bytes_per_second} bytes/s, "
+        f"{outcome.bytes_from_peers} of them from peers"
+    )
 
 
 def _run_hold(options: argparse.Namespace, report: _Report, finish: Callable[[str, str], None]) -> int:

@@ -71,8 +71,8 @@ def render_metrics(
     )
     add("slmstore_problems", "gauge", "Unreadable pins.", [({}, len(observed["problems"]))])
     for name, key, text in (
-        ("slmstore_fetch_bytes", "bytes", "Bytes of the current file that a fetch under way has."),
-        ("slmstore_fetch_total_bytes", "total", "Size of the file that a fetch under way brings."),
+        ("slmstore_fetch_bytes", "bytes", "Bytes that were missing and are here, of a fetch under way."),
+        ("slmstore_fetch_total_bytes", "total", "Bytes that were missing when a fetch under way began."),
     ):
         add(name, "gauge", text, [(_labels(row), _number(row.get(key))) for row in progress])
     for name, value, text in (

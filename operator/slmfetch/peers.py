@@ -10,7 +10,6 @@ only after the hash of the whole file.
 """
 
 import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +23,7 @@ from slmfetch.log import log
 from slmfetch.partial import Partial
 from slmfetch.peer_link import Bounds, End, Link, View, is_address, look
 from slmfetch.store import Store
-from slmwire import env, paths
-from slmwire.distribution import Distribution, parse_distribution
+from slmwire.distribution import Distribution
 from slmwire.manifest import ManifestFile
 
 MAX_ASKED: Final = 12
@@ -51,32 +49,6 @@ FOREVER: Final = float("inf")
 def rank(sha256: str, nodes: Sequence[str]) -> list[str]:
     """Nodes by their claim to fetch the blob from the source; the same on every node."""
     return sorted(nodes, key=lambda node: hashlib.sha256(f"{sha256}/{node}".encode()).digest(), reverse=True)
-
-
-class DistributionFile:
-    """The file of slmwire.distribution, read again when it changes."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp: tuple[int, int, int] | None = None
-        self._value = Distribution()
-
-    def read(self) -> Distribution:
-        """What it says now; the empty distribution when it is missing or malformed."""
-        try:
-            info = self._path.stat()
-        except OSError:
-            self._stamp, self._value = None, Distribution()
-            return self._value
-        stamp = (info.st_ino, info.st_mtime_ns, info.st_size)
-        if stamp != self._stamp:
-            self._stamp = stamp
-            try:
-                self._value = parse_distribution(self._path.read_bytes())
-            except (OSError, ValueError) as error:
-                log("the distribution file is passed over", level="warning", why=str(error))
-                self._value = Distribution()
-        return self._value
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,22 +84,6 @@ class Peers:
     _given: dict[str, Counter[str]] = field(default_factory=dict)
     _grace_left: float = GRACE_BUDGET_SECONDS
     _best: float = 0.0
-
-    @classmethod
-    def from_environment(
-        cls, store: Store, *, deadline: float, received: Callable[[int], None],
-        environ: Mapping[str, str] | None = None,
-    ) -> "Peers":  # fmt: skip
-        """Node and distribution file as the operator set them on the pod."""
-        variables = os.environ if environ is None else environ
-        path = Path(variables.get(env.DISTRIBUTION_FILE) or paths.DISTRIBUTION_FILE)
-        return cls(
-            store=store,
-            node=variables.get(env.NODE, ""),
-            distribution=DistributionFile(path).read,
-            deadline=deadline,
-            received=received,
-        )
 
     def fill(self, file: ManifestFile, partial: Partial) -> None:
         """Append to `partial` what peers have; returns when the source has to give the rest, or at the end.

@@ -219,7 +219,7 @@ def test_store_and_metrics_say_what_is_there(agent: RunningAgent, origin: Origin
     fetch(agent.store, job_of(manifest), settings_of(agent.store))
     begin(agent.store, 1000).close()
     folder = agent.store.root / "progress"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     write_json(folder / "shop.orders.r2.json", {"file": "b.bin", "bytes": 7, "total": 9, "from": "peers"})
     body = json.loads(agent.get("/v1/store").body)
     assert body["node"] == "n1"
@@ -251,7 +251,7 @@ def test_orphans_go_and_what_is_pinned_or_under_way_stays(
     begin(store, 1000).close()
     (store.partial / f"{SHA}.peers").touch()
     progress = store.root / "progress"
-    progress.mkdir()
+    progress.mkdir(exist_ok=True)
     for name, age in (("shop.orders.old.json", 3600), ("shop.orders.r2.json", 5)):
         write_json(progress / name, {})
         stamp = time.time() - age

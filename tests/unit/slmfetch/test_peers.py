@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from slmfetch.agent_http import FileSpan, Limits, Reply, Request, Server
 from slmfetch.fetch import Outcome, fetch
 from slmfetch.partial import Partial, open_partial
-from slmfetch.peers import DistributionFile, Peers, rank
+from slmfetch.peers import Peers, rank
 from slmfetch.store import Store, scan
 from slmwire.distribution import Distribution
 from slmwire.manifest import Manifest
@@ -52,13 +52,12 @@ class Node:
             peer_port=self.port,
             sites={"s": {NODES[1]: "127.0.2.1", **addresses}, "other": {"x": "127.0.2.9"}},
         )
-        path = self.folder / "distribution.json"
-        path.write_text(distribution.to_json())
-        self.monkeypatch.setenv("SLM_DISTRIBUTION_FILE", str(path))
-        self.monkeypatch.setenv("SLM_NODE", NODES[1])
+        (self.folder / "distribution.json").write_text(distribution.to_json())
 
-    def fetch(self, **settings: object) -> Outcome:
-        outcome = fetch(self.store, job_of(self.manifest), settings_of(self.store, **settings))
+    def fetch(self, **changes: object) -> Outcome:
+        path = self.folder / "distribution.json"
+        settings = settings_of(self.store, distribution_file=path, node=NODES[1], **changes)
+        outcome = fetch(self.store, job_of(self.manifest), settings)
         assert tree_content(self.store, self.manifest)["m.onnx"] == DATA
         assert scan(self.store.partial) == []
         return outcome
@@ -502,25 +501,6 @@ def test_a_marker_that_a_killed_run_left_does_not_outlive_the_next(node: Node) -
     (node.store.partial / f"{SHA}.peers").touch()
     node.tell()
     node.fetch()
-
-
-def test_a_changed_distribution_is_noticed_and_a_bad_one_is_passed_over(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "distribution.json"
-    source = DistributionFile(path)
-    assert source.read() == Distribution()
-    first = Distribution(peer_port=1, sites={"s": {"a": "10.0.0.1", "b": "10.0.0.2"}})
-    path.write_text(first.to_json())
-    assert source.read() == first
-    # As the kubelet does it: another file by the same name.
-    (tmp_path / "new").write_text("{")
-    (tmp_path / "new").rename(path)
-    assert source.read() == Distribution()
-    assert source.read() == Distribution()
-    assert len(messages(capfd.readouterr().out)) == 1, "said once"
-    path.unlink()
-    assert source.read() == Distribution()
 
 
 NAMES = st.lists(st.text("abcdef0123456789-", min_size=1, max_size=8), min_size=1, max_size=12, unique=True)
