@@ -34,6 +34,7 @@ class Site:
     origin: Origin
     folder: Path
     port: int
+    files: dict[str, bytes]
     manifest: Manifest
     agents: dict[str, subprocess.Popen[str]]
     fetchers: dict[str, subprocess.Popen[str]]
@@ -56,7 +57,7 @@ class Site:
         said = parse_termination((self.folder / name / "termination").read_text())
         assert said is not None
         assert said.reason == "", output
-        assert tree_content(self.store(name), self.manifest) == FILES
+        assert tree_content(self.store(name), self.manifest) == self.files
         assert list(self.store(name).partial.iterdir()) == []
         assert_consistent(self.store(name))
         return said
@@ -81,6 +82,7 @@ def site(origin: Origin, tmp_path: Path) -> Iterator[Site]:
         origin=origin,
         folder=tmp_path,
         port=port,
+        files=FILES,
         manifest=manifest_of(FILES, f"{origin.url}/m"),
         agents={},
         fetchers={},
@@ -105,6 +107,19 @@ def test_three_nodes_take_one_copy_from_the_source(site: Site, order: Sequence[i
     assert site.origin.bytes_sent <= 1.05 * TOTAL
     assert sum(s.bytes_from_peers for s in said.values()) >= 2 * SIZE
     assert all(s.bytes_downloaded == TOTAL for s in said.values())
+
+
+def test_a_file_over_several_connections_comes_once(site: Site) -> None:
+    data = noise(40 << 20, 24)
+    site.files = {"big.onnx": data}
+    site.manifest = manifest_of(site.files, f"{site.origin.url}/m")
+    site.origin.files["/m/big.onnx"] = data
+    for name in NODES:
+        site.start_fetch(name)
+    said = {name: site.finish(name) for name in NODES}
+    assert site.origin.bytes_sent <= 1.05 * len(data)
+    assert len(site.origin.seen) >= 4, "in pieces, by one node"
+    assert sorted(s.bytes_from_peers for s in said.values())[1:] == [len(data)] * 2
 
 
 def test_a_node_that_comes_later_takes_nothing_from_the_source(site: Site) -> None:
