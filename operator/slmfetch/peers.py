@@ -34,8 +34,9 @@ GRACE_SECONDS: Final = 4.0
 """How long each living node of higher rank is given to begin."""
 GRACE_BUDGET_SECONDS: Final = 12.0
 """All such waiting of one run together."""
-PATIENCE_SECONDS: Final = 15.0
-"""How long the node that is at the source may get nothing before the next in rank goes there itself."""
+PATIENCE_SECONDS: Final = 35.0
+"""How long the node that is at the source may get nothing before the next in rank goes there itself; longer
+than it takes that node to give up a silent connection."""
 CREEP_BYTES_PER_SECOND: Final = 16 << 10
 """Less than this from the source, in the mean over a minute, is as good as nothing."""
 MAX_YIELDS: Final = 2

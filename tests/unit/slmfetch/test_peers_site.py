@@ -52,6 +52,14 @@ class Site:
             SLM_DISTRIBUTION_FILE=str(self.folder / "distribution.json"),
         )
 
+    def start_all_and_wait(self) -> None:
+        """Until each node has some of the large file, and none all of it."""
+        self.origin.bytes_per_second = 1_000_000  # 12 s for the whole
+        for name in NODES:
+            self.start_fetch(name)
+        wait_until(lambda: min(self.arrived(name) for name in NODES) > SIZE // 20)
+        self.origin.bytes_per_second = 8_000_000
+
     def finish(self, name: str) -> Termination:
         output = self.fetchers.pop(name).communicate(timeout=60)[0]
         said = parse_termination((self.folder / name / "termination").read_text())
@@ -144,9 +152,7 @@ def test_a_dead_leader_does_not_hold_up_the_others(site: Site) -> None:
 
 
 def test_a_leader_killed_in_the_middle_with_its_agent(site: Site) -> None:
-    for name in NODES:
-        site.start_fetch(name)
-    wait_until(lambda: min(site.arrived(name) for name in NODES) > SIZE // 4)
+    site.start_all_and_wait()
     for process in (site.agents[NODES[0]], site.fetchers[NODES[0]]):
         process.kill()
         process.wait()
@@ -157,9 +163,7 @@ def test_a_leader_killed_in_the_middle_with_its_agent(site: Site) -> None:
 
 
 def test_a_leader_whose_fetch_is_killed_in_the_middle_and_comes_back(site: Site) -> None:
-    for name in NODES:
-        site.start_fetch(name)
-    wait_until(lambda: min(site.arrived(name) for name in NODES) > SIZE // 4)
+    site.start_all_and_wait()
     killed = site.fetchers.pop(NODES[0])
     killed.kill()
     killed.communicate()
