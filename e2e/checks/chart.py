@@ -12,6 +12,7 @@ from e2e.checks.check import Check, CheckError
 from e2e.checks.helm import CHART, find, helm, objects, render_chart
 from e2e.rig import RigError
 from e2e.rig.paths import CHECKOUT
+from slmwire.paths import AGENT_PORT
 
 _DIGEST: Final = "sha256:" + "0" * 64
 
@@ -33,6 +34,10 @@ BAD_VALUES: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("allowedHostPaths", {"allowedHostPaths": []}),
     ("allowedHostPaths.0", {"allowedHostPaths": ["/var/../etc"]}),
     ("allowedFilePaths.0", {"allowedFilePaths": ["models"]}),
+    ("storeAgent.hostPath", {"storeAgent": {"hostPath": "/var/../etc"}}),
+    ("storeAgent.port", {"storeAgent": {"port": 0}}),
+    ("storeAgent.maxUnavailable", {"storeAgent": {"maxUnavailable": "all"}}),
+    ("storeAgent", {"storeAgent": {"hostNetwork": True}}),
     ("podMonitor.interval", {"podMonitor": {"interval": "often"}}),
     ("log.level", {"log": {"level": "verbose"}}),
     ("crds.keep", {"crds": {"keep": "yes"}}),
@@ -108,11 +113,14 @@ def check_forms() -> str:
                 "crds": {"install": False},
                 "rbac": {"readSecrets": False, "tenantRoles": False},
                 "podMonitor": {"enabled": True, "labels": {"release": "x"}},
+                "storeAgent": {"port": 9999, "hostPath": "/data/slmops", "nodeSelector": {"edge": "true"}},
             }
         )
     )
     pod = find(bodies, "Deployment")["spec"]["template"]["spec"]
     container = pod["containers"][0]
+    agent = find(bodies, "DaemonSet")["spec"]["template"]["spec"]
+    without = objects(render_chart({"storeAgent": {"enabled": False}, "podMonitor": {"enabled": True}}))
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     secrets = {
         volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume
@@ -137,13 +145,35 @@ def check_forms() -> str:
             and kinds.count("ClusterRoleBinding") == 1,
             "crds.install": "CustomResourceDefinition" not in kinds,
             "rbac.readSecrets": not any("secrets" in rule["resources"] for rule in rules),
-            "podMonitor.enabled": kinds.count("PodMonitor") == 2,
+            "podMonitor.enabled": kinds.count("PodMonitor") == 3,
+            "storeAgent": _is_agent(agent, image="registry.example.com/a/runtime:7")
+            and environment["SLMOPS_STORE_AGENT_PORT"] == "9999",
+            "storeAgent.enabled": [b["kind"] for b in without].count("PodMonitor") == 2
+            and not any(b["kind"] == "DaemonSet" for b in without),
         }.items()
         if not holds
     ]
     if wrong:
         raise CheckError(f"not as the values say: {', '.join(wrong)}")
     return "images, namespaces, CRD, permissions and monitors follow the values"
+
+
+def _is_agent(pod: Mapping[str, Any], *, image: str) -> bool:
+    """Whether the agent has no credential, no capability, the store and nothing else of the node."""
+    (container,) = pod["containers"]
+    security = container["securityContext"]
+    return (
+        container["image"] == image
+        and pod["automountServiceAccountToken"] is False
+        and security["capabilities"] == {"drop": ["ALL"]}
+        and security["readOnlyRootFilesystem"] is True
+        and security["allowPrivilegeEscalation"] is False
+        and not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        and [volume["hostPath"]["path"] for volume in pod["volumes"]] == ["/data/slmops"]
+        and container["ports"] == [{"name": "store", "containerPort": AGENT_PORT, "hostPort": 9999}]
+        and pod["nodeSelector"] == {"edge": "true"}
+        and pod["tolerations"] == [{"operator": "Exists"}]
+    )
 
 
 CHECKS: Final = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `python -m slmfetch fetch|hold|ready|release|list`.
+"""Command line: `python -m slmfetch fetch|hold|ready|release|list|agent|import`.
 
 Exit codes: 0 done, 1 failed (reason in the termination log), 2 wrong settings, 143 stopped.
 """
@@ -11,17 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from slmfetch import config
 from slmfetch.errors import FetchError, Stopped
 from slmfetch.log import log
+from slmfetch.progress import Tally
 from slmfetch.store import Store
 from slmwire import env, paths
 from slmwire.manifest import Manifest, ManifestError, parse_manifest
 from slmwire.reasons import Reason, Termination
+
+if TYPE_CHECKING:
+    from slmfetch.fetch import Outcome
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -33,7 +37,7 @@ class _Report:
     """Collects what the termination message says."""
 
     digest: str = ""
-    bytes_downloaded: int = 0
+    tally: Tally = field(default_factory=Tally)
     bytes_reused: int = 0
 
 
@@ -53,11 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reason=reason,
             message=message,
             digest=report.digest,
-            bytes_downloaded=report.bytes_downloaded,
+            bytes_downloaded=report.tally.downloaded,
             bytes_reused=report.bytes_reused,
+            bytes_from_peers=report.tally.from_peers,
             milliseconds=milliseconds,
         )
-        if options.command not in ("ready", "list"):
+        if options.command not in ("ready", "list", "agent", "import"):
             _write_termination(options.termination_log, termination)
 
     command: Callable[[argparse.Namespace, _Report, Callable[[str, str], None]], int] = options.run
@@ -99,6 +104,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument(
             "--file-root", type=Path, action="append", default=[], help="folder that file:// may point into"
         )
+        sub.add_argument(
+            "--source-dir",
+            type=Path,
+            default=Path(paths.SOURCE_DIR),
+            help="folder with credentials (default %(default)s)",
+        )
         sub.add_argument("--timeout", type=float, default=6 * 3600.0, help="seconds for the whole fetch")
         sub.add_argument("--stall-timeout", type=float, default=30.0, help="seconds of silence per attempt")
         sub.add_argument("--attempts", type=int, default=8, help="attempts without progress")
@@ -113,6 +124,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     release.add_argument("--once", action="store_true", help="exit instead of holding")
     listing = commands.add_parser("list", help="print what the store holds as JSON")
     listing.set_defaults(run=_run_list)
+    agent = commands.add_parser("agent", help="give blobs to the site's other nodes, collect orphans")
+    agent.set_defaults(run=_run_agent)
+    agent.add_argument("--address", default="", help="address to listen on (default: all, IPv4 and IPv6)")
+    agent.add_argument("--port", type=int, default=paths.AGENT_PORT, help="default %(default)s")
+    agent.add_argument(
+        "--collect-interval", type=float, default=600.0, help="seconds between two collections of orphans"
+    )
+    bundle = commands.add_parser("import", help="put a bundle (manifest.json and its files) into the store")
+    bundle.set_defaults(run=_run_import)
+    bundle.add_argument(
+        "source", nargs="?", help="folder, uncompressed tar, or - for a tar on standard input"
+    )
+    bundle.add_argument(
+        "--forget", metavar="DIGEST", help="instead: drop the pins of an import (sha256:..., or all)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -128,9 +154,22 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         size_limit_bytes=config.read_count(environ, env.SIZE_LIMIT_BYTES, default=0),
         reserve_bytes=options.reserve_bytes,
         keep_previous=config.read_count(environ, env.KEEP_PREVIOUS, default=1),
+        auth=config.read_auth(environ),
         token_file=config.read_path(environ, env.SOURCE_TOKEN_FILE),
+        source_dir=options.source_dir,
+        s3_region=environ.get(env.S3_REGION, ""),
         ca_file=config.read_path(environ, env.CA_FILE),
         file_roots=tuple(options.file_root),
+        high_watermark_percent=config.read_count(environ, env.HIGH_WATERMARK_PERCENT, default=0, most=100),
+        distribution_file=config.read_path(environ, env.DISTRIBUTION_FILE) or Path(paths.DISTRIBUTION_FILE),
+        node=environ.get(env.NODE, ""),
+        connections=config.read_count(
+            environ,
+            env.FETCH_CONNECTIONS,
+            default=config.DEFAULT_CONNECTIONS,
+            least=1,
+            most=config.MAX_CONNECTIONS,
+        ),
         timeout_seconds=options.timeout,
         stall_timeout_seconds=options.stall_timeout,
         attempts=options.attempts,
@@ -143,17 +182,28 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         purpose=Purpose.SERVE if options.serve else Purpose.AHEAD,
         deep=options.deep,
     )
-    outcome = fetch(store, job, settings)
-    report.bytes_downloaded, report.bytes_reused = outcome.bytes_downloaded, outcome.bytes_reused
-    finish("", "")
+    outcome = fetch(store, job, settings, tally=report.tally)
+    report.bytes_reused = outcome.bytes_reused
+    finish("", _summary(outcome))
     log(
         "model is in the store",
         revision=job.revision,
         digest=manifest.digest,
         bytesDownloaded=outcome.bytes_downloaded,
         bytesReused=outcome.bytes_reused,
+        bytesFromPeers=outcome.bytes_from_peers,
+        bytesPerSecond=outcome.bytes_per_second,
     )
     return 0
+
+
+def _summary(outcome: "Outcome") -> str:
+    if not outcome.bytes_downloaded:
+        return ""
+    return (
+        f"{outcome.bytes_downloaded} bytes at {outcome.bytes_per_second} bytes/s, "
+        f"{outcome.bytes_from_peers} of them from peers"
+    )
 
 
 def _run_hold(options: argparse.Namespace, report: _Report, finish: Callable[[str, str], None]) -> int:
@@ -186,6 +236,35 @@ def _run_list(options: argparse.Namespace, _report: _Report, _finish: Callable[[
     if not store.root.is_dir():
         raise config.ConfigError(f"{store.root} is not a folder; name the store with --store")
     sys.stdout.write(json.dumps(observe_store(store), indent=2) + "\n")
+    return 0
+
+
+def _run_agent(options: argparse.Namespace, _report: _Report, _finish: Callable[[str, str], None]) -> int:
+    from slmfetch.agent import run_agent
+
+    store = _store(options)
+    if not store.root.is_dir():
+        raise config.ConfigError(f"{store.root} is not a folder; mount the node's store there")
+    run_agent(
+        store,
+        address=options.address,
+        port=options.port,
+        node=config.current_environment().get(env.NODE, ""),
+        collect_seconds=options.collect_interval,
+    )
+    return 0
+
+
+def _run_import(options: argparse.Namespace, _report: _Report, _finish: Callable[[str, str], None]) -> int:
+    from slmfetch.bundle import forget_imports, import_bundle, log_import
+
+    store = _store(options)
+    if (options.source is None) == (options.forget is None):
+        raise config.ConfigError("name a bundle, or --forget with a digest")
+    if options.forget is not None:
+        log("imports forgotten", pins=forget_imports(store, options.forget))
+        return 0
+    log_import(import_bundle(store, sys.stdin.buffer if options.source == "-" else Path(options.source)))
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from slmfetch.config import Owner
 from slmfetch.log import log
+from slmfetch.partial import AHEAD, list_ahead
 from slmfetch.refs import (
     UnreadableRef,
     mark_used,
@@ -111,17 +112,21 @@ def _collect_partials(store: Store, *, keep: set[str]) -> tuple[int, int]:
             wanted = stem in keep and not store.blob(stem).exists()
             if wanted:
                 continue
-            freed = _remove_idle_partial(path)
+            freed = _remove_idle_partial(store, stem)
             if freed is not None:
                 count += 1
                 size += freed
-        elif suffix == "json" and not path.with_suffix(".part").exists():
+            continue
+        beside = suffix == "json" or entry.name.startswith(f"{stem}{AHEAD}")
+        # Looked for after the listing: a fetch makes its .part first.
+        if beside and not (store.partial / f"{stem}.part").exists():
             discard(path)
     return count, size
 
 
-def _remove_idle_partial(path: Path) -> int | None:
+def _remove_idle_partial(store: Store, sha256: str) -> int | None:
     """Bytes freed, None if a fetch is working on it."""
+    path = store.partial / f"{sha256}.part"
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
@@ -129,7 +134,10 @@ def _remove_idle_partial(path: Path) -> int | None:
     try:
         if not try_lock(fd):
             return None
-        size = os.fstat(fd).st_size
+        ahead = list_ahead(store, sha256).values()
+        size = os.fstat(fd).st_size + sum(other.lstat().st_size for other in ahead)
+        for other in ahead:
+            other.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         path.with_suffix(".json").unlink(missing_ok=True)
         return size

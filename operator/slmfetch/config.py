@@ -5,16 +5,28 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from slmwire import env, paths
 
+DEFAULT_CONNECTIONS: Final = 4
+MAX_CONNECTIONS: Final = 16
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 class ConfigError(ValueError):
     """A setting is missing or malformed; the message names it and the cure."""
+
+
+class Auth(StrEnum):
+    """How the source is told who asks; values of SLM_SOURCE_AUTH."""
+
+    BEARER = "bearer"
+    BASIC = "basic"
+    S3 = "s3"
+    OCI = "oci"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +52,23 @@ class Settings:
     reserve_bytes: int | None = None
     """Free bytes to leave on the file system; None takes `store.default_reserve_bytes`."""
     keep_previous: int = 1
+    auth: Auth = Auth.BEARER
     token_file: Path | None = None
+    """Where a bearer token is read; None is anonymous."""
+    source_dir: Path = Path(paths.SOURCE_DIR)
+    """Where the other kinds of credentials are read."""
+    s3_region: str = ""
     ca_file: Path | None = None
     file_roots: tuple[Path, ...] = ()
     """Folders that file:// URLs may point into; empty refuses them."""
+    high_watermark_percent: int = 0
+    """Share of the store's file system that a fetch never fills; 0 leaves it to the reserve."""
+    distribution_file: Path | None = None
+    """Limits and peers, see slmwire.distribution; None is neither."""
+    node: str = ""
+    """Our own name in it."""
+    connections: int = DEFAULT_CONNECTIONS
+    """Connections at once for one large file; 1 turns that off."""
     timeout_seconds: float = 6 * 3600.0
     """Bound on the whole fetch."""
     stall_timeout_seconds: float = 30.0
@@ -72,14 +97,30 @@ def read_store_dir(environ: Mapping[str, str]) -> Path:
     return Path(environ.get(env.STORE_DIR) or paths.STORE_DIR)
 
 
-def read_count(environ: Mapping[str, str], name: str, *, default: int) -> int:
-    """A whole number >= 0 from the environment; ConfigError otherwise."""
+def read_count(
+    environ: Mapping[str, str], name: str, *, default: int, least: int = 0, most: int | None = None
+) -> int:
+    """A whole number within bounds from the environment; ConfigError otherwise."""
     text = environ.get(name, "")
     if not text:
         return default
     if not text.isdecimal():
         raise ConfigError(f"{name}={text!r} is not a whole number; set it to digits only")
-    return int(text)
+    value = int(text)
+    if value < least or (most is not None and value > most):
+        bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ConfigError(f"{name}={text!r} must be {bounds}")
+    return value
+
+
+def read_auth(environ: Mapping[str, str]) -> Auth:
+    """How the source is told who asks; ConfigError for an unknown way."""
+    text = environ.get(env.SOURCE_AUTH, "") or Auth.BEARER
+    try:
+        return Auth(text)
+    except ValueError as error:
+        known = ", ".join(Auth)
+        raise ConfigError(f"{env.SOURCE_AUTH}={text!r} is unknown; set one of {known}") from error
 
 
 def _name(environ: Mapping[str, str], name: str) -> str:

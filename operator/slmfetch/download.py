@@ -7,19 +7,27 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from slmfetch.config import Settings
 from slmfetch.errors import FetchError, IntegrityError, TransferError
-from slmfetch.log import Progress, log, plain_url
+from slmfetch.log import log, plain_url
+from slmfetch.pace import DistributionFile, Pace
 from slmfetch.partial import MAX_RETRY_AFTER_SECONDS, Partial, open_partial
+from slmfetch.peers import Peers
+from slmfetch.progress import From, Reporter, Tally
 from slmfetch.quarantine import SAMPLE_BYTES, add_record, clear_record, read_record
 from slmfetch.store import CHUNK_BYTES, Store, wait_for_lock
 from slmwire.manifest import ManifestFile
 from slmwire.reasons import Reason
 
+if TYPE_CHECKING:
+    from slmfetch.network import Network
+
 BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 30.0
+PIECE_BYTES: Final = 8 << 20
+"""What one request of several asks for."""
 PROGRESS_BYTES: Final = 64 << 10
 """An attempt that brought this much (or the rest of the file) counts as progress."""
 EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
@@ -33,8 +41,31 @@ class Downloader:
     settings: Settings
     deadline: float
     """`time.monotonic()` at which the run gives up."""
-    bytes_downloaded: int = 0
+    tally: Tally
+    reporter: Reporter
     sleep: Callable[[float], None] = field(default=time.sleep)
+    _network: "Network | None" = None
+    distribution: DistributionFile = field(init=False)
+    """Limits and peers as they are now."""
+    _pace: Pace = field(init=False)
+    _peers: Peers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.distribution = DistributionFile(self.settings.distribution_file)
+        self._pace = Pace(lambda: self.distribution.current().rate_limit_bytes_per_second)
+        self._peers = Peers(
+            store=self.store,
+            node=self.settings.node,
+            distribution=self.distribution.current,
+            deadline=self.deadline,
+            received=self._count_from_peers,
+            sleep=self.sleep,
+        )
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._network is not None:
+            self._network.session.close()
 
     def obtain(self, file: ManifestFile) -> None:
         """Make the file a verified blob; does nothing if it is one. Raises FetchError."""
@@ -47,6 +78,7 @@ class Downloader:
                     self._fill(file, partial)
             finally:
                 partial.close()
+        self.reporter.end(file)
 
     def _claim(self, file: ManifestFile) -> Partial | None:
         claimed: list[Partial] = []
@@ -64,6 +96,7 @@ class Downloader:
     def _fill(self, file: ManifestFile, partial: Partial) -> None:
         self._check_hold_off(file)
         partial.restore()
+        self.reporter.begin(file, partial.have)
         for again in (True, False):
             if file.url.startswith("file:"):
                 self._copy(file, partial)
@@ -82,6 +115,7 @@ class Downloader:
                 actual=actual,
                 again=again,
             )
+            self._peers.blame(file)
             sample = partial.sample(SAMPLE_BYTES)
             partial.reset()
         partial.remove()
@@ -100,15 +134,15 @@ class Downloader:
         from slmfetch.localfile import open_local
 
         partial.reset()
-        fd = open_local(file.url, size=file.size, roots=self.settings.file_roots)
+        fd = open_local(file.url, size=file.size, offset=file.offset, roots=self.settings.file_roots)
         try:
             buffer = bytearray(CHUNK_BYTES)
             view = memoryview(buffer)
-            progress = Progress(file=file.path, total_bytes=file.size, start_bytes=0)
-            while count := os.readv(fd, [buffer]):
+            # Only so many: with an offset, the file goes on behind.
+            while count := os.readv(fd, [view[: file.size - partial.offset]]):
                 partial.write(view[:count])
-                self.bytes_downloaded += count
-                progress.update(partial.offset)
+                self._count(count)
+                self.reporter.update(partial.offset, From.SOURCE)
         except OSError as error:
             raise FetchError(Reason.SOURCE_UNAVAILABLE, f"{plain_url(file.url)}: {error.strerror}") from error
         finally:
@@ -116,6 +150,9 @@ class Downloader:
 
     def _download(self, file: ManifestFile, partial: Partial) -> None:
         """Until the partial has the file's size; its bytes are not verified yet."""
+        self._peers.fill(file, partial)
+        if partial.offset >= file.size:
+            return
         wait = partial.hold_off_seconds(_identity(file.url), time.time())
         if wait > 0:
             asked = TransferError(
@@ -125,34 +162,45 @@ class Downloader:
                 retry_after_seconds=wait,
             )
             self._wait(file, partial, asked, failures=1)
-        failures, best = 0, partial.offset
+        tactics = Tactics(connections=self.settings.connections)
+        failures, best = 0, partial.have
         while partial.offset < file.size:
             try:
-                self._attempt(file, partial)
+                if tactics.may_split(file, partial):
+                    self._attempt_split(file, partial, tactics)
+                else:
+                    self._attempt(file, partial, tactics)
             except TransferError as error:
                 if not error.retryable:
                     raise TransferError(
                         error.reason, f"{file.path}: {error.message}", retryable=False
                     ) from error
-                if partial.offset >= min(best + PROGRESS_BYTES, file.size):
-                    failures, best = 0, partial.offset
+                have = partial.have
+                if have >= min(best + PROGRESS_BYTES, file.size):
+                    failures, best = 0, have
                 failures += 1
                 self._wait(file, partial, error, failures=failures)
+                self._peers.fill(file, partial)
 
-    def _attempt(self, file: ManifestFile, partial: Partial) -> None:
-        from slmfetch.transfer import Request, open_body
+    def _attempt(self, file: ManifestFile, partial: Partial, tactics: "Tactics") -> None:
+        """One connection for the rest; for a first piece, where others may help after that."""
+        from slmfetch.transfer import Request, is_content_addressed, open_body
 
+        network = self._connect()
         origin = _identity(file.url)
         same = partial.origin == origin
+        end = tactics.probe_end(file, partial)
+        partial.discard_ahead()
         request = Request(
             url=file.url,
-            offset=partial.offset,
-            etag=partial.etag if same else "",
             size=file.size,
-            token=self._token(),
+            base=file.offset,
+            start=partial.offset,
+            end=end,
+            etag=partial.etag if same else "",
         )
         try:
-            body = open_body(request, self.settings)
+            body = open_body(request, network.session, network.access)
         except TransferError as error:
             if error.stale:
                 partial.reset()
@@ -169,23 +217,79 @@ class Downloader:
             if body.start != partial.offset:
                 log("the source starts over", level="warning", file=file.path, had=partial.offset)
                 partial.reset()
-            partial.describe(etag=body.etag, origin=origin)
-            self._receive(file, partial, body.read_some)
+            # A registry's digest says more than any validator, and its mirrors may each have their own.
+            fixed = is_content_addressed(file.url)
+            partial.describe(etag="" if fixed else body.etag, origin=origin)
+            if end and body.ranged and (fixed or body.etag):
+                partial.allow_splits()
+            stop = end if end and body.ranged else file.size
+            self._receive(file, partial, body.read_some, stop=stop)
         finally:
             body.close()
-        if partial.offset < file.size:
+        if partial.offset < stop:
             raise TransferError(
                 Reason.SOURCE_UNAVAILABLE,
                 f"{plain_url(file.url)} hung up after {partial.offset} of {file.size} bytes",
                 retryable=True,
             )
 
-    def _receive(self, file: ManifestFile, partial: Partial, read_some: Callable[[int], bytes]) -> None:
-        progress = Progress(file=file.path, total_bytes=file.size, start_bytes=partial.offset)
-        while data := read_some(CHUNK_BYTES):
+    def _attempt_split(self, file: ManifestFile, partial: Partial, tactics: "Tactics") -> None:
+        """Several connections for the rest."""
+        from slmfetch.parallel import Crew
+        from slmfetch.pieces import Pieces
+
+        pieces = Pieces(partial, file.size, PIECE_BYTES)
+        crew = Crew(
+            file=file,
+            pieces=pieces,
+            etag=partial.etag,
+            network=self._connect(),
+            size=tactics.connections,
+            count=self._count,
+        )
+
+        def look() -> None:
+            self.reporter.update(pieces.have, From.SOURCE)
+            if time.monotonic() >= self.deadline and not pieces.complete:
+                raise self._out_of_time(file, partial, "the source is too slow")
+
+        try:
+            crew.run(look)
+        except TransferError as error:
+            tactics.learn(error)
+            if error.stale:
+                partial.reset()
+            raise
+
+    def _count(self, count: int) -> None:
+        self.tally.add(count, From.SOURCE)
+
+    def _count_from_peers(self, count: int) -> None:
+        self.tally.add(count, From.PEERS)
+        self.reporter.advance(count, From.PEERS)
+
+    def _connect(self) -> "Network":
+        """Made when it is needed first: a cached model starts without the modules behind it."""
+        if self._network is None:
+            from slmfetch.network import Network
+
+            self._network = Network(self.settings, self._pace)
+        return self._network
+
+    def _receive(
+        self, file: ManifestFile, partial: Partial, read_some: Callable[[int], bytes], *, stop: int
+    ) -> None:
+        pace = self._pace
+        # Where the file is all that the URL names, up to the end of the answer: too much is an error.
+        whole = stop == file.size and not file.offset
+        while whole or partial.offset < stop:
+            most = CHUNK_BYTES if whole else min(CHUNK_BYTES, stop - partial.offset)
+            if not (data := read_some(pace.read_bytes(most))):
+                break
             partial.write(memoryview(data))
-            self.bytes_downloaded += len(data)
-            progress.update(partial.offset)
+            self._count(len(data))
+            self.reporter.update(partial.offset, From.SOURCE)
+            pace.pay(len(data), self.sleep)
             if time.monotonic() >= self.deadline and partial.offset < file.size:
                 raise self._out_of_time(file, partial, "the source is too slow")
 
@@ -228,23 +332,39 @@ class Downloader:
             f"{file.size} bytes are here and kept: {why}",
         )
 
-    def _token(self) -> str:
-        """Bearer token, read afresh for every attempt: a Secret may be rotated meanwhile."""
-        path = self.settings.token_file
-        if path is None:
-            return ""
-        try:
-            token = path.read_bytes().strip()
-        except FileNotFoundError:
-            return ""
-        except OSError as error:
-            raise FetchError(Reason.ACCESS_DENIED, f"the token cannot be read: {error.strerror}") from error
-        if not all(0x21 <= byte <= 0x7E for byte in token):
-            raise FetchError(
-                Reason.ACCESS_DENIED,
-                "the token holds characters that no HTTP header may carry; put the bare token in the Secret",
-            )
-        return token.decode("ascii")
+
+@dataclass(slots=True, kw_only=True)
+class Tactics:
+    """How one file is asked for, as this run has learnt it."""
+
+    connections: int
+    _probed: bool = False
+    _together: bool = True
+    """Until a source turned out not to give the same bytes to each connection."""
+
+    def probe_end(self, file: ManifestFile, partial: Partial) -> int:
+        """Where the first request ends that shows whether a large file may be split; 0 for all the rest."""
+        large = file.size - partial.offset >= 2 * PIECE_BYTES
+        if self._probed or not self._together or self.connections < 2 or not large:
+            return 0
+        self._probed = True
+        return partial.offset + PIECE_BYTES
+
+    def may_split(self, file: ManifestFile, partial: Partial) -> bool:
+        """Whether several connections may bring what is missing."""
+        known = partial.splits and partial.origin == _identity(file.url)
+        if not known or not self._together:
+            return False
+        large = file.size - partial.offset > PIECE_BYTES
+        # What came ahead is taken over even by one connection.
+        return (self.connections > 1 and large) or partial.have > partial.offset
+
+    def learn(self, error: TransferError) -> None:
+        """After a split attempt failed: the next one is more modest."""
+        if error.stale:
+            self._together = False
+        elif error.retry_after_seconds is not None or error.reason is Reason.RATE_LIMITED:
+            self.connections = max(self.connections // 2, 1)
 
 
 def _identity(url: str) -> str:

@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from urllib.parse import urlsplit
@@ -12,6 +13,8 @@ from slmfetch.config import Owner, Settings
 from slmfetch.download import Downloader
 from slmfetch.errors import FetchError
 from slmfetch.log import log
+from slmfetch.partial import list_ahead
+from slmfetch.progress import Reporter, Tally, clear_progress, progress_path
 from slmfetch.refs import Ref, UnreadableRef, new_ref, next_stamp, read_refs, write_ref
 from slmfetch.store import NO_SPACE, Store, default_reserve_bytes, discard, is_tree_in_use
 from slmfetch.tree import is_tree_intact, publish_tree
@@ -48,21 +51,26 @@ class Outcome:
 
     bytes_downloaded: int
     bytes_reused: int
+    bytes_from_peers: int = 0
+    """Of the bytes downloaded."""
+    bytes_per_second: int = 0
+    """Mean while files were missing, waits and verification included."""
 
 
-def fetch(store: Store, job: Job, settings: Settings) -> Outcome:
+def fetch(store: Store, job: Job, settings: Settings, *, tally: Tally | None = None) -> Outcome:
     """Make the tree of the manifest available and pinned; FetchError says why that failed.
 
     Whatever happens, what is published already stays as it is. With everything cached no network
-    is used, and a full or read-only disk is no obstacle.
+    is used, and a full or read-only disk is no obstacle. `tally` says what was moved even then.
     """
+    tally = tally or Tally()
     deadline = time.monotonic() + settings.timeout_seconds
     store.prepare()
     with store.locked():
         _begin_pin(store, job)
     unique = {file.sha256: file for file in job.manifest.files}
     missing = [file for file in unique.values() if not store.check_blob(file, deep=job.deep)]
-    downloader = Downloader(store=store, settings=settings, deadline=deadline)
+    began = time.monotonic()
     if missing:
         for file in missing:
             _check_url(file)
@@ -74,13 +82,41 @@ def fetch(store: Store, job: Job, settings: Settings) -> Outcome:
             files=len(missing),
             bytes=sum(file.size for file in missing),
         )
-        for file in missing:
-            downloader.obtain(file)
+        _obtain(store, job, settings, missing, tally=tally, deadline=deadline)
+    else:
+        clear_progress(progress_path(store, job.owner, job.revision))
+    seconds = time.monotonic() - began
     with store.locked():
         _finish(store, job, settings, missing)
     needed = sum(file.size for file in unique.values())
     fetched = sum(file.size for file in missing)
-    return Outcome(bytes_downloaded=downloader.bytes_downloaded, bytes_reused=needed - fetched)
+    return Outcome(
+        bytes_downloaded=tally.downloaded,
+        bytes_reused=needed - fetched,
+        bytes_from_peers=tally.from_peers,
+        bytes_per_second=round(tally.downloaded / seconds) if seconds > 0 else 0,
+    )
+
+
+def _obtain(
+    store: Store,
+    job: Job,
+    settings: Settings,
+    missing: Sequence[ManifestFile],
+    *,
+    tally: Tally,
+    deadline: float,
+) -> None:
+    total = sum(file.size for file in missing)
+    path = progress_path(store, job.owner, job.revision)
+    reporter = Reporter(path=path, total_bytes=total, tally=tally)
+    downloader = Downloader(store=store, settings=settings, deadline=deadline, tally=tally, reporter=reporter)
+    try:
+        for file in missing:
+            downloader.obtain(file)
+    finally:
+        downloader.close()
+        clear_progress(path)
 
 
 def release(store: Store, owner: Owner, *, wait_seconds: float = RELEASE_WAIT_SECONDS) -> None:
@@ -202,7 +238,14 @@ def _shortage(store: Store, settings: Settings, missing: Sequence[ManifestFile])
             "raise cache.sizeLimit or lower cache.keepPrevious"
         )
     free, total = store.free_bytes()
-    reserve = settings.reserve_bytes if settings.reserve_bytes is not None else default_reserve_bytes(total)
+    percent = settings.high_watermark_percent
+    if percent and needed > free - (total - total * percent // 100):
+        return (
+            f"{needed} bytes are missing, {total - free} of {total} are in use on the file system of "
+            f"{store.root}, which may be filled to {percent} %; free space there, lower "
+            "cache.keepPrevious or raise cache.highWatermarkPercent"
+        )
+    reserve = _reserve_bytes(settings, total)
     if needed > free - reserve:
         return (
             f"{needed} bytes are missing, {free} of {total} are free on the file system of {store.root}, and "
@@ -211,8 +254,17 @@ def _shortage(store: Store, settings: Settings, missing: Sequence[ManifestFile])
     return ""
 
 
+def _reserve_bytes(settings: Settings, total_bytes: int) -> int:
+    if settings.reserve_bytes is not None:
+        return settings.reserve_bytes
+    # A watermark takes the place of the rule of thumb.
+    return 0 if settings.high_watermark_percent else default_reserve_bytes(total_bytes)
+
+
 def _partial_bytes(store: Store, file: ManifestFile) -> int:
-    try:
-        return (store.partial / f"{file.sha256}.part").stat().st_size
-    except FileNotFoundError:
-        return 0
+    paths = [store.partial / f"{file.sha256}.part", *list_ahead(store, file.sha256).values()]
+    sizes = 0
+    for path in paths:
+        with suppress(FileNotFoundError):  # another fetch on this node is at it
+            sizes += path.stat().st_size
+    return sizes

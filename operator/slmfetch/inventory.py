@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a store holds, for people and tools."""
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from slmfetch.refs import SUFFIX, UnreadableRef, read_refs
@@ -33,12 +35,8 @@ def observe_store(store: Store) -> dict[str, Any]:
                     "inUse": is_tree_in_use(store.tree(ref.digest)),
                 }
             )
-    blobs = [(entry.name, entry.stat(follow_symlinks=False).st_size) for entry in scan(store.blobs)]
-    partials = [
-        (entry.name.partition(".")[0], entry.stat(follow_symlinks=False).st_size)
-        for entry in scan(store.partial)
-        if entry.name.endswith(".part")
-    ]
+    blobs = _sizes(store.blobs, "")
+    partials = _sizes(store.partial, ".part")
     free, total = store.free_bytes()
     return {
         "store": str(store.root),
@@ -53,3 +51,13 @@ def observe_store(store: Store) -> dict[str, Any]:
         "quarantined": [entry.name.removesuffix(SUFFIX) for entry in scan(store.quarantine)],
         "problems": problems,
     }
+
+
+def _sizes(folder: Path, suffix: str) -> list[tuple[str, int]]:
+    """(name without suffix, bytes) of the files; what a fetch finishes or removes meanwhile is left out."""
+    rows = []
+    for entry in scan(folder):
+        if entry.name.endswith(suffix):
+            with suppress(FileNotFoundError):
+                rows.append((entry.name.removesuffix(suffix), entry.stat(follow_symlinks=False).st_size))
+    return rows

@@ -11,8 +11,10 @@ from slmfetch.errors import FetchError, IntegrityError
 from slmwire.reasons import Reason
 
 
-def open_local(url: str, *, size: int, roots: Sequence[Path]) -> int:
-    """Open a regular file below one of `roots` for reading; returns its descriptor.
+def open_local(url: str, *, size: int, offset: int, roots: Sequence[Path]) -> int:
+    """Open a regular file below one of `roots` for reading at `offset`; returns its descriptor.
+
+    Without an offset it must have `size` bytes, with one at least so many from there on.
 
     The path is resolved first, so no symbolic link leads out of the roots.
     """
@@ -49,9 +51,10 @@ def open_local(url: str, *, size: int, roots: Sequence[Path]) -> int:
     problem = ""
     if not stat.S_ISREG(info.st_mode):
         problem = f"{path} is not a regular file"
-    elif info.st_size != size:
-        problem = f"{path} has {info.st_size} bytes, the manifest promises {size}; copy it again"
+    elif info.st_size < offset + size if offset else info.st_size != size:
+        problem = f"{path} has {info.st_size} bytes, the manifest promises {offset + size}; copy it again"
     if problem:
         os.close(fd)
         raise IntegrityError(problem)
+    os.lseek(fd, offset, os.SEEK_SET)
     return fd

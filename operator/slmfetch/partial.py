@@ -4,6 +4,7 @@
 import errno
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,9 +13,12 @@ from slmfetch.store import (
     BLOB_MODE,
     CHUNK_BYTES,
     NO_SPACE,
+    TEMP_PREFIX,
     Store,
+    discard,
     fsync_dir,
     read_json,
+    scan,
     try_lock,
     write_json,
 )
@@ -24,6 +28,8 @@ from slmwire.reasons import Reason
 CHECKPOINT_BYTES: Final = 32 << 20
 MAX_RETRY_AFTER_SECONDS: Final = 86_400.0
 """Whatever a source asks for, it is tried once a day."""
+AHEAD: Final = ".ahead-"
+"""Between a blob's name and where it begins: bytes that came before their turn, see `pieces`."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -33,6 +39,8 @@ class Partial:
     Bytes written survive the death of the process, but not a power cut: after a reboot only what
     was synced at the last checkpoint is trusted. The hash is recomputed from disk on resume, since
     hashlib cannot save its state.
+
+    The .part file has no holes and only grows, but for `reset`: its length is what has come.
     """
 
     def __init__(self, store: Store, file: ManifestFile, fd: int) -> None:
@@ -50,6 +58,10 @@ class Partial:
         self.not_before = 0.0
         """Seconds since the epoch before which the source `_held_by` asked not to be bothered."""
         self._held_by = ""
+        self.splits = False
+        """Whether that source serves ranges of what cannot change unnoticed."""
+        self._recorded = False
+        """Whether what is on disk beside the bytes was written since the machine started."""
 
     def close(self) -> None:
         """Give up the lock; the bytes stay."""
@@ -57,15 +69,21 @@ class Partial:
 
     def restore(self) -> None:
         """Take over what an earlier process left, as far as it can be trusted."""
+        for entry in scan(self._store.partial):
+            if entry.name.startswith(TEMP_PREFIX) and entry.name.endswith(f"-{self._meta.name}"):
+                discard(Path(entry.path))  # a crash came before its rename, and nobody else writes it
         meta = read_json(self._meta) or {}
         size = os.fstat(self._fd).st_size
-        trusted = size if meta.get("bootId") == _boot_id() else _number(meta.get("synced"))
-        usable = min(size, trusted)
+        usable = trusted_bytes(meta, size)
+        self._recorded = meta.get("bootId") == _boot_id()
+        if not self._recorded:
+            self.discard_ahead()
         if not 0 < usable <= self._file.size:
             usable = 0
         os.ftruncate(self._fd, usable)
         self.etag = str(meta.get("etag", ""))
         self.origin = str(meta.get("origin", ""))
+        self.splits = meta.get("splits") is True
         self.not_before = float(_number(meta.get("notBefore")))
         self._held_by = str(meta.get("heldBy", ""))
         self._rehash(usable)
@@ -73,17 +91,44 @@ class Partial:
 
     def reset(self) -> None:
         """Start over with an empty file."""
+        self.discard_ahead()
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         self._hasher = hashlib.sha256()
         self.offset = self._synced = 0
         self.etag = self.origin = ""
+        self.splits = False
 
     def describe(self, *, etag: str, origin: str) -> None:
         """Record where the bytes that follow come from, before the first of them is written."""
-        if (etag, origin) != (self.etag, self.origin) or not self._meta.exists():
-            self.etag, self.origin = etag, origin
+        if (etag, origin) != (self.etag, self.origin):
+            self.etag, self.origin, self._recorded = etag, origin, False
+        if not self._recorded:
             self._write_meta()
+
+    def allow_splits(self) -> None:
+        """Record, for runs to come too, that several connections may bring the file from this source."""
+        if not self.splits:
+            self.splits = True
+            self._write_meta()
+
+    def ahead_path(self, start: int) -> Path:
+        """File for bytes of the blob from `start` on that come before their turn."""
+        return self._path.with_name(f"{self._file.sha256}{AHEAD}{start}")
+
+    @property
+    def have(self) -> int:
+        """Bytes of the blob that are here, in order or ahead."""
+        return self.offset + sum(path.stat().st_size for path in self.list_ahead().values())
+
+    def list_ahead(self) -> dict[int, Path]:
+        """Start -> file of what has come before its turn."""
+        return list_ahead(self._store, self._file.sha256)
+
+    def discard_ahead(self) -> None:
+        """Forget what has come before its turn."""
+        for path in self.list_ahead().values():
+            path.unlink(missing_ok=True)
 
     def hold_off(self, until: float, *, origin: str) -> None:
         """Remember, for runs to come too, not to ask the source `origin` before `until`."""
@@ -102,6 +147,8 @@ class Partial:
                 f"{self._file.path}: the source sends more than the {self._file.size} bytes the manifest "
                 "promises; publish a new manifest if the file was changed"
             )
+        if not self._recorded:
+            self._write_meta()
         self._hasher.update(data)
         try:
             rest = data
@@ -113,7 +160,7 @@ class Partial:
                 self._synced = self.offset
                 self._write_meta()
         except OSError as error:
-            raise self._explain(error) from error
+            raise self.explain(error) from error
 
     def publish(self) -> str:
         """Make the complete, verified file a blob; returns "" or, on mismatch, the actual hash."""
@@ -125,13 +172,15 @@ class Partial:
             os.fsync(self._fd)
             self._path.rename(self._store.blob(self._file.sha256))
             fsync_dir(self._store.blobs)
+            self.discard_ahead()
             self._meta.unlink(missing_ok=True)
         except OSError as error:
-            raise self._explain(error) from error
+            raise self.explain(error) from error
         return ""
 
     def remove(self) -> None:
         """Delete bytes and state while holding the lock."""
+        self.discard_ahead()
         self._path.unlink(missing_ok=True)
         self._meta.unlink(missing_ok=True)
 
@@ -160,13 +209,16 @@ class Partial:
             "bootId": _boot_id(),
             "notBefore": self.not_before,
             "heldBy": self._held_by,
+            "splits": self.splits,
         }
         try:
             write_json(self._meta, body)
+            self._recorded = True
         except OSError as error:
-            raise self._explain(error) from error
+            raise self.explain(error) from error
 
-    def _explain(self, error: OSError) -> FetchError:
+    def explain(self, error: OSError) -> FetchError:
+        """What an error of the disk means; a full one costs the partial, so that others can live."""
         if error.errno not in NO_SPACE:
             return FetchError(
                 Reason.INTERNAL_ERROR, f"{self._file.path}: cannot write to the store: {error.strerror}"
@@ -200,6 +252,18 @@ def open_partial(store: Store, file: ManifestFile) -> Partial | None:
         if same:
             return Partial(store, file, fd)
         os.close(fd)
+
+
+def trusted_bytes(meta: Mapping[str, object], size: int) -> int:
+    """Of the `size` bytes on disk, those that a power cut since cannot have spoilt."""
+    return size if meta.get("bootId") == _boot_id() else min(size, _number(meta.get("synced")))
+
+
+def list_ahead(store: Store, sha256: str) -> dict[int, Path]:
+    """Start -> file of the bytes of a blob that came before their turn."""
+    prefix = f"{sha256}{AHEAD}"
+    names = {entry.name.removeprefix(prefix): entry for entry in scan(store.partial) if prefix in entry.name}
+    return {int(start): Path(entry.path) for start, entry in names.items() if start.isdecimal()}
 
 
 def _boot_id() -> str:

@@ -12,6 +12,8 @@ from slmfetch.store import Store, read_json, scan, write_json
 from slmwire.manifest import Manifest, ManifestFile, digest_of
 
 SUFFIX = ".json"
+IMPORTER = Owner(namespace="_import", deployment="bundles")
+"""Whose pins keep imported files until a deployment pins them; no namespace begins with `_`."""
 
 
 class UnreadableRef(Exception):

@@ -9,7 +9,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,11 +91,12 @@ class Store:
 
     def held_bytes(self) -> int:
         """Bytes of blobs and partials; trees are hard links and cost nothing."""
-        return sum(
-            entry.stat(follow_symlinks=False).st_size
-            for folder in (self.blobs, self.partial)
-            for entry in scan(folder)
-        )
+        held = 0
+        for folder in (self.blobs, self.partial):
+            for entry in scan(folder):
+                with suppress(FileNotFoundError):  # another fetch moved it meanwhile
+                    held += entry.stat(follow_symlinks=False).st_size
+        return held
 
     def check_blob(self, file: ManifestFile, *, deep: bool = False) -> bool:
         """Whether the file's bytes are here, verified; a damaged blob is moved out of the way.

@@ -1,60 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTTP(S) request for the rest of a file: redirects, proxies, ranges, errors."""
+"""One HTTP(S) request for bytes of a file: redirects, credentials, ranges, errors."""
 
-import base64
 import http.client
 import re
-import socket
-import ssl
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Final
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+from urllib.parse import urljoin, urlsplit
 
-from slmfetch.config import Settings
+from slmfetch.auth import Access
+from slmfetch.connect import Session, network_error, origin_of, parse_retry_after
 from slmfetch.errors import FetchError, IntegrityError, TransferError
 from slmfetch.log import plain_url
-from slmwire import env
 from slmwire.reasons import Reason
 
 MAX_REDIRECTS: Final = 5
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_OCI_BLOB: Final = re.compile(r"/v2/.+/blobs/sha256:[0-9a-f]{64}")
+_S3_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _RETRYABLE: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked for: `url` from byte `offset` on, if the source still has version `etag`."""
+    """What is asked for: bytes of a file from `start` on, if the source still has version `etag`."""
 
     url: str
-    offset: int = 0
-    etag: str = ""
     size: int
     """Bytes of the whole file according to the manifest."""
-    token: str = ""
+    base: int = 0
+    """Where the file begins in what `url` names."""
+    start: int = 0
+    end: int = 0
+    """First byte that is not wanted any more; 0 is the file's end."""
+    etag: str = ""
+
+    @property
+    def span(self) -> str:
+        """The Range header, "" when the answer may be all that the URL names."""
+        if self.base or self.end:
+            return f"bytes={self.base + self.start}-{self.base + (self.end or self.size) - 1}"
+        return f"bytes={self.start}-" if self.start else ""
 
 
 class Body:
     """An answer whose bytes start at `start` of the file."""
 
     def __init__(
-        self,
-        response: http.client.HTTPResponse,
-        connection: http.client.HTTPConnection,
-        *,
-        url: str,
-        start: int,
-        etag: str,
+        self, session: Session, response: http.client.HTTPResponse, *, url: str, start: int, etag: str
     ) -> None:
-        self._response, self._connection, self._url = response, connection, url
+        self._session, self._response, self._url = session, response, url
         self.start = start
         self.etag = etag
+        """Strong validator, "" if there is none."""
+        self.ranged = response.status == 206
+        """Whether the source serves ranges."""
 
     def read_some(self, count: int) -> bytes:
         """At most `count` bytes, what has come so far; nothing at the end, expected or not.
@@ -64,54 +65,71 @@ class Body:
         try:
             return self._response.read1(count)
         except (OSError, http.client.HTTPException) as error:
-            raise _network_error(self._url, error) from error
+            raise network_error(self._url, error) from error
 
     def close(self) -> None:
-        """Hang up."""
-        self._response.close()
-        self._connection.close()
+        """Done; the connection is used again if everything was read."""
+        self._session.finish(self._url, self._response)
 
 
-def open_body(request: Request, settings: Settings) -> Body:
+def is_content_addressed(url: str) -> bool:
+    """Whether the URL itself promises that its bytes never change: a registry's blob by digest."""
+    return _OCI_BLOB.fullmatch(urlsplit(url).path) is not None
+
+
+def open_body(request: Request, session: Session, access: Access) -> Body:
     """Send the request and follow redirects; TransferError or IntegrityError when no bytes are to be had.
 
-    The token goes to the origin of the first URL only. A redirect may not leave http and https, nor
-    go from https to http.
+    Credentials go to the origin of the first URL only, and only its challenges are answered. A redirect
+    may not leave http and https, nor go from https to http.
     """
     url = request.url
-    origin = _origin(urlsplit(url))
-    for _ in range(MAX_REDIRECTS + 1):
-        headers = {"Accept-Encoding": "identity", "User-Agent": "slmfetch"}
-        if request.offset:
-            headers["Range"] = f"bytes={request.offset}-"
-            if request.etag:
-                headers["If-Range"] = request.etag
-        if request.token and _origin(urlsplit(url)) == origin:
-            headers["Authorization"] = f"Bearer {request.token}"
-        connection, response = _send(url, headers, settings)
+    origin = origin_of(url)
+    hops, answered = 0, False
+    while True:
+        ours = origin_of(url) == origin
+        own = access.headers(url) if ours else {}
+        sent = own.get("Authorization", "")
+        response = session.send(url, _headers(request) | own)
+        if response.status == 401 and ours and not answered:
+            challenges = response.headers.get_all("WWW-Authenticate") or []
+            session.finish(url, response)
+            answered = access.answer(url, challenges, sent=sent, session=session)
+            if answered:
+                continue
+            raise _denied(plain_url(url), "401", access.refusal(sent=sent))
         if response.status not in _REDIRECTS:
             try:
-                return _judge(request, url, connection, response)
+                return _judge(request, url, session, response, access.refusal(sent=sent))
             except FetchError:
-                response.close()
-                connection.close()
+                session.finish(url, response)
                 raise
         target = response.getheader("Location", "")
-        response.close()
-        connection.close()
+        session.finish(url, response)
         url = _redirected(url, target)
-    raise TransferError(
-        Reason.SOURCE_UNAVAILABLE,
-        f"{plain_url(request.url)} redirects more than {MAX_REDIRECTS} times",
-        retryable=False,
-    )
+        hops += 1
+        if hops > MAX_REDIRECTS:
+            raise TransferError(
+                Reason.SOURCE_UNAVAILABLE,
+                f"{plain_url(request.url)} redirects more than {MAX_REDIRECTS} times",
+                retryable=False,
+            )
+
+
+def _headers(request: Request) -> dict[str, str]:
+    headers = {"Accept-Encoding": "identity", "User-Agent": "slmfetch"}
+    if request.span:
+        headers["Range"] = request.span
+        if request.etag:
+            headers["If-Range"] = request.etag
+    return headers
 
 
 def _redirected(url: str, target: str) -> str:
     try:
         new = urljoin(url, target)
         parts = urlsplit(new)
-        _origin(parts)
+        origin_of(new)
     except ValueError:
         new, parts = "", urlsplit("")
     safe = parts.scheme == "https" or (parts.scheme == "http" and urlsplit(url).scheme == "http")
@@ -125,104 +143,13 @@ def _redirected(url: str, target: str) -> str:
     return new
 
 
-def _send(
-    url: str, headers: Mapping[str, str], settings: Settings
-) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-    parts = urlsplit(url)
-    connection = None
-    try:
-        connection, target, extra = _connect(parts, settings)
-        connection.request("GET", target, headers={**headers, **extra})
-        return connection, connection.getresponse()
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        if connection is not None:
-            connection.close()
-        raise _network_error(url, error) from error
-
-
-def _connect(
-    parts: SplitResult, settings: Settings
-) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
-    """A connection (not opened yet), the request target and headers for a proxy, if there is one."""
-    host, port = parts.hostname or "", parts.port
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    timeout = settings.stall_timeout_seconds
-    proxy = _proxy_for(parts)
-    if parts.scheme == "https":
-        context = _tls(settings.ca_file)
-        if proxy is None:
-            return http.client.HTTPSConnection(host, port, timeout=timeout, context=context), path, {}
-        tunnel = http.client.HTTPSConnection(
-            proxy.hostname or "", proxy.port, timeout=timeout, context=context
-        )
-        tunnel.set_tunnel(host, port or 443, headers=_proxy_auth(proxy))
-        return tunnel, path, {}
-    if proxy is None:
-        return http.client.HTTPConnection(host, port, timeout=timeout), path, {}
-    netloc = parts.netloc.rpartition("@")[2]
-    via = http.client.HTTPConnection(proxy.hostname or "", proxy.port, timeout=timeout)
-    return via, f"http://{netloc}{path}", _proxy_auth(proxy)
-
-
-def _proxy_for(parts: SplitResult) -> SplitResult | None:
-    proxies = getproxies_environment()
-    text = proxies.get(parts.scheme) or proxies.get("all")
-    if not text or proxy_bypass_environment(parts.netloc.rpartition("@")[2], proxies):
-        return None
-    return urlsplit(text if "://" in text else f"http://{text}")
-
-
-def _proxy_auth(proxy: SplitResult) -> dict[str, str]:
-    if not proxy.username:
-        return {}
-    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
-
-
-def _tls(ca_file: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=str(ca_file))
-        except OSError as error:
-            raise TransferError(
-                Reason.SOURCE_UNAVAILABLE,
-                f"{env.CA_FILE}={ca_file} cannot be read as PEM certificates: {error}",
-                retryable=False,
-            ) from error
-    return context
-
-
-def _network_error(url: str, error: Exception) -> TransferError:
-    where = plain_url(url)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        text = (
-            f"{where}: the server's certificate is not trusted ({error.verify_message}); "
-            f"the runtime image must name its authority in {env.CA_FILE}"
-        )
-        return TransferError(Reason.SOURCE_UNAVAILABLE, text, retryable=False)
-    if isinstance(error, socket.gaierror):
-        text = f"{where}: the host name does not resolve ({error.strerror}); check the URL and the node's DNS"
-    elif isinstance(error, TimeoutError):
-        text = f"{where}: the source went silent"
-    elif isinstance(error, http.client.InvalidURL | ValueError):
-        # Their own texts quote the whole URL or header, secrets included.
-        return TransferError(Reason.SOURCE_UNAVAILABLE, f"{where} is not a valid URL", retryable=False)
-    else:
-        text = f"{where}: {error or type(error).__name__}"
-    return TransferError(Reason.SOURCE_UNAVAILABLE, text, retryable=True)
-
-
 def _judge(
-    request: Request,
-    url: str,
-    connection: http.client.HTTPConnection,
-    response: http.client.HTTPResponse,
+    request: Request, url: str, session: Session, response: http.client.HTTPResponse, refusal: str
 ) -> Body:
     where = plain_url(url)
     status = response.status
     if status not in (200, 206):
-        raise _status_error(request, where, response)
+        raise _status_error(request, where, response, refusal)
     if response.getheader("Content-Encoding", "identity") not in ("", "identity"):
         raise TransferError(
             Reason.SOURCE_UNAVAILABLE,
@@ -232,22 +159,40 @@ def _judge(
     etag = response.getheader("ETag", "")
     if not etag.startswith('"'):
         etag = ""  # weak validators promise nothing about bytes
-    length = response.getheader("Content-Length", "")
     if status == 200:
-        if length.isdecimal() and int(length) != request.size:
-            raise _size_error(where, int(length), request.size)
-        return Body(response, connection, url=url, start=0, etag=etag)
-    match = _CONTENT_RANGE.fullmatch(response.getheader("Content-Range", "").strip())
-    if match is None or int(match[1]) != request.offset or not request.offset:
+        _judge_whole(request, where, response.getheader("Content-Length", ""))
+        return Body(session, response, url=url, start=0, etag=etag)
+    _judge_range(request, where, response.getheader("Content-Range", "").strip())
+    return Body(session, response, url=url, start=request.start, etag=etag)
+
+
+def _judge_whole(request: Request, where: str, length: str) -> None:
+    if request.base:
+        raise TransferError(
+            Reason.SOURCE_UNAVAILABLE,
+            f"{where} ignores ranges, and the file begins at byte {request.base} of it; the source must "
+            "support Range requests, or serve the file by itself",
+            retryable=False,
+        )
+    if length.isdecimal() and int(length) != request.size:
+        raise _size_error(where, int(length), request.size)
+
+
+def _judge_range(request: Request, where: str, text: str) -> None:
+    match = _CONTENT_RANGE.fullmatch(text)
+    if match is None or int(match[1]) != request.base + request.start or not request.span:
         raise TransferError(
             Reason.SOURCE_UNAVAILABLE,
             f"{where} answers with bytes that were not asked for "
-            f"(Content-Range {response.getheader('Content-Range', '')!r}, asked from {request.offset})",
+            f"(Content-Range {text!r}, asked from {request.base + request.start})",
             retryable=True,
         )
-    if match[3] != "*" and int(match[3]) != request.size:
-        raise _size_error(where, int(match[3]), request.size)
-    return Body(response, connection, url=url, start=request.offset, etag=etag)
+    if match[3] == "*":
+        return
+    total = int(match[3])
+    # With a base, the total is that of the archive around the file.
+    if total < request.base + request.size if request.base else total != request.size:
+        raise _size_error(where, total, request.base + request.size)
 
 
 def _size_error(where: str, actual: int, expected: int) -> IntegrityError:
@@ -257,16 +202,17 @@ def _size_error(where: str, actual: int, expected: int) -> IntegrityError:
     )
 
 
-def _status_error(request: Request, where: str, response: http.client.HTTPResponse) -> TransferError:
+def _denied(where: str, answer: str, refusal: str) -> TransferError:
+    return TransferError(Reason.ACCESS_DENIED, f"{where} answered {answer}: {refusal}", retryable=False)
+
+
+def _status_error(
+    request: Request, where: str, response: http.client.HTTPResponse, refusal: str
+) -> TransferError:
     status = response.status
     wait = parse_retry_after(response.getheader("Retry-After", ""), time.time())
     if status in (401, 403):
-        token = "the token was refused" if request.token else "no token was given"
-        return TransferError(
-            Reason.ACCESS_DENIED,
-            f"{where} answered {status}: {token}; name a Secret with a valid token in secretRef",
-            retryable=False,
-        )
+        return _denied(where, f"{status}{_s3_code(response)}", refusal)
     if status == 429:
         asked = f", asking to wait {wait:.0f} s" if wait is not None else ""
         return TransferError(
@@ -278,15 +224,11 @@ def _status_error(request: Request, where: str, response: http.client.HTTPRespon
     if status == 416:
         return TransferError(
             Reason.SOURCE_UNAVAILABLE,
-            f"{where} has nothing at byte {request.offset}; the file was changed",
+            f"{where} has nothing at byte {request.base + request.start}; the file was changed",
             retryable=True,
             stale=True,
         )
-    hint = ""
-    if status in (404, 410):
-        hint = "; check the URL" + (
-            "" if request.token else ", or name a Secret: some hosts hide what is private"
-        )
+    hint = f"; check the URL. Some hosts hide what is private: {refusal}" if status in (404, 410) else ""
     return TransferError(
         Reason.SOURCE_UNAVAILABLE,
         f"{where} answered {status}{hint}",
@@ -295,16 +237,10 @@ def _status_error(request: Request, where: str, response: http.client.HTTPRespon
     )
 
 
-def parse_retry_after(text: str, now: float) -> float | None:
-    """Seconds to wait according to a Retry-After header (seconds or a date); None if it says nothing."""
-    text = text.strip()
-    if text.isdecimal():
-        return float(text)
-    with suppress(ValueError, TypeError, OverflowError):
-        return max(parsedate_to_datetime(text).timestamp() - now, 0.0)
-    return None
-
-
-def _origin(parts: SplitResult) -> tuple[str, str, int]:
-    default = 443 if parts.scheme == "https" else 80
-    return parts.scheme, parts.hostname or "", parts.port or default
+def _s3_code(response: http.client.HTTPResponse) -> str:
+    """S3 says why in the body: RequestTimeTooSkewed is a clock's fault, not a key's."""
+    try:
+        match = _S3_CODE.search(response.read(2048))
+    except (OSError, http.client.HTTPException):
+        match = None
+    return f" ({match[1].decode()})" if match else ""

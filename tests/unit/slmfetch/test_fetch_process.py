@@ -41,14 +41,14 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def test_sigkill_at_random_bytes_costs_next_to_nothing(origin: Origin, store: Store, tmp_path: Path) -> None:
-    size, kills = 12_000_000, 8
+    size, kills = 20_000_000, 8
     data = noise(size, 7)
     origin.files["/m/model.onnx"] = data
-    origin.bytes_per_second = 12_000_000
+    origin.bytes_per_second = 20_000_000
     manifest = manifest_of({"model.onnx": data}, f"{origin.url}/m")
     points = sorted(random.Random(7).sample(range(200_000, size - 200_000), kills))
     for point in points:
-        process = start_fetcher(["fetch", "--serve"], store, tmp_path, manifest)
+        process = start_fetcher(["fetch", "--serve"], store, tmp_path, manifest, SLM_FETCH_CONNECTIONS="1")
         wait_until(lambda point=point: origin.bytes_sent >= point)  # type: ignore[misc]
         process.kill()
         finish(process)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from slmfetch.connect import parse_retry_after
 from slmfetch.errors import FetchError, IntegrityError
 from slmfetch.fetch import fetch
 from slmfetch.refs import read_refs
 from slmfetch.store import Store, scan
-from slmfetch.transfer import parse_retry_after
 from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason
 from tests.unit.slmfetch.kit import (

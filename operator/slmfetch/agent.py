@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store agent of a node: gives blobs to the site's other nodes, tells what the store holds, tidies up.
+
+It holds no credential and trusts nobody: whoever reaches its port may read blobs whose sha256 they know
+and what /v1/store says, and may change nothing.
+"""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from slmfetch.agent_blobs import answer_blob
+from slmfetch.agent_http import Limits, Reply, Request, Server
+from slmfetch.agent_metrics import Counts, render_metrics
+from slmfetch.errors import FetchError
+from slmfetch.housekeeping import tidy
+from slmfetch.inventory import observe_store
+from slmfetch.log import log
+from slmfetch.refs import SUFFIX
+from slmfetch.store import Store, read_json, scan
+from slmwire.paths import AGENT_BLOBS, AGENT_STORE, PATH_HEALTH, PATH_METRICS
+
+OBSERVE_SECONDS: Final = 1.0
+"""What the store holds is looked at once in this time, however many ask."""
+MAX_PROGRESS: Final = 64
+
+
+class Agent:
+    """Answers requests about one store."""
+
+    def __init__(
+        self, store: Store, *, node: str = "", address: str = "127.0.0.1", port: int = 0,
+        limits: Limits | None = None,
+    ) -> None:  # fmt: skip
+        self._store, self._node = store, node
+        self.server = Server(address=address, port=port, answer=self.answer, limits=limits)
+        self._lock = threading.Lock()
+        self._observed: tuple[float, dict[str, Any]] | None = None
+        self._collections = self._collection_errors = self._collected_bytes = 0
+
+    def answer(self, request: Request) -> Reply:
+        """The reply to one request. A query string is refused along with all that is not known."""
+        path = request.path
+        if path.startswith(AGENT_BLOBS):
+            return answer_blob(self._store, request)
+        if path == AGENT_STORE:
+            text = json.dumps(self._observe(), separators=(",", ":"))
+            return _text(text, "application/json")
+        if path == PATH_METRICS:
+            observed = self._observe()
+            text = render_metrics(observed, observed["progress"], self._counts(), node=self._node)
+            return _text(text, "text/plain; version=0.0.4; charset=utf-8")
+        if path == PATH_HEALTH:
+            return _text("ok\n", "text/plain; charset=utf-8")
+        return Reply(status=404)
+
+    def collect(self) -> None:
+        """Clear away orphans once; a failure is logged and counted."""
+        try:
+            done = tidy(self._store)
+        except (FetchError, OSError) as error:
+            log("could not collect", level="warning", why=str(error))
+            self._collection_errors += 1
+            return
+        self._collections += 1
+        self._collected_bytes += done.bytes
+
+    def _observe(self) -> dict[str, Any]:
+        with self._lock:
+            now = time.monotonic()
+            if self._observed is None or now - self._observed[0] >= OBSERVE_SECONDS:
+                body = {
+                    "node": self._node,
+                    **observe_store(self._store),
+                    "progress": observe_progress(self._store),
+                    "sentBytes": self.server.bytes_sent,
+                }
+                self._observed = (now, body)
+            return self._observed[1]
+
+    def _counts(self) -> Counts:
+        return Counts(
+            sent_bytes=self.server.bytes_sent,
+            connections=self.server.connections,
+            refused=self.server.refused,
+            collections=self._collections,
+            collection_errors=self._collection_errors,
+            collected_bytes=self._collected_bytes,
+        )
+
+
+def observe_progress(store: Store) -> list[dict[str, Any]]:
+    """What fetches under way say of themselves, with namespace, deployment and revision."""
+    found = []
+    for entry in scan(store.root / "progress")[:MAX_PROGRESS]:
+        # A namespace has no dot, and neither has the hash that names a revision.
+        namespace, _, rest = entry.name.removesuffix(SUFFIX).partition(".")
+        deployment, _, revision = rest.rpartition(".")
+        if entry.name.startswith(".") or not entry.name.endswith(SUFFIX) or not deployment:
+            continue
+        if not entry.is_file(follow_symlinks=False):
+            continue
+        body = read_json(Path(entry.path))
+        if body is not None:
+            found.append({**body, "namespace": namespace, "deployment": deployment, "revision": revision})
+    return found
+
+
+def run_agent(store: Store, *, address: str, port: int, node: str, collect_seconds: float) -> None:
+    """Serve until a signal arrives; collect at the start and every `collect_seconds`."""
+    agent = Agent(store, node=node, address=address, port=port)
+
+    def collect_forever() -> None:
+        while True:
+            agent.collect()
+            time.sleep(collect_seconds)
+
+    threading.Thread(target=collect_forever, daemon=True).start()
+    log("store agent listens", address=address, port=agent.server.port, store=str(store.root))
+    try:
+        agent.server.serve()
+    finally:
+        agent.server.close()
+
+
+def _text(text: str, content_type: str) -> Reply:
+    return Reply(status=200, headers={"Content-Type": content_type}, body=text.encode())
