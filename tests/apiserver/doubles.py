@@ -3,7 +3,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from slmops.adapters.errors import KubeError
@@ -50,7 +50,7 @@ class ScriptedResolver:
         self.failing: dict[str, str] = {}
         self.asked: list[str] = []
 
-    async def resolve(self, source: Source, *, token: str | None = None) -> Resolved:
+    async def resolve(self, source: Source, *, secret: Mapping[str, str] | None = None) -> Resolved:
         """Implements SourceResolver."""
         assert source.http is not None
         url = source.http.url

@@ -102,7 +102,10 @@ def _revision(
     }
     digests = {name: found.manifest.digest for name, found in resolved.items()}
     revision = revision_of(spec, digests)
-    templates = build.build_templates(names, spec, config=CONFIG, revision=revision, digests=digests)
+    references = {name: found.reference for name, found in resolved.items()}
+    templates = build.build_templates(
+        names, spec, config=CONFIG, revision=revision, digests=digests, references=references
+    )
     data = build_revision_data(spec, resolved=resolved, templates=templates)
     view = RevisionView(revision=revision, number=number, data=data)
     return parse_revision(revision, number, data), view, resolved

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Port to the resolution of model sources."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from slmops.api.source import Source
@@ -30,6 +31,9 @@ class SourceError(Exception):
 class SourceResolver(Protocol):
     """Finds out which exact files a source stands for; bounded in time by itself."""
 
-    async def resolve(self, source: Source, *, token: str | None = None) -> Resolved:
-        """Files with size and hash, and what a mutable reference stood for. Raises SourceError."""
+    async def resolve(self, source: Source, *, secret: Mapping[str, str] | None = None) -> Resolved:
+        """Files with size and hash, and what a mutable reference stood for. Raises SourceError.
+
+        `secret` holds what the Secret of the source does, by the names of slmwire.paths.SOURCE_DIR.
+        """
         ...

@@ -11,15 +11,18 @@ from typing import Final
 from slmops.adapters.errors import Forbidden, KubeError, NotFound
 from slmops.adapters.kube import KubeClient
 from slmops.adapters.resources import SECRETS
-from slmops.api.source import SecretKeyRef, Source
+from slmops.api.source import Source
 from slmops.model.observed import Resolved, ResolveFailure
 from slmops.model.plan import ResolveRequest
+from slmops.model.source_secret import secret_of
 from slmops.ports.clock import Clock
 from slmops.ports.sources import SourceError, SourceResolver
 from slmops.runtime.backoff import Backoff
 from slmwire.reasons import Reason
 
 RESOLVE_LIMIT_SECONDS: Final = 120.0
+READ_THROUGH_LIMIT_SECONDS: Final = 3600.0
+"""For sources whose archives are read through once."""
 PERMANENT_RETRY_SECONDS: Final = 600.0
 _log = logging.getLogger(__name__)
 
@@ -93,10 +96,11 @@ class Resolutions:
     async def _attempt(self, request: ResolveRequest) -> Resolved | ResolveFailure:
         retry_after: float | None = None
         permanent = False
+        limit = _limit_seconds(request.source)
         try:
-            token = await self._read_token(request.source)
-            async with asyncio.timeout(RESOLVE_LIMIT_SECONDS):
-                resolved = await self._resolver.resolve(request.source, token=token)
+            secret = await self._read_secret(request.source)
+            async with asyncio.timeout(limit):
+                resolved = await self._resolver.resolve(request.source, secret=secret)
             self._backoffs.pop(request.source_hash, None)
             return resolved
         except SourceError as error:
@@ -104,7 +108,7 @@ class Resolutions:
             retry_after, permanent = error.retry_after_seconds, error.permanent
         except TimeoutError:
             reason = Reason.SOURCE_UNAVAILABLE
-            message = f"the source gave no answer within {RESOLVE_LIMIT_SECONDS:g} s"
+            message = f"the source gave no answer within {limit:g} s"
         except KubeError as error:
             reason, message = Reason.ACCESS_DENIED, str(error)
         except Exception as error:
@@ -120,13 +124,14 @@ class Resolutions:
             retry_at=self._clock.now() + delay,
         )
 
-    async def _read_token(self, source: Source) -> str | None:
-        reference = _secret_of(source)
-        if reference is None:
-            return None
-        what = f"Secret {reference.name}"
+    async def _read_secret(self, source: Source) -> Mapping[str, str]:
+        """What the Secret of the source holds, by the names of paths.SOURCE_DIR; empty without one."""
+        wanted = secret_of(source)
+        if wanted is None:
+            return {}
+        what = f"Secret {wanted.name}"
         try:
-            secret = await self._kube.get(SECRETS, namespace=self._namespace, name=reference.name)
+            secret = await self._kube.get(SECRETS, namespace=self._namespace, name=wanted.name)
         except NotFound as error:
             raise SourceError(
                 Reason.ACCESS_DENIED, f"{what} does not exist in namespace {self._namespace}; create it"
@@ -136,19 +141,19 @@ class Resolutions:
                 Reason.ACCESS_DENIED,
                 f"the operator may not read {what}; allow it (chart value rbac.readSecrets)",
             ) from error
-        try:
-            encoded = (secret.get("data") or {})[reference.key]
-            return base64.b64decode(encoded, validate=True).decode().strip()
-        except KeyError as error:
-            raise SourceError(Reason.ACCESS_DENIED, f"{what} has no key {reference.key}") from error
-        except (binascii.Error, UnicodeDecodeError) as error:
-            raise SourceError(
-                Reason.ACCESS_DENIED, f"{what}: key {reference.key} holds no text token"
-            ) from error
+        data = secret.get("data") or {}
+        result = {}
+        for key, name in wanted.items.items():
+            if key not in data:
+                if key in wanted.optional:
+                    continue
+                raise SourceError(Reason.ACCESS_DENIED, f"{what} has no key {key}")
+            try:
+                result[name] = base64.b64decode(data[key], validate=True).decode().strip()
+            except (binascii.Error, UnicodeDecodeError) as error:
+                raise SourceError(Reason.ACCESS_DENIED, f"{what}: key {key} holds no text") from error
+        return result
 
 
-def _secret_of(source: Source) -> SecretKeyRef | None:
-    for kind in (source.http, source.hf):
-        if kind is not None and kind.secret_ref is not None:
-            return kind.secret_ref
-    return None
+def _limit_seconds(source: Source) -> float:
+    return READ_THROUGH_LIMIT_SECONDS if source.oci is not None else RESOLVE_LIMIT_SECONDS

@@ -2,13 +2,14 @@
 """Signatures against the examples of the Amazon S3 API reference."""
 
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
 from slmwire.sigv4 import EMPTY_SHA256, sign_get
 
 NOW = datetime(2013, 5, 24, tzinfo=UTC)
-KEYS = {
+KEYS: dict[str, Any] = {
     "region": "us-east-1",
     "access_key": "AKIAIOSFODNN7EXAMPLE",
     "secret_key": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",

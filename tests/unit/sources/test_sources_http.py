@@ -35,7 +35,7 @@ def put_manifest(origin: Origin, rows: list[dict[str, Any]] | None = None) -> tu
 
 async def failure(resolver: SourceResolver, source: Source, token: str | None = None) -> SourceError:
     with pytest.raises(SourceError) as caught:
-        await resolver.resolve(source, token=token)
+        await resolver.resolve(source, secret={"token": token} if token else {})
     return caught.value
 
 
@@ -127,7 +127,7 @@ async def test_refused_token_is_permanent(origin: Origin, resolver: SourceResolv
     origin.tokens["/m/v1/slm-manifest.json"] = "right"
     error = await failure(resolver, source_of("http", url=url), token="wrong")
     assert error.reason is Reason.ACCESS_DENIED and error.permanent
-    assert (await resolver.resolve(source_of("http", url=url), token="right")).manifest.files
+    assert (await resolver.resolve(source_of("http", url=url), secret={"token": "right"})).manifest.files
     assert (await failure(resolver, source_of("http", url=url), token="a\nb")).permanent
 
 
@@ -136,7 +136,7 @@ async def test_token_stays_with_its_origin(origin: Origin, resolver: SourceResol
     with serve_origin() as other:
         other.files["/moved"] = origin.files["/m/v1/slm-manifest.json"]
         origin.faults["/m/v1/slm-manifest.json"] = [Fault(redirect=f"{other.url}/moved")]
-        resolved = await resolver.resolve(source_of("http", url=url), token="t")
+        resolved = await resolver.resolve(source_of("http", url=url), secret={"token": "t"})
         assert origin.seen[0].headers["authorization"] == "Bearer t"
         assert "authorization" not in other.seen[0].headers
     assert resolved.manifest.files[0].url.startswith(origin.url), "nodes begin where the spec says"
