@@ -61,6 +61,12 @@ class ScriptedResolver:
         file = ManifestFile(path="model.onnx", size=4096, sha256=digest, url=f"{url}.onnx")
         return Resolved(manifest=Manifest(files=(file,)), reference=url)
 
+    async def read_file(
+        self, source: Source, file: ManifestFile, *, secret: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Implements SourceResolver."""
+        raise SourceError(Reason.SOURCE_UNAVAILABLE, "nothing has content here")
+
 
 class Killed(BaseException):
     """The process is gone: nothing after this line ran."""

@@ -13,7 +13,14 @@ from slmops.model.config import OperatorConfig
 from slmops.model.observed import Resolved, RevisionView
 from slmops.planning import build
 from slmops.planning.names import Names
-from slmops.planning.revision import Revision, build_revision_data, parse_revision, revision_of, source_hash
+from slmops.planning.revision import (
+    Revision,
+    build_revision_data,
+    parse_revision,
+    resolution_key,
+    revision_of,
+    source_hash,
+)
 from slmwire.manifest import Manifest, ManifestFile
 
 CONFIG: Final = OperatorConfig(
@@ -59,7 +66,7 @@ def build_versions(names: Names, spec: SLMDeploymentSpec, size_bytes: Mapping[st
         stable=stable,
         target=target,
         stable_view=stable_view,
-        resolutions={source_hash(v.source): resolved[v.name] for v in spec.variants},
+        resolutions={resolution_key(v.source, spec.model.signature): resolved[v.name] for v in spec.variants},
     )
 
 

@@ -17,6 +17,7 @@ from slmops.api.base import (
     validations,
 )
 from slmops.api.rollout import Rollout, Wave
+from slmops.api.signature import Signature
 from slmops.api.source import NO_DOTS, FileSource, HttpSource, HuggingFaceSource, Source
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Metric",
     "Rollout",
     "SLMDeploymentSpec",
+    "Signature",
     "Source",
     "Wave",
 ]
@@ -81,6 +83,9 @@ class Model(ApiModel):
     )
     version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=63)] = (
         Field(description="Version, shown in tables, metrics and conditions.")
+    )
+    signature: Signature | None = Field(
+        default=None, description="Who must have signed the files of every variant; not part of the revision."
     )
 
 

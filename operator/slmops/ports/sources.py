@@ -6,6 +6,7 @@ from typing import Protocol
 
 from slmops.api.source import Source
 from slmops.model.observed import Resolved
+from slmwire.manifest import ManifestFile
 from slmwire.reasons import Reason
 
 
@@ -36,4 +37,11 @@ class SourceResolver(Protocol):
 
         `secret` holds what the Secret of the source does, by the names of slmwire.paths.SOURCE_DIR.
         """
+        ...
+
+    async def read_file(
+        self, source: Source, file: ManifestFile, *, secret: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Content of a small file that `source` was resolved to, checked against its hash. Raises
+        SourceError, also for a source that only nodes can read."""
         ...

@@ -4,15 +4,19 @@
 import asyncio
 import base64
 import binascii
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from slmops.adapters.errors import Forbidden, KubeError, NotFound
 from slmops.adapters.kube import KubeClient
 from slmops.adapters.resources import SECRETS
+from slmops.adapters.signatures import SignatureError, verify_signature
+from slmops.api.signature import Signature
 from slmops.api.source import Source
-from slmops.model.observed import Resolved, ResolveFailure
+from slmops.model.observed import Resolved, ResolveFailure, SignatureCheck
 from slmops.model.plan import ResolveRequest
 from slmops.model.source_secret import secret_of
 from slmops.ports.clock import Clock
@@ -98,9 +102,12 @@ class Resolutions:
         permanent = False
         limit = _limit_seconds(request.source)
         try:
-            secret = await self._read_secret(request.source)
             async with asyncio.timeout(limit):
-                resolved = await self._resolver.resolve(request.source, secret=secret)
+                resolved = request.known
+                if resolved is None:
+                    secret = await self._read_secret(request.source)
+                    resolved = await self._resolver.resolve(request.source, secret=secret)
+                resolved = await self._check_signature(request, resolved)
             self._backoffs.pop(request.source_hash, None)
             return resolved
         except SourceError as error:
@@ -123,6 +130,52 @@ class Resolutions:
             message=message,
             retry_at=self._clock.now() + delay,
         )
+
+    async def _check_signature(self, request: ResolveRequest, resolved: Resolved) -> Resolved:
+        """With the outcome of the check that spec asks for. SourceError if it is to be made again later."""
+        wanted = request.signature
+        if wanted is None:
+            return resolved
+        text = ""
+        try:
+            text = await self._read_signature(request.source, wanted, resolved)
+            key = await asyncio.to_thread(
+                verify_signature,
+                text,
+                manifest=resolved.manifest,
+                file=wanted.file,
+                public_keys=wanted.public_keys,
+            )
+            check = SignatureCheck(text=text, key=key)
+        except SignatureError as error:
+            if wanted.policy == "Require" and request.known is None:
+                # The source may have a better one later.
+                raise SourceError(Reason.SIGNATURE_INVALID, str(error), permanent=True) from error
+            check = SignatureCheck(text=text, error=str(error))
+        return replace(resolved, signature=check)
+
+    async def _read_signature(self, source: Source, wanted: Signature, resolved: Resolved) -> str:
+        if wanted.inline is not None:
+            return wanted.inline
+        file = next((f for f in resolved.manifest.files if f.path == wanted.file), None)
+        if file is None:
+            raise SignatureError(
+                f"there is no {wanted.file} among the files; publish the signature beside them, or name it "
+                "in spec.model.signature.file"
+            )
+        kept = resolved.signature.text if resolved.signature is not None else ""
+        if kept and hashlib.sha256(kept.encode()).hexdigest() == file.sha256:
+            return kept
+        # Kept with the revision, so that going back to it needs no network.
+        try:
+            secret = await self._read_secret(source)
+            return (await self._resolver.read_file(source, file, secret=secret)).decode()
+        except UnicodeDecodeError as error:
+            raise SignatureError(f"{wanted.file} is not text") from error
+        except SourceError as error:
+            if error.permanent and error.reason is Reason.UNFIT:
+                raise SignatureError(f"{error}; give the signature in spec.model.signature.inline") from error
+            raise
 
     async def _read_secret(self, source: Source) -> Mapping[str, str]:
         """What the Secret of the source holds, by the names of paths.SOURCE_DIR; empty without one."""

@@ -74,6 +74,9 @@ class Bench:
             async def resolve(self, *_: Any, **__: Any) -> Resolved:
                 return bench.resolve()
 
+            async def read_file(self, *_: Any, **__: Any) -> bytes:
+                raise AssertionError("nobody asks for a signature")
+
         world = World(self.kube, namespaces=(), on_wake=lambda _: worker.wake())  # type: ignore[arg-type]
         world.take_in_deployment(store_deployment(self.kube))
         metrics = OperatorMetrics()

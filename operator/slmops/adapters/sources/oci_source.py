@@ -67,9 +67,7 @@ async def resolve_oci(source: OciSource, client: WebClient, *, docker_config: st
     nothing of them. URLs name layers by digest; a file inside a layer has its offset.
     """
     image = parse_image(source.image)
-    login = read_docker_config(docker_config, image.registry) if docker_config else None
-    scheme = "http" if source.plain_http else "https"
-    registry = Registry(client, image, scheme=scheme, login=login)
+    registry = _build_registry(source, client, docker_config)
     manifest, digest = await _find_manifest(registry, image, source.platform)
     where = image.at(digest)
     layers = _parse_layers(manifest, where=where)
@@ -108,6 +106,21 @@ async def resolve_oci(source: OciSource, client: WebClient, *, docker_config: st
         for row in rows.values()
     ]
     return Resolved(manifest=build_manifest(entries, where=where), reference=where)
+
+
+async def read_oci_file(
+    source: OciSource, file: ManifestFile, client: WebClient, *, docker_config: str
+) -> bytes:
+    """Content of a small file that `source` was resolved to; not checked against its hash."""
+    registry = _build_registry(source, client, docker_config)
+    return await registry.read_part(file.url, offset=file.offset, size=file.size)
+
+
+def _build_registry(source: OciSource, client: WebClient, docker_config: str) -> Registry:
+    image = parse_image(source.image)
+    login = read_docker_config(docker_config, image.registry) if docker_config else None
+    scheme = "http" if source.plain_http else "https"
+    return Registry(client, image, scheme=scheme, login=login)
 
 
 def _row(found: TarFile, url: str) -> ManifestFile:

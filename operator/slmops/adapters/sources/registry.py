@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client of the OCI Distribution API: manifests and blobs, with the token that a registry asks for."""
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -146,20 +147,41 @@ class Registry:
         async with self._open(self.blob_url(digest), {}) as response:
             yield response.content
 
+    async def read_part(self, url: str, *, offset: int, size: int) -> bytes:
+        """`size` bytes of a blob from `offset` on."""
+        if not size:
+            return b""
+        wanted = {"Range": f"bytes={offset}-{offset + size - 1}"}
+        async with self._open(url, wanted, expected=(200, 206)) as response:
+            if response.status == 200 and offset:
+                raise SourceError(
+                    Reason.UNFIT, f"{plain_url(url)}: the registry gives no parts of layers", permanent=True
+                )
+            try:
+                return await response.content.readexactly(size)
+            except asyncio.IncompleteReadError as error:
+                raise SourceError(
+                    Reason.SOURCE_UNAVAILABLE, f"{plain_url(url)} ended after {len(error.partial)} bytes"
+                ) from error
+
     @asynccontextmanager
-    async def _open(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _open(
+        self, url: str, headers: Mapping[str, str], *, expected: tuple[int, ...] = (200,)
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         async with self._client.open("GET", url, headers=headers, authorize=self._authorize) as response:
             if response.status != 401:
-                yield self._checked(url, response)
+                yield self._checked(url, response, expected)
                 return
             challenges = response.headers.getall("WWW-Authenticate", [])
             refusal = self._refusal(url, response)
         self._authorize = await self._answer(challenges) or _raise(refusal)
         async with self._client.open("GET", url, headers=headers, authorize=self._authorize) as response:
-            yield self._checked(url, response)
+            yield self._checked(url, response, expected)
 
-    def _checked(self, url: str, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
-        if response.status != 200:
+    def _checked(
+        self, url: str, response: aiohttp.ClientResponse, expected: tuple[int, ...]
+    ) -> aiohttp.ClientResponse:
+        if response.status not in expected:
             raise self._refusal(url, response)
         return response
 

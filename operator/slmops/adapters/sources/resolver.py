@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The resolver that the runtime uses: one entry for all kinds of sources."""
 
+import hashlib
 from collections.abc import Mapping
+from typing import Final
 
 from slmops.adapters.sources.addresses import AddressPolicy
 from slmops.adapters.sources.authorize import use_basic, use_bearer, use_s3
 from slmops.adapters.sources.file_source import resolve_file, resolve_pvc
 from slmops.adapters.sources.hf_source import resolve_hugging_face
 from slmops.adapters.sources.http_source import resolve_http
-from slmops.adapters.sources.oci_source import resolve_oci
+from slmops.adapters.sources.oci_source import read_oci_file, resolve_oci
 from slmops.adapters.sources.s3_source import resolve_s3
 from slmops.adapters.sources.web import TIMEOUT_SECONDS, WebClient
 from slmops.api.source import SOURCE_KINDS, Source
 from slmops.model.observed import Resolved
 from slmops.model.source_secret import secret_of
 from slmops.ports.sources import SourceError, SourceResolver
+from slmwire.manifest import ManifestFile
 from slmwire.reasons import Reason
+
+MAX_READ_BYTES: Final = 128 << 10
+"""Most that `read_file` reads."""
 
 
 class Resolver:
@@ -43,6 +49,33 @@ class Resolver:
                 return await resolve_s3(source.s3, client)
         kinds = ", ".join(SOURCE_KINDS)
         raise SourceError(Reason.UNFIT, f"the source names none of {kinds}", permanent=True)
+
+    async def read_file(
+        self, source: Source, file: ManifestFile, *, secret: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Content of a small file, checked against its hash. Raises SourceError."""
+        if not file.url.startswith(("http://", "https://")):
+            raise SourceError(
+                Reason.UNFIT, f"only nodes can read {file.path} from this source", permanent=True
+            )
+        if file.size > MAX_READ_BYTES:
+            raise SourceError(
+                Reason.UNFIT,
+                f"{file.path} has {file.size} bytes; at most {MAX_READ_BYTES} are read here",
+                permanent=True,
+            )
+        secret = secret or {}
+        async with build_client(self._policy, source, secret, self._timeout_seconds) as client:
+            if source.oci is not None:
+                config = secret.get("config.json", "")
+                body = await read_oci_file(source.oci, file, client, docker_config=config)
+            else:
+                body = await client.get(file.url, limit_bytes=file.size)
+        if hashlib.sha256(body).hexdigest() != file.sha256:
+            raise SourceError(
+                Reason.INTEGRITY_MISMATCH, f"{file.path} is no longer what the source was resolved to"
+            )
+        return body
 
 
 def build_client(
