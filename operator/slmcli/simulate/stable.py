@@ -10,7 +10,7 @@ from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.base import quantity_value
 from slmops.api.source import HttpSource, Source
 from slmops.model.config import OperatorConfig
-from slmops.model.observed import Resolved, RevisionView
+from slmops.model.observed import Resolved, RevisionView, SignatureCheck
 from slmops.planning import build
 from slmops.planning.names import Names
 from slmops.planning.revision import (
@@ -104,6 +104,7 @@ def _revision(
                 )
             ),
             reference="simulated",
+            signature=SignatureCheck(text="", key="simulated"),
         )
         for variant in spec.variants
     }

@@ -92,10 +92,11 @@ def resolve(
     )
     complete = len(resolved) == len(spec.variants)
     revision = revision_of(spec, {v.name: v.digest for v in variants}) if complete else ""
+    waiting = {request.variant for request in requests}
     unsigned = tuple(
-        (name, found.signature.error)
+        (name, error)
         for name, found in resolved.items()
-        if found.signature is not None and found.signature.error
+        if signature is not None and name not in waiting and (error := _error_of(found.signature))
     )
     if not _is_taken(signature, revision, stable, rolling, pending=bool(requests), unsigned=bool(unsigned)):
         revision = ""
@@ -120,6 +121,13 @@ def _known_sources(stored: Iterable[Revision]) -> dict[str, Resolved]:
         for revision in sorted(stored, key=lambda r: r.number)
         for entry in revision.variants
     }
+
+
+def _error_of(check: SignatureCheck | None) -> str:
+    """Why the signature does not hold; only a key that made it says that it does."""
+    if check is None:
+        return "the signature was not checked"
+    return check.error or ("" if check.key else "no key made the signature")
 
 
 def _is_about(outcome: Resolved | ResolveFailure | None, known: Resolved) -> bool:

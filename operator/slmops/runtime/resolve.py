@@ -202,7 +202,7 @@ class Resolutions:
                     continue
                 raise SourceError(Reason.ACCESS_DENIED, f"{what} has no key {key}")
             try:
-                result[name] = base64.b64decode(data[key], validate=True).decode().strip()
+                result[name] = base64.b64decode(data[key], validate=True).decode().strip("\r\n")
             except (binascii.Error, UnicodeDecodeError) as error:
                 raise SourceError(Reason.ACCESS_DENIED, f"{what}: key {key} holds no text") from error
         return result

@@ -53,6 +53,7 @@ class FakeRegistry:
     """Named in challenges instead of this server's own."""
     cdn: str = ""
     """Blobs are redirected to this origin."""
+    ranges: bool = True
     tokens: set[str] = field(default_factory=set)
     seen: list[tuple[str, str]] = field(default_factory=list)
     """(path with query, Authorization header)"""
@@ -133,7 +134,12 @@ class _Handler(BaseHTTPRequestHandler):
         if folder == "/v2/models/chat/blobs" and name in registry.blobs:
             if registry.cdn:
                 return self._answer(307, {"Location": f"{registry.cdn}/{name}?X-Signature=abc"}, b"")
-            return self._answer(200, {}, registry.blobs[name])
+            body = registry.blobs[name]
+            wanted = self.headers.get("Range", "").removeprefix("bytes=")
+            if not wanted or not registry.ranges:
+                return self._answer(200, {}, body)
+            first, last = (int(text) for text in wanted.split("-"))
+            return self._answer(206, {}, body[first : last + 1])
         return self._answer(404, {}, b"")
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,30 @@ async def test_globs_choose(registry: FakeRegistry, resolver: SourceResolver) ->
     assert error.reason is Reason.UNFIT and "no file matches" in str(error)
     everything = await resolver.resolve(source_of(registry))
     assert len(everything.manifest.files) == 2, "hidden files are left out"
+
+
+async def test_a_small_file_is_read_out_of_its_layer(
+    registry: FakeRegistry, resolver: SourceResolver
+) -> None:
+    registry.auth = "bearer"
+    secret = docker_config(registry.host)
+    body = tar_of({"a": MODEL, "model.sig": b"signature", "empty": b""})
+    registry.push(registry.tar(body), registry.raw("b", b"raw"))
+    source = source_of(registry)
+    files = {f.path: f for f in (await resolver.resolve(source, secret=secret)).manifest.files}
+    expected = {"model.sig": b"signature", "b": b"raw", "empty": b""}
+    for path, content in expected.items():
+        assert await resolver.read_file(source, files[path], secret=secret) == content
+    registry.blobs[digest_of(body)] = body.replace(b"signature", b"Signature")
+    with pytest.raises(SourceError, match="no longer what"):
+        await resolver.read_file(source, files["model.sig"], secret=secret)
+    registry.ranges = False
+    with pytest.raises(SourceError, match="no parts of layers"):
+        await resolver.read_file(source, files["model.sig"], secret=secret)
+    with pytest.raises(SourceError, match="at most"):
+        await resolver.read_file(source, replace(files["a"], size=200_000), secret=secret)
+    with pytest.raises(SourceError, match="only nodes"):
+        await resolver.read_file(source, replace(files["a"], url=""), secret=secret)
 
 
 async def test_packed_layers_need_an_image_volume(registry: FakeRegistry, resolver: SourceResolver) -> None:

@@ -88,6 +88,17 @@ async def test_listed_files_are_measured(store: FakeS3, resolver: SourceResolver
     assert store.seen == [("HEAD", "/models/m/a")]
 
 
+async def test_a_small_object_is_read(store: FakeS3, resolver: SourceResolver) -> None:
+    store.private = True
+    store.put("m/model.sig", b"signature")
+    source = source_of(store, prefix="m/")
+    (file,) = (await resolver.resolve(source, secret=KEYS)).manifest.files
+    assert await resolver.read_file(source, file, secret=KEYS) == b"signature"
+    store.put("m/model.sig", b"Signature")
+    with pytest.raises(SourceError, match="no longer what"):
+        await resolver.read_file(source, file, secret=KEYS)
+
+
 async def test_every_request_is_signed(store: FakeS3, resolver: SourceResolver) -> None:
     store.private = True
     store.put("m n/a+b", DATA)
