@@ -36,10 +36,11 @@ class Signature(ApiModel):
         max_length=200,
         description="Path of the signature among the model's files; the only file that need not be signed.",
     )
-    inline: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=131072,
-        description="The signature itself, in place of the file; needed where the operator cannot read files "
-        "(sources pvc and file, delivery ImageVolume).",
+    inline: list[Annotated[str, StringConstraints(min_length=1, max_length=65536)]] = Field(
+        default_factory=list,
+        max_length=16,
+        description="The signatures themselves, in place of the file: one for the files of each variant, "
+        "in any order. Needed where the operator cannot read files (sources pvc and file, delivery "
+        "ImageVolume).",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )

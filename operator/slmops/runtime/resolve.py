@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -22,6 +22,7 @@ from slmops.model.source_secret import secret_of
 from slmops.ports.clock import Clock
 from slmops.ports.sources import SourceError, SourceResolver
 from slmops.runtime.backoff import Backoff
+from slmwire.manifest import Manifest
 from slmwire.reasons import Reason
 
 RESOLVE_LIMIT_SECONDS: Final = 120.0
@@ -42,13 +43,14 @@ class Resolutions:
         namespace: str,
         clock: Clock,
         slots: asyncio.Semaphore,
+        long_slots: asyncio.Semaphore,
         on_outcome: Callable[[], None],
     ) -> None:
         self._resolver = resolver
         self._kube = kube
         self._namespace = namespace
         self._clock = clock
-        self._slots = slots
+        self._slots, self._long_slots = slots, long_slots
         self._on_outcome = on_outcome
         self._running: dict[str, asyncio.Task[None]] = {}
         self._backoffs: dict[str, Backoff] = {}
@@ -90,7 +92,8 @@ class Resolutions:
     async def _resolve(self, request: ResolveRequest) -> None:
         identity = request.source_hash
         try:
-            async with self._slots:
+            # Images that are read through for an hour must not keep a quick question waiting.
+            async with self._long_slots if _reads_through(request) else self._slots:
                 self._outcomes[identity] = await self._attempt(request)
         finally:
             if self._running.get(identity) is asyncio.current_task():
@@ -100,7 +103,7 @@ class Resolutions:
     async def _attempt(self, request: ResolveRequest) -> Resolved | ResolveFailure:
         retry_after: float | None = None
         permanent = False
-        limit = _limit_seconds(request.source)
+        limit = READ_THROUGH_LIMIT_SECONDS if _reads_through(request) else RESOLVE_LIMIT_SECONDS
         try:
             async with asyncio.timeout(limit):
                 resolved = request.known
@@ -136,27 +139,17 @@ class Resolutions:
         wanted = request.signature
         if wanted is None:
             return resolved
-        text = ""
         try:
-            text = await self._read_signature(request.source, wanted, resolved)
-            key = await asyncio.to_thread(
-                verify_signature,
-                text,
-                manifest=resolved.manifest,
-                file=wanted.file,
-                public_keys=wanted.public_keys,
-            )
-            check = SignatureCheck(text=text, key=key)
+            texts = wanted.inline or [await self._read_signature(request.source, wanted, resolved)]
+            check = await asyncio.to_thread(_verify_any, texts, resolved.manifest, wanted)
         except SignatureError as error:
-            if wanted.policy == "Require" and request.known is None:
-                # The source may have a better one later.
-                raise SourceError(Reason.SIGNATURE_INVALID, str(error), permanent=True) from error
-            check = SignatureCheck(text=text, error=str(error))
+            check = SignatureCheck(text="", error=str(error))
+        if check.error and wanted.policy == "Require" and request.known is None:
+            # The source may have a better one later.
+            raise SourceError(Reason.SIGNATURE_INVALID, check.error, permanent=True)
         return replace(resolved, signature=check)
 
     async def _read_signature(self, source: Source, wanted: Signature, resolved: Resolved) -> str:
-        if wanted.inline is not None:
-            return wanted.inline
         file = next((f for f in resolved.manifest.files if f.path == wanted.file), None)
         if file is None:
             raise SignatureError(
@@ -208,5 +201,19 @@ class Resolutions:
         return result
 
 
-def _limit_seconds(source: Source) -> float:
-    return READ_THROUGH_LIMIT_SECONDS if source.oci is not None else RESOLVE_LIMIT_SECONDS
+def _verify_any(texts: Sequence[str], manifest: Manifest, wanted: Signature) -> SignatureCheck:
+    """The check with the signature that holds, else with the first; blocks."""
+    errors = []
+    for text in texts:
+        try:
+            key = verify_signature(text, manifest=manifest, file=wanted.file, public_keys=wanted.public_keys)
+        except SignatureError as error:
+            errors.append(str(error))
+        else:
+            return SignatureCheck(text=text, key=key)
+    more = f" (nor does any of the other {len(texts) - 1} signatures hold)" if len(texts) > 1 else ""
+    return SignatureCheck(text=texts[0], error=errors[0] + more)
+
+
+def _reads_through(request: ResolveRequest) -> bool:
+    return request.source.oci is not None and request.known is None

@@ -66,6 +66,8 @@ class Services:
     """Looks at the same time."""
     measurements: asyncio.Semaphore
     resolutions: asyncio.Semaphore
+    read_throughs: asyncio.Semaphore
+    """Of the resolutions, those that may take as long as a download."""
 
 
 class Worker:
@@ -97,6 +99,7 @@ class Worker:
             namespace=key.namespace,
             clock=services.clock,
             slots=services.resolutions,
+            long_slots=services.read_throughs,
             on_outcome=self.wake,
         )
 

@@ -84,7 +84,7 @@ def test_other_keys_ask_again() -> None:
         WARN,
         spec_of({}, keys=(PEM + "\n",)),
         spec_of({"file": "o"}),
-        spec_of({"inline": "x"}),
+        spec_of({"inline": ["x"]}),
     ]
     assert len({resolution_key(s.variants[0].source, s.model.signature) for s in specs}) == len(specs)
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,6 +100,7 @@ async def ask(publisher: Publisher, request: ResolveRequest, kube: FakeKube | No
         namespace=NAMESPACE,
         clock=FakeClock(),
         slots=asyncio.Semaphore(1),
+        long_slots=asyncio.Semaphore(1),
         on_outcome=done.set,
     )
     resolutions.request([request])
@@ -176,8 +177,11 @@ async def test_a_revoked_key_on_known_files_is_an_answer_and_no_failure(publishe
 async def test_an_inline_signature_needs_no_file(publisher: Publisher) -> None:
     text = publisher.sign()
     (publisher.folder / "model.sig").unlink()
-    outcome = await ask(publisher, request_of(publisher, inline=text))
-    assert outcome.signature.key and publisher.reads == 0
+    outcome = await ask(publisher, request_of(publisher, inline=["{}", text]))
+    assert outcome.signature.key and outcome.signature.text == text and publisher.reads == 0
+    publisher.content = b"other"
+    outcome = await ask(publisher, request_of(publisher, inline=["{}", text], policy="Warn"))
+    assert "cannot be read" in outcome.signature.error and "other 1 signatures" in outcome.signature.error
 
 
 async def test_a_source_that_cannot_be_read_for_the_signature(publisher: Publisher) -> None:
@@ -188,6 +192,37 @@ async def test_a_source_that_cannot_be_read_for_the_signature(publisher: Publish
     publisher.outage = lambda: SourceError(Reason.UNFIT, "only nodes can read it", permanent=True)
     outcome = await ask(publisher, request_of(publisher))
     assert outcome.reason is Reason.SIGNATURE_INVALID and "signature.inline" in outcome.message
+
+
+async def test_images_that_are_read_through_keep_no_quick_question_waiting(publisher: Publisher) -> None:
+    asked: list[str] = []
+    released, quick_done = asyncio.Event(), asyncio.Event()
+
+    class Slow(Publisher):
+        async def resolve(self, source: Source, *, secret: Mapping[str, str] | None = None) -> Resolved:
+            asked.append("oci" if source.oci else "http")
+            if source.oci:
+                await released.wait()
+            return Resolved(manifest=self.manifest(), reference="r")
+
+    resolutions = Resolutions(
+        Slow(folder=publisher.folder),
+        cast(KubeClient, FakeKube()),
+        namespace=NAMESPACE,
+        clock=FakeClock(),
+        slots=asyncio.Semaphore(1),
+        long_slots=asyncio.Semaphore(1),
+        on_outcome=quick_done.set,
+    )
+    image = {"oci": {"image": "r.example/chat:1"}}
+    long = [
+        replace(request_of(publisher, source=image), signature=None, source_hash=str(i)) for i in range(2)
+    ]
+    quick = replace(request_of(publisher), signature=None)
+    resolutions.request([*long, quick])
+    await quick_done.wait()
+    assert asked == ["oci", "http"] and list(resolutions.outcomes) == [quick.source_hash]
+    resolutions.stop()
 
 
 def encoded(data: Mapping[str, str]) -> dict[str, str]:

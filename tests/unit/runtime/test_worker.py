@@ -96,6 +96,7 @@ class Bench:
             looks=asyncio.Semaphore(1),
             measurements=asyncio.Semaphore(1),
             resolutions=asyncio.Semaphore(1),
+            read_throughs=asyncio.Semaphore(1),
         )
         worker = Worker(KEY, services)
         task = asyncio.create_task(worker.run())
