@@ -52,6 +52,7 @@ def build_pod_template(name: str, version: str) -> Body:
         config=OperatorConfig(runtime_image=IMAGE, allowed_file_paths=(MODELS,)),
         revision=version,
         digests={"int4": "0" * 64},
+        references={"int4": ""},
     )
     serve, _ = templates["int4"]
     return {

@@ -3,7 +3,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from slmops.adapters.errors import KubeError
@@ -50,7 +50,7 @@ class ScriptedResolver:
         self.failing: dict[str, str] = {}
         self.asked: list[str] = []
 
-    async def resolve(self, source: Source, *, token: str | None = None) -> Resolved:
+    async def resolve(self, source: Source, *, secret: Mapping[str, str] | None = None) -> Resolved:
         """Implements SourceResolver."""
         assert source.http is not None
         url = source.http.url
@@ -60,6 +60,12 @@ class ScriptedResolver:
         digest = hashlib.sha256(url.encode()).hexdigest()
         file = ManifestFile(path="model.onnx", size=4096, sha256=digest, url=f"{url}.onnx")
         return Resolved(manifest=Manifest(files=(file,)), reference=url)
+
+    async def read_file(
+        self, source: Source, file: ManifestFile, *, secret: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Implements SourceResolver."""
+        raise SourceError(Reason.SOURCE_UNAVAILABLE, "nothing has content here")
 
 
 class Killed(BaseException):

@@ -10,10 +10,17 @@ from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.base import quantity_value
 from slmops.api.source import HttpSource, Source
 from slmops.model.config import OperatorConfig
-from slmops.model.observed import Resolved, RevisionView
+from slmops.model.observed import Resolved, RevisionView, SignatureCheck
 from slmops.planning import build
 from slmops.planning.names import Names
-from slmops.planning.revision import Revision, build_revision_data, parse_revision, revision_of, source_hash
+from slmops.planning.revision import (
+    Revision,
+    build_revision_data,
+    parse_revision,
+    resolution_key,
+    revision_of,
+    source_hash,
+)
 from slmwire.manifest import Manifest, ManifestFile
 
 CONFIG: Final = OperatorConfig(
@@ -59,7 +66,7 @@ def build_versions(names: Names, spec: SLMDeploymentSpec, size_bytes: Mapping[st
         stable=stable,
         target=target,
         stable_view=stable_view,
-        resolutions={source_hash(v.source): resolved[v.name] for v in spec.variants},
+        resolutions={resolution_key(v.source, spec.model.signature): resolved[v.name] for v in spec.variants},
     )
 
 
@@ -97,12 +104,16 @@ def _revision(
                 )
             ),
             reference="simulated",
+            signature=SignatureCheck(text="", key="simulated"),
         )
         for variant in spec.variants
     }
     digests = {name: found.manifest.digest for name, found in resolved.items()}
     revision = revision_of(spec, digests)
-    templates = build.build_templates(names, spec, config=CONFIG, revision=revision, digests=digests)
+    references = {name: found.reference for name, found in resolved.items()}
+    templates = build.build_templates(
+        names, spec, config=CONFIG, revision=revision, digests=digests, references=references
+    )
     data = build_revision_data(spec, resolved=resolved, templates=templates)
     view = RevisionView(revision=revision, number=number, data=data)
     return parse_revision(revision, number, data), view, resolved

@@ -18,6 +18,7 @@ from slmops.api.base import (
 )
 from slmops.api.distribution import Distribution, not_with_replicas
 from slmops.api.rollout import Rollout, Wave
+from slmops.api.signature import Signature
 from slmops.api.source import NO_DOTS, FileSource, HttpSource, HuggingFaceSource, Source
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Metric",
     "Rollout",
     "SLMDeploymentSpec",
+    "Signature",
     "Source",
     "Wave",
 ]
@@ -83,6 +85,9 @@ class Model(ApiModel):
     )
     version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=63)] = (
         Field(description="Version, shown in tables, metrics and conditions.")
+    )
+    signature: Signature | None = Field(
+        default=None, description="Who must have signed the files of every variant; not part of the revision."
     )
 
 

@@ -31,7 +31,11 @@ class ConditionType(StrEnum):
     rollback is finished)."""
     MODEL_RESOLVED = "ModelResolved"
     """Every variant's files are known by digest. Reasons: Resolved (True); Resolving (Unknown);
-    SourceUnavailable, AccessDenied, RateLimited, IntegrityMismatch, Unfit, InternalError (False)."""
+    SourceUnavailable, AccessDenied, RateLimited, IntegrityMismatch, Unfit, SignatureInvalid, InternalError
+    (False)."""
+    SIGNATURE_VERIFIED = "SignatureVerified"
+    """Set with spec.model.signature: a key of it signed the files of every variant. Reasons: Verified
+    (True); Verifying (Unknown); SignatureInvalid (False)."""
     READY = "Ready"
     """Every reachable matching node (with mode Replicas: every replica) serves. Reasons: AllNodesReady,
     ScaledToZero (True); NodesNotReady or the reason of the first node that does not serve, NodesOffline,

@@ -97,11 +97,24 @@ class RevisionView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SignatureCheck:
+    """Whether the signature of a model holds. `text` is the signature, empty when there is none."""
+
+    text: str
+    key: str = ""
+    """Fingerprint of the key that made it."""
+    error: str = ""
+    """Why it does not hold, and what to do; empty when it does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
     """A source after resolution: the exact files and what a mutable reference stood for."""
 
     manifest: Manifest
     reference: str
+    signature: SignatureCheck | None = None
+    """Set where spec asks for one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from slmops.api import SLMDeploymentStatus
-from slmops.api.spec import Source
-from slmops.model.observed import MetricQuery, OwnedKind, ProviderSettings
+from slmops.api.spec import Signature, Source
+from slmops.model.observed import MetricQuery, OwnedKind, ProviderSettings, Resolved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +54,15 @@ Action = ApplyObject | DeleteObject | PatchNodeLabels | AddFinalizer | RemoveFin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolveRequest:
-    """A source whose files are not known yet."""
+    """A source whose files are not known yet, or a signature that is not checked yet."""
 
     source_hash: str
+    """Identity of the question: of the source as written and of what its signature is checked by."""
     variant: str
     source: Source
+    signature: Signature | None = None
+    known: Resolved | None = None
+    """Files that were found out before; only their signature is to be checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,19 @@ from typing import Any, Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import quantity_value
-from slmops.api.spec import Source, Variant
+from slmops.api.spec import Variant
 from slmops.model.config import OperatorConfig
 from slmops.planning.distribution_mount import DISTRIBUTION_MOUNT, distribution_volume, limit_env
 from slmops.planning.names import Names
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.scheduling import build_scheduling
+from slmops.planning.source_pods import (
+    as_image_volume,
+    file_root,
+    source_env,
+    source_mounts,
+    source_volumes,
+)
 from slmwire import env, labels, paths
 from slmwire.labels import Role
 
@@ -43,14 +50,17 @@ def build_templates(
     config: OperatorConfig,
     revision: str,
     digests: Mapping[str, str],
+    references: Mapping[str, str],
 ) -> dict[str, tuple[Body, Body]]:
-    """Pod templates (serve, prefetch) of every variant."""
+    """Pod templates (serve, prefetch) of every variant; digest and reference are what its source stands
+    for."""
     result = {}
     for variant in spec.variants:
         fetch = _Fetch(names, spec, config, revision, variant)
+        reference = references[variant.name]
         result[variant.name] = (
-            _serve_template(fetch, digests[variant.name]),
-            _prefetch_template(fetch),
+            as_image_volume(variant, _serve_template(fetch, digests[variant.name]), reference=reference),
+            as_image_volume(variant, _prefetch_template(fetch), reference=reference),
         )
     return result
 
@@ -96,6 +106,7 @@ class _Fetch:
                 },
                 *limit_env(self.spec),
                 {"name": env.SOURCE_TOKEN_FILE, "value": paths.SOURCE_TOKEN_FILE},
+                *source_env(self.variant.source),
                 {"name": env.READY_FILE, "value": paths.READY_FILE},
             ],
             "resources": {"requests": {"cpu": "10m", "memory": FETCH_MEMORY}},
@@ -104,7 +115,7 @@ class _Fetch:
                 {"name": "manifest", "mountPath": "/etc/slmops", "readOnly": True},
                 {"name": "tmp", "mountPath": "/tmp"},
                 DISTRIBUTION_MOUNT,
-                *self._source_mounts(),
+                *source_mounts(self.variant.source),
             ],
             # Root without any capability: the store's folder on the host belongs to root, and the
             # server, which is not root, must not be able to change what it loads.
@@ -119,48 +130,15 @@ class _Fetch:
             "terminationMessagePolicy": "File",
         }
 
-    def file_root(self) -> list[str]:
-        """Arguments that let the fetcher read a `file` source; it refuses file:// otherwise."""
-        source = self.variant.source.file
-        return [] if source is None else ["--file-root", source.path]
-
-    def _source_mounts(self) -> list[Body]:
-        source = self.variant.source
-        mounts: list[Body] = []
-        if _secret_of(source) is not None:
-            token_dir = paths.SOURCE_TOKEN_FILE.rpartition("/")[0]
-            mounts.append({"name": "source-token", "mountPath": token_dir, "readOnly": True})
-        if source.file is not None:
-            mounts.append({"name": "source-files", "mountPath": source.file.path, "readOnly": True})
-        return mounts
-
     def volumes(self) -> list[Body]:
-        source = self.variant.source
         workload = self.names.workload(self.revision, self.variant.name)
-        volumes: list[Body] = [
+        return [
             {"name": "store", "hostPath": {"path": self.spec.cache.host_path, "type": "DirectoryOrCreate"}},
             {"name": "manifest", "configMap": {"name": workload}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
             distribution_volume(self.names),
+            *source_volumes(self.variant.source),
         ]
-        secret = _secret_of(source)
-        if secret is not None:
-            # Optional: a Secret that was deleted or rotated must not keep a cached model from starting.
-            volumes.append(
-                {
-                    "name": "source-token",
-                    "secret": {
-                        "secretName": secret[0],
-                        "optional": True,
-                        "items": [{"key": secret[1], "path": "token"}],
-                    },
-                }
-            )
-        if source.file is not None:
-            volumes.append(
-                {"name": "source-files", "hostPath": {"path": source.file.path, "type": "Directory"}}
-            )
-        return volumes
 
     def pod_spec(self, *, containers: list[Body], init_containers: list[Body], grace_seconds: int) -> Body:
         spec = self.spec
@@ -180,13 +158,6 @@ class _Fetch:
         if spec.runtime.image_pull_secrets:
             body["imagePullSecrets"] = [{"name": name} for name in spec.runtime.image_pull_secrets]
         return body
-
-
-def _secret_of(source: Source) -> tuple[str, str] | None:
-    holder = source.http or source.hf
-    if holder is None or holder.secret_ref is None:
-        return None
-    return holder.secret_ref.name, holder.secret_ref.key
 
 
 def _serve_template(fetch: _Fetch, digest: str) -> Body:
@@ -244,14 +215,16 @@ def _serve_template(fetch: _Fetch, digest: str) -> Body:
         "metadata": {"labels": pod_labels},
         "spec": fetch.pod_spec(
             containers=[server],
-            init_containers=[fetch.container(name="fetch", args=["fetch", "--serve", *fetch.file_root()])],
+            init_containers=[
+                fetch.container(name="fetch", args=["fetch", "--serve", *file_root(fetch.variant.source)])
+            ],
             grace_seconds=TERMINATION_GRACE_SECONDS,
         ),
     }
 
 
 def _prefetch_template(fetch: _Fetch) -> Body:
-    container = fetch.container(name="fetch", args=["hold", *fetch.file_root()]) | {
+    container = fetch.container(name="fetch", args=["hold", *file_root(fetch.variant.source)]) | {
         "readinessProbe": {
             "exec": {"command": ["test", "-f", paths.READY_FILE]},
             "periodSeconds": 1,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from slmops.api import SLMDeploymentSpec
 from slmops.api.status import (
     MAX_WORST_NODES,
     Condition,
@@ -15,6 +16,7 @@ from slmops.api.status import (
     ReasonCount,
     SLMDeploymentStatus,
 )
+from slmops.model.observed import Deployment
 from slmops.planning import times
 from slmops.planning.decision import ACTIVE, NOT_ACCEPTED, Decision
 from slmops.planning.finding import Finding
@@ -22,6 +24,7 @@ from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState, Problem, unfit_reason
 from slmops.planning.resolution import Resolution
 from slmwire.labels import Role
+from slmwire.reasons import Reason
 
 Truth = Literal["True", "False", "Unknown"]
 
@@ -135,6 +138,17 @@ def say_accepted(finding: Finding | None, note: str = "") -> Says:
 
 def say_resolved(resolution: Resolution) -> Says:
     """ModelResolved."""
+    if not resolution.revision:
+        return _say_unresolved(resolution)
+    size = sum(variant.size_bytes for variant in resolution.variants)
+    return Says(
+        status="True",
+        reason="Resolved",
+        message=f"{len(resolution.variants)} variant(s), {size} bytes in all, known by digest",
+    )
+
+
+def _say_unresolved(resolution: Resolution) -> Says:
     if resolution.failures:
         variant, failure = resolution.failures[0]
         return Says(
@@ -143,15 +157,54 @@ def say_resolved(resolution: Resolution) -> Says:
             message=f"variant {variant}: {failure.message}; what serves is left alone, "
             f"tried again at {times.to_text(failure.retry_at)}",
         )
+    if resolution.unsigned:
+        variant, error = resolution.unsigned[0]
+        return Says(
+            status="False",
+            reason=Reason.SIGNATURE_INVALID,
+            message=f"variant {variant}: {error}; what serves is left alone",
+        )
+    unknown = ", ".join(request.variant for request in resolution.requests if request.known is None)
+    checked = ", ".join(request.variant for request in resolution.requests)
+    message = f"finding out the files of {unknown}" if unknown else f"checking the signature of {checked}"
+    return Says(status="Unknown", reason="Resolving", message=message)
+
+
+def say_signed(spec: SLMDeploymentSpec, resolution: Resolution) -> Says | None:
+    """SignatureVerified; None where spec asks for no signature."""
+    if spec.model.signature is None:
+        return None
+    refused = [(v, f.message) for v, f in resolution.failures if f.reason is Reason.SIGNATURE_INVALID]
+    for variant, error in (*resolution.unsigned, *refused):
+        if not resolution.revision:
+            what = "the model is not taken"
+        elif spec.model.signature.policy == "Warn":
+            what = "policy Warn takes the model all the same"
+        else:
+            what = "the revision is the stable one already and is left alone"
+        return Says(
+            status="False", reason=Reason.SIGNATURE_INVALID, message=f"variant {variant}: {error}; {what}"
+        )
+    for variant, failure in resolution.failures:
+        return Says(status="Unknown", reason="Verifying", message=f"variant {variant}: {failure.message}")
     if resolution.requests:
         waiting = ", ".join(request.variant for request in resolution.requests)
-        return Says(status="Unknown", reason="Resolving", message=f"finding out the files of {waiting}")
-    size = sum(variant.size_bytes for variant in resolution.variants)
+        return Says(status="Unknown", reason="Verifying", message=f"checking the signature of {waiting}")
+    keys = sorted({found.signature.key for found in resolution.resolved.values() if found.signature})
     return Says(
         status="True",
-        reason="Resolved",
-        message=f"{len(resolution.variants)} variant(s), {size} bytes in all, known by digest",
+        reason="Verified",
+        message=f"{len(resolution.variants)} variant(s), signed by {', '.join(keys)}",
     )
+
+
+def unless_unsure(says: Says, deployment: Deployment) -> Says:
+    """What was known of the same spec, while `says` is that nothing is known yet: after a restart of the
+    operator everything is checked again, which is no news."""
+    if says.status != "Unknown" or deployment.generation != deployment.status.observed_generation:
+        return says
+    known = [c for c in deployment.status.conditions if c.type == ConditionType.SIGNATURE_VERIFIED]
+    return next((Says(status=c.status, reason=c.reason, message=c.message) for c in known), says)
 
 
 def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) -> Says:

@@ -50,6 +50,7 @@ def with_target(
             config=observed.config,
             revision=target,
             digests={name: found.manifest.digest for name, found in resolution.resolved.items()},
+            references={name: found.reference for name, found in resolution.resolved.items()},
         )
         data = build_revision_data(spec, resolved=resolution.resolved, templates=templates)
         why = "new revision"

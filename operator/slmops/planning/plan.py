@@ -17,7 +17,7 @@ from slmops.model.plan import (
 )
 from slmops.planning import build, conditions, times
 from slmops.planning.conditions import Says
-from slmops.planning.decision import ACTIVE, Decision
+from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
 from slmops.planning.distribution import apply_distribution, share_among
 from slmops.planning.finding import Finding
@@ -104,7 +104,13 @@ def _plan_accepted(
     old = deployment.status
     names = Names(deployment.namespace, deployment.name)
     stored = parse_stored(observed)
-    resolution = resolve(spec, outcomes=observed.resolutions, stored=stored.values())
+    resolution = resolve(
+        spec,
+        outcomes=observed.resolutions,
+        stored=stored.values(),
+        stable=old.stable_revision,
+        rolling=old.rollout.revision if old.rollout and old.rollout.step not in FINISHED else "",
+    )
     standing, operations = heed_annotations(observed, spec, resolution.revision, frozenset(stored), now)
     target = standing.target
     revisions, new_revision = with_target(names, spec, observed, resolution, stored, target, standing.stable)
@@ -386,6 +392,9 @@ def _status(
         ),
         ConditionType.ROLLOUT_SUCCEEDED: conditions.say_succeeded(decision, target, resolution.revision),
     }
+    signed = conditions.say_signed(fleet.spec, resolution)
+    if signed is not None:
+        says[ConditionType.SIGNATURE_VERIFIED] = conditions.unless_unsure(signed, deployment)
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]
     stable = fleet.stable
     return SLMDeploymentStatus(

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files each variant stands for: from a stored revision where one knows, else resolved afresh."""
+"""Which files each variant stands for: from a stored revision where one knows, else resolved afresh.
+
+Where spec asks for a signature it also judges whether the files may be taken.
+"""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slmops.api import SLMDeploymentSpec
+from slmops.api.spec import Signature
 from slmops.api.status import VariantStatus
-from slmops.model.observed import Resolved, ResolveFailure
+from slmops.model.observed import Resolved, ResolveFailure, SignatureCheck
 from slmops.model.plan import ResolveRequest
-from slmops.planning.revision import Revision, revision_of, source_hash
+from slmops.planning.revision import Revision, resolution_key, revision_of, source_hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +25,9 @@ class Resolution:
     requests: tuple[ResolveRequest, ...]
     failures: tuple[tuple[str, ResolveFailure], ...]
     revision: str
-    """Empty until every variant is resolved."""
+    """Empty until every variant is resolved, and while the signature policy refuses one."""
+    unsigned: tuple[tuple[str, str], ...] = ()
+    """(variant, why its signature does not hold)"""
 
 
 def resolve(
@@ -29,29 +35,50 @@ def resolve(
     *,
     outcomes: Mapping[str, Resolved | ResolveFailure],
     stored: Iterable[Revision],
+    stable: str = "",
+    rolling: str = "",
 ) -> Resolution:
     """Resolve every variant of `spec`.
 
     A source as written is resolved once: a stored revision that was made from the same words wins
     over a fresh answer. So every node gets the same bytes even if a mutable reference moves on, and
     going back to an earlier spec needs no network.
+
+    `stable` and `rolling` are the revisions that are the stable one and being rolled out: a signature
+    that cannot be checked for the moment stops neither, one that does not hold stops what is being
+    rolled out and leaves alone what is stable.
     """
-    known: dict[str, Resolved] = {}
-    for revision in sorted(stored, key=lambda r: r.number):
-        for entry in revision.variants:
-            known[entry.source_hash] = Resolved(manifest=entry.manifest, reference=entry.reference)
+    signature = spec.model.signature
+    known = _known_sources(stored)
     resolved: dict[str, Resolved] = {}
     requests: list[ResolveRequest] = []
     failures: list[tuple[str, ResolveFailure]] = []
     for variant in spec.variants:
-        identity = source_hash(variant.source)
-        outcome = known.get(identity) or outcomes.get(identity)
+        key = resolution_key(variant.source, signature)
+        before = known.get(source_hash(variant.source))
+        outcome = outcomes.get(key)
+        if signature is None:
+            outcome = before or outcome
+        elif before is not None and not _is_about(outcome, before):
+            outcome = None
         if isinstance(outcome, Resolved):
-            resolved[variant.name] = outcome
+            resolved[variant.name] = (
+                outcome if before is None else replace(before, signature=outcome.signature)
+            )
             continue
-        if outcome is not None:
+        if before is not None:
+            resolved[variant.name] = replace(before, signature=None)
+        if isinstance(outcome, ResolveFailure):
             failures.append((variant.name, outcome))
-        requests.append(ResolveRequest(source_hash=identity, variant=variant.name, source=variant.source))
+        requests.append(
+            ResolveRequest(
+                source_hash=key,
+                variant=variant.name,
+                source=variant.source,
+                signature=signature,
+                known=before,
+            )
+        )
     variants = tuple(
         VariantStatus(
             name=variant.name,
@@ -63,11 +90,54 @@ def resolve(
         for variant in spec.variants
         if (found := resolved.get(variant.name)) is not None
     )
-    complete = not requests
+    complete = len(resolved) == len(spec.variants)
+    revision = revision_of(spec, {v.name: v.digest for v in variants}) if complete else ""
+    waiting = {request.variant for request in requests}
+    unsigned = tuple(
+        (name, error)
+        for name, found in resolved.items()
+        if signature is not None and name not in waiting and (error := _error_of(found.signature))
+    )
+    if not _is_taken(signature, revision, stable, rolling, pending=bool(requests), unsigned=bool(unsigned)):
+        revision = ""
     return Resolution(
         variants=variants,
         resolved=resolved,
         requests=tuple(requests),
         failures=tuple(failures),
-        revision=revision_of(spec, {v.name: v.digest for v in variants}) if complete else "",
+        revision=revision,
+        unsigned=unsigned,
     )
+
+
+def _known_sources(stored: Iterable[Revision]) -> dict[str, Resolved]:
+    """By source hash: what the newest revision made from these words has."""
+    return {
+        entry.source_hash: Resolved(
+            manifest=entry.manifest,
+            reference=entry.reference,
+            signature=SignatureCheck(text=entry.signature),
+        )
+        for revision in sorted(stored, key=lambda r: r.number)
+        for entry in revision.variants
+    }
+
+
+def _error_of(check: SignatureCheck | None) -> str:
+    """Why the signature does not hold; only a key that made it says that it does."""
+    if check is None:
+        return "the signature was not checked"
+    return check.error or ("" if check.key else "no key made the signature")
+
+
+def _is_about(outcome: Resolved | ResolveFailure | None, known: Resolved) -> bool:
+    """A check holds for the files that it was made of."""
+    return not isinstance(outcome, Resolved) or outcome.manifest.digest == known.manifest.digest
+
+
+def _is_taken(
+    signature: Signature | None, revision: str, stable: str, rolling: str, *, pending: bool, unsigned: bool
+) -> bool:
+    if signature is None or signature.policy == "Warn" or revision == stable:
+        return True
+    return not unsigned and (not pending or revision == rolling)

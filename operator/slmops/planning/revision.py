@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import LabelSelector, quantity_value
-from slmops.api.spec import Source, Variant
+from slmops.api.spec import Signature, Source, Variant
 from slmops.model.observed import Resolved
 from slmwire.manifest import Manifest, parse_manifest
 
@@ -31,6 +31,14 @@ def source_hash(source: Source) -> str:
     return hashlib.sha256(canonical(source.to_body()).encode()).hexdigest()[:16]
 
 
+def resolution_key(source: Source, signature: Signature | None) -> str:
+    """Identity of a source and of what its signature is checked by: other keys ask again."""
+    if signature is None:
+        return source_hash(source)
+    text = canonical([source_hash(source), signature.to_body()])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
     """First 10 hex digits of the hash of what changes the pods.
 
@@ -39,7 +47,8 @@ def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
     the next revision; the operator's defaults are left out so that changing one rolls nothing out.
     """
     body = {
-        "model": spec.model.to_body(),
+        # Who must have signed the files does not change the files.
+        "model": spec.model.model_copy(update={"signature": None}).to_body(),
         "variants": [variant.to_body() | {"digest": digests[variant.name]} for variant in spec.variants],
         "tolerations": [toleration.to_body() for toleration in spec.placement.tolerations],
         "priorityClassName": spec.placement.priority_class_name or "",
@@ -66,6 +75,8 @@ class RevisionVariant:
     """Hash of the source in spec that the manifest was resolved from."""
     reference: str
     """What a mutable reference stood for."""
+    signature: str
+    """Text of the signature that was read with the files; empty when spec asked for none."""
     serve_template: Mapping[str, Any]
     prefetch_template: Mapping[str, Any]
 
@@ -94,16 +105,17 @@ def build_revision_data(
 
     def entry(variant: Variant) -> dict[str, Any]:
         serve, prefetch = templates[variant.name]
+        found = resolved[variant.name]
         return {
             "name": variant.name,
             "nodeSelector": variant.node_selector.to_body(),
             "memory": variant.resources.requests.memory or "0",
-            "manifest": json.loads(resolved[variant.name].manifest.to_json()),
+            "manifest": json.loads(found.manifest.to_json()),
             "sourceHash": source_hash(variant.source),
-            "reference": resolved[variant.name].reference,
+            "reference": found.reference,
             "serve": serve,
             "prefetch": prefetch,
-        }
+        } | ({"signature": found.signature.text} if found.signature and found.signature.text else {})
 
     return {
         "schema": SCHEMA,
@@ -131,6 +143,7 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
                 manifest=parse_manifest(json.dumps(entry["manifest"])),
                 source_hash=str(entry["sourceHash"]),
                 reference=str(entry["reference"]),
+                signature=str(entry.get("signature", "")),
                 serve_template=entry["serve"],
                 prefetch_template=entry["prefetch"],
             )

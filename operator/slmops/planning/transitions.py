@@ -71,13 +71,16 @@ def _holds(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transitio
     ]
 
 
+_TOLD: Final = (ConditionType.ACCEPTED, ConditionType.MODEL_RESOLVED, ConditionType.SIGNATURE_VERIFIED)
+
+
 def _conditions(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transition]:
     before = {c.type: (c.status, c.reason) for c in old.conditions}
     result = []
     for condition in new.conditions:
         if before.get(condition.type) == (condition.status, condition.reason):
             continue
-        if condition.type in (ConditionType.ACCEPTED, ConditionType.MODEL_RESOLVED):
+        if condition.type in _TOLD:
             bad = condition.status == "False"
             if bad or condition.type in before:
                 result.append(

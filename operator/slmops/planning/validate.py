@@ -9,6 +9,7 @@ from typing import Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import duration_seconds, quantity_value
+from slmops.api.source import SOURCE_KINDS
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment
 from slmops.planning.finding import Finding
@@ -76,10 +77,10 @@ def _file_paths(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> F
 def _source_kind(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
     for index, variant in enumerate(spec.variants):
         source = variant.source
-        if sum(kind is not None for kind in (source.http, source.hf, source.file)) != 1:
+        if sum(getattr(source, kind) is not None for kind in SOURCE_KINDS) != 1:
             return Finding(
                 reason="InvalidSpec",
-                message=f"spec.variants[{index}].source: set exactly one of http, hf, file",
+                message=f"spec.variants[{index}].source: set exactly one of {', '.join(SOURCE_KINDS)}",
             )
     return None
 

@@ -26,6 +26,7 @@ from slmops.runtime.world import World
 PARALLEL_LOOKS: Final = 16
 PARALLEL_MEASUREMENTS: Final = 32
 PARALLEL_RESOLUTIONS: Final = 4
+PARALLEL_READ_THROUGHS: Final = 2
 SWEEP_SECONDS: Final = 600.0
 _log = logging.getLogger("slmops")
 
@@ -87,6 +88,7 @@ class Operator:
             looks=asyncio.Semaphore(PARALLEL_LOOKS),
             measurements=asyncio.Semaphore(PARALLEL_MEASUREMENTS),
             resolutions=asyncio.Semaphore(PARALLEL_RESOLUTIONS),
+            read_throughs=asyncio.Semaphore(PARALLEL_READ_THROUGHS),
         )
 
     async def run(self) -> None:

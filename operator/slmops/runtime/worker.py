@@ -14,7 +14,7 @@ from slmops.api import RETRY_ANNOTATION
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment, Observed
 from slmops.model.plan import Plan, Transition
-from slmops.planning.revision import source_hash
+from slmops.planning.revision import resolution_key
 from slmops.ports.clock import Clock
 from slmops.ports.metrics import MetricsProvider
 from slmops.ports.sources import SourceResolver
@@ -66,6 +66,8 @@ class Services:
     """Looks at the same time."""
     measurements: asyncio.Semaphore
     resolutions: asyncio.Semaphore
+    read_throughs: asyncio.Semaphore
+    """Of the resolutions, those that may take as long as a download."""
     traffic: Traffic = field(default_factory=Traffic)
 
 
@@ -98,6 +100,7 @@ class Worker:
             namespace=key.namespace,
             clock=services.clock,
             slots=services.resolutions,
+            long_slots=services.read_throughs,
             on_outcome=self.wake,
         )
 
@@ -251,7 +254,9 @@ class Worker:
     def _request(self, stored: StoredDeployment, plan: Plan) -> None:
         spec = stored.deployment.spec
         if spec is not None:
-            self._resolutions.keep_only(source_hash(variant.source) for variant in spec.variants)
+            self._resolutions.keep_only(
+                resolution_key(variant.source, spec.model.signature) for variant in spec.variants
+            )
         self._resolutions.request(plan.resolve)
         self._meter.request(plan.measure)
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 HEALTHY = {
     "Accepted", "Resolved", "AllNodesReady", "Installing", "Prefetching", "Flipping", "Soaking", "Analysing",
-    "RollingBack", "Converging", "Complete", "Promoted", "InProgress",
+    "RollingBack", "Converging", "Complete", "Promoted", "InProgress", "Verified", "Verifying",
 }  # fmt: skip
 """Nobody has to do anything about these."""
 

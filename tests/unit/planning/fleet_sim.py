@@ -9,7 +9,7 @@ would in real life, and one that asks again and again without need is told off.
 import heapq
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slmops.api import RETRY_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
@@ -24,6 +24,7 @@ from slmops.model.observed import (
     Resolved,
     ResolveFailure,
     Samples,
+    SignatureCheck,
 )
 from slmops.model.plan import (
     AddFinalizer,
@@ -91,6 +92,8 @@ class FleetSim:
         self.answer_seconds: dict[str, float] = {}
         """How long the provider takes for a metric, where it is not 0.3 s."""
         self.unresolvable: set[str] = set()
+        self.signed_by: dict[str, str] = {}
+        """By part of a source's URL: the key that signed it."""
         self.writes = 0
         self.kill_at: int | None = None
         self.kills = 0
@@ -394,15 +397,28 @@ class FleetSim:
 
         def answer() -> None:
             memory.asked.discard(request.source_hash)
-            if any(part in url for part in self.unresolvable):
+            if request.known is None and any(part in url for part in self.unresolvable):
                 memory.resolutions[request.source_hash] = ResolveFailure(
                     reason=Reason.SOURCE_UNAVAILABLE, message=f"{url}: 404", retry_at=self.now + 30
                 )
             else:
-                memory.resolutions[request.source_hash] = Resolved(manifest=manifest_of(url), reference=url)
+                found = Resolved(manifest=manifest_of(url), reference=url)
+                memory.resolutions[request.source_hash] = self._check_signature(request, found)
             memory.look_at = self.now  # the answer wakes the worker
 
         self.at(0.5, answer)
+
+    def _check_signature(self, request: ResolveRequest, found: Resolved) -> Resolved | ResolveFailure:
+        if request.signature is None:
+            return found
+        key = next((key for part, key in self.signed_by.items() if part in found.reference), "")
+        if any(key and key in pem for pem in request.signature.public_keys):
+            return replace(found, signature=SignatureCheck(text=key, key=key))
+        if request.signature.policy == "Require" and request.known is None:
+            return ResolveFailure(
+                reason=Reason.SIGNATURE_INVALID, message="none of the keys", retry_at=self.now + 600
+            )
+        return replace(found, signature=SignatureCheck(text=key, error="none of the keys"))
 
     def _measure(self, request: MeasureRequest) -> None:
         memory = self._memory

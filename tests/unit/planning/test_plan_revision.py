@@ -102,7 +102,10 @@ def resolved(spec: SLMDeploymentSpec) -> dict[str, Resolved]:
 
 def templates(spec: SLMDeploymentSpec) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     digests = {name: found.manifest.digest for name, found in resolved(spec).items()}
-    return build.build_templates(NAMES, spec, config=CONFIG, revision="0123456789", digests=digests)
+    references = {name: found.reference for name, found in resolved(spec).items()}
+    return build.build_templates(
+        NAMES, spec, config=CONFIG, revision="0123456789", digests=digests, references=references
+    )
 
 
 def stored(spec: SLMDeploymentSpec) -> Revision:

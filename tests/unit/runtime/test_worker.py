@@ -74,6 +74,9 @@ class Bench:
             async def resolve(self, *_: Any, **__: Any) -> Resolved:
                 return bench.resolve()
 
+            async def read_file(self, *_: Any, **__: Any) -> bytes:
+                raise AssertionError("nobody asks for a signature")
+
         world = World(self.kube, namespaces=(), on_wake=lambda _: worker.wake())  # type: ignore[arg-type]
         world.take_in_deployment(store_deployment(self.kube))
         metrics = OperatorMetrics()
@@ -93,6 +96,7 @@ class Bench:
             looks=asyncio.Semaphore(1),
             measurements=asyncio.Semaphore(1),
             resolutions=asyncio.Semaphore(1),
+            read_throughs=asyncio.Semaphore(1),
         )
         worker = Worker(KEY, services)
         task = asyncio.create_task(worker.run())

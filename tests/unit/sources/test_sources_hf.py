@@ -38,7 +38,7 @@ def repo(hub: Hub) -> Repo:
 
 async def failure(resolver: SourceResolver, source: Source, token: str | None = None) -> SourceError:
     with pytest.raises(SourceError) as caught:
-        await resolver.resolve(source, token=token)
+        await resolver.resolve(source, secret={"token": token} if token else {})
     return caught.value
 
 
@@ -57,7 +57,7 @@ async def test_what_is_resolved_can_be_fetched(
     hub: Hub, repo: Repo, resolver: SourceResolver, tmp_path: Path
 ) -> None:
     repo.token = "hf_secret"
-    resolved = await resolver.resolve(source_of(hub, files=["onnx/"]), token="hf_secret")
+    resolved = await resolver.resolve(source_of(hub, files=["onnx/"]), secret={"token": "hf_secret"})
     token = tmp_path / "token"
     token.write_text("hf_secret")
     store = Store(tmp_path / "store")
@@ -107,7 +107,7 @@ async def test_private_repository_needs_the_token(hub: Hub, repo: Repo, resolver
         error = await failure(resolver, source_of(hub), token=token)
         assert error.reason is Reason.ACCESS_DENIED
         assert "hf_" not in str(error)
-    assert (await resolver.resolve(source_of(hub), token="hf_secret")).reference == "a" * 40
+    assert (await resolver.resolve(source_of(hub), secret={"token": "hf_secret"})).reference == "a" * 40
     assert {auth for _, auth in hub.seen} == {"", "Bearer hf_wrong", "Bearer hf_secret"}
 
 

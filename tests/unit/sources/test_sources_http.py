@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """http and file sources, and what the operator refuses to call."""
 
+import base64
 import hashlib
 import json
 import socket
@@ -35,7 +36,7 @@ def put_manifest(origin: Origin, rows: list[dict[str, Any]] | None = None) -> tu
 
 async def failure(resolver: SourceResolver, source: Source, token: str | None = None) -> SourceError:
     with pytest.raises(SourceError) as caught:
-        await resolver.resolve(source, token=token)
+        await resolver.resolve(source, secret={"token": token} if token else {})
     return caught.value
 
 
@@ -127,8 +128,22 @@ async def test_refused_token_is_permanent(origin: Origin, resolver: SourceResolv
     origin.tokens["/m/v1/slm-manifest.json"] = "right"
     error = await failure(resolver, source_of("http", url=url), token="wrong")
     assert error.reason is Reason.ACCESS_DENIED and error.permanent
-    assert (await resolver.resolve(source_of("http", url=url), token="right")).manifest.files
+    assert (await resolver.resolve(source_of("http", url=url), secret={"token": "right"})).manifest.files
     assert (await failure(resolver, source_of("http", url=url), token="a\nb")).permanent
+
+
+async def test_basic_authentication_and_a_small_file(origin: Origin, resolver: SourceResolver) -> None:
+    url, _ = put_manifest(origin)
+    source = source_of("http", url=url, basicAuthRef={"name": "login"})
+    secret = {"username": "edge", "password": "p:ß"}
+    (file,) = (await resolver.resolve(source, secret=secret)).manifest.files
+    expected = "Basic " + base64.b64encode("edge:p:ß".encode()).decode()
+    assert origin.seen[-1].headers["authorization"] == expected
+    origin.files["/m/v1/sub/model.onnx"] = DATA
+    assert await resolver.read_file(source, file, secret=secret) == DATA
+    assert origin.seen[-1].headers["authorization"] == expected
+    with pytest.raises(SourceError, match="colon"):
+        await resolver.resolve(source, secret={"username": "a:b", "password": "p"})
 
 
 async def test_token_stays_with_its_origin(origin: Origin, resolver: SourceResolver) -> None:
@@ -136,7 +151,7 @@ async def test_token_stays_with_its_origin(origin: Origin, resolver: SourceResol
     with serve_origin() as other:
         other.files["/moved"] = origin.files["/m/v1/slm-manifest.json"]
         origin.faults["/m/v1/slm-manifest.json"] = [Fault(redirect=f"{other.url}/moved")]
-        resolved = await resolver.resolve(source_of("http", url=url), token="t")
+        resolved = await resolver.resolve(source_of("http", url=url), secret={"token": "t"})
         assert origin.seen[0].headers["authorization"] == "Bearer t"
         assert "authorization" not in other.seen[0].headers
     assert resolved.manifest.files[0].url.startswith(origin.url), "nodes begin where the spec says"

@@ -16,18 +16,24 @@ def plain_url(url: str) -> str:
 
 
 def build_status_error(
-    status: int, *, where: str, has_token: bool, retry_after: str | None = None
+    status: int,
+    *,
+    where: str,
+    has_token: bool,
+    retry_after: str | None = None,
+    named_in: str = "secretRef",
 ) -> SourceError:
     """The error that an HTTP status stands for; `where` names the source, fit for a message."""
     wait = parse_retry_after(retry_after or "")
     if status in (401, 403):
-        cure = "the token was refused; check the Secret" if has_token else "name a Secret in secretRef"
+        cure = "the token was refused; check the Secret" if has_token else f"name a Secret in {named_in}"
         return SourceError(Reason.ACCESS_DENIED, f"{where} answered {status}: {cure}", permanent=has_token)
     if status == 429:
         asked = f", asking to wait {wait:.0f} s" if wait is not None else ""
         return SourceError(Reason.RATE_LIMITED, f"{where} answered 429{asked}", retry_after_seconds=wait)
     if status in (404, 410):
-        hint = "" if has_token else " (some hosts answer so for what is private: name a Secret in secretRef)"
+        private = f" (some hosts answer so for what is private: name a Secret in {named_in})"
+        hint = "" if has_token else private
         return SourceError(
             Reason.SOURCE_UNAVAILABLE, f"{where} answered {status}: check the address{hint}", permanent=True
         )

@@ -15,7 +15,9 @@ MAX_STORED_BYTES: Final = 256 << 10
 
 def build_manifest(rows: Sequence[ManifestFile], *, where: str) -> Manifest:
     """The manifest of these files; SourceError if a path, a size or a hash is not acceptable."""
-    body = [{"path": r.path, "size": r.size, "sha256": r.sha256, "url": r.url} for r in rows]
+    body = [
+        {"path": r.path, "size": r.size, "sha256": r.sha256, "url": r.url, "offset": r.offset} for r in rows
+    ]
     try:
         manifest = parse_manifest(json.dumps({"files": body}))
     except ManifestError as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bounded HTTP for resolution: size, time, redirects and addresses all have limits."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, Self
 
@@ -10,22 +10,33 @@ from aiohttp.helpers import get_env_proxy_for_url
 from yarl import URL
 
 from slmops.adapters.sources.addresses import AddressPolicy, GuardedResolver
+from slmops.adapters.sources.authorize import Authorize
 from slmops.adapters.sources.failures import build_status_error, plain_url
 from slmops.ports.sources import SourceError
 from slmwire.reasons import Reason
 
 TIMEOUT_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 10.0
+SILENCE_SECONDS: Final = 30.0
+"""A body that is read through may take long, but not be silent for this long."""
 MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 class WebClient:
-    """HTTP client for one resolution. The token goes to the first URL's origin only."""
+    """HTTP client for one resolution. Credentials go to the first URL's origin only.
 
-    def __init__(self, policy: AddressPolicy, *, token: str | None, timeout_seconds: float) -> None:
-        self._policy, self._token = policy, token or ""
-        timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
+    `timeout_seconds` limits each request with its body; 0 limits silence alone, for bodies that are
+    read through.
+    """
+
+    def __init__(
+        self, policy: AddressPolicy, *, authorize: Authorize | None = None, timeout_seconds: float
+    ) -> None:
+        self._policy, self._authorize = policy, authorize
+        timeout = aiohttp.ClientTimeout(
+            total=timeout_seconds or None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
+        )
         headers = {"User-Agent": "slmops", "Accept-Encoding": "identity"}
         self._direct = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=GuardedResolver(policy), limit=8),
@@ -44,39 +55,25 @@ class WebClient:
         await self._direct.close()
         await self._proxied.close()
 
-    @property
-    def has_token(self) -> bool:
-        """Whether requests carry a token."""
-        return bool(self._token)
-
     async def get(self, url: str, *, limit_bytes: int) -> bytes:
         """The whole body, at most `limit_bytes`; SourceError otherwise."""
-        async with self._open("GET", url) as response:
+        async with self.open("GET", url) as response:
             if response.status != 200:
-                raise self._status_error(url, response)
-            body = bytearray()
-            async for chunk in response.content.iter_chunked(1 << 16):
-                body += chunk
-                if len(body) > limit_bytes:
-                    raise SourceError(
-                        Reason.UNFIT,
-                        f"{plain_url(url)} is larger than {limit_bytes} bytes, the most that is read here",
-                        permanent=True,
-                    )
-            return bytes(body)
+                raise self.status_error(url, response)
+            return await read_body(url, response, limit_bytes=limit_bytes)
 
     async def measure(self, url: str) -> int:
         """Size in bytes of a file that is not read; SourceError if the server does not tell."""
-        async with self._open("HEAD", url) as response:
+        async with self.open("HEAD", url) as response:
             if response.status == 200 and response.content_length is not None:
                 return response.content_length
             refused = response.status in (405, 501) or response.status == 200
             if not refused:
-                raise self._status_error(url, response)
+                raise self.status_error(url, response)
         # Servers without HEAD tell the size with a range.
-        async with self._open("GET", url, headers={"Range": "bytes=0-0"}) as response:
+        async with self.open("GET", url, headers={"Range": "bytes=0-0"}) as response:
             if response.status not in (200, 206):
-                raise self._status_error(url, response)
+                raise self.status_error(url, response)
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
             if response.status == 206 and total.isdecimal():
                 return int(total)
@@ -88,20 +85,40 @@ class WebClient:
             permanent=True,
         )
 
-    def _status_error(self, url: str, response: aiohttp.ClientResponse) -> SourceError:
+    def status_error(
+        self,
+        url: str,
+        response: aiohttp.ClientResponse,
+        *,
+        named_in: str = "secretRef",
+        has_credentials: bool | None = None,
+    ) -> SourceError:
+        """The error that an answer other than success stands for. `has_credentials` is given where it is
+        not for the client to know."""
         return build_status_error(
             response.status,
             where=plain_url(url),
-            has_token=self.has_token,
+            has_token=self._authorize is not None if has_credentials is None else has_credentials,
             retry_after=response.headers.get("Retry-After"),
+            named_in=named_in,
         )
 
     @asynccontextmanager
-    async def _open(
-        self, method: str, url: str, *, headers: dict[str, str] | None = None
+    async def open(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        authorize: Authorize | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer, whatever its status, after redirects; SourceError if there is none.
+
+        `authorize` takes the place of the client's own."""
         try:
-            async with await self._follow(method, URL(url), headers or {}) as response:
+            async with await self._follow(
+                method, URL(url), dict(headers or {}), authorize or self._authorize
+            ) as response:
                 yield response
         except SourceError:
             raise
@@ -112,12 +129,14 @@ class WebClient:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _explain(url, error) from error
 
-    async def _follow(self, method: str, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+    async def _follow(
+        self, method: str, url: URL, headers: dict[str, str], authorize: Authorize | None
+    ) -> aiohttp.ClientResponse:
         first, current = url.origin(), url
         for _ in range(MAX_REDIRECTS + 1):
             sent = dict(headers)
-            if self._token and current.origin() == first:
-                sent["Authorization"] = f"Bearer {self._token}"
+            if authorize is not None and current.origin() == first:
+                sent |= authorize(method, str(current), headers)
             response = await self._send(method, current, sent)
             if response.status not in _REDIRECTS:
                 return response
@@ -147,6 +166,20 @@ class WebClient:
         return await self._proxied.request(
             method, url, headers=headers, allow_redirects=False, proxy=proxy, proxy_auth=auth
         )
+
+
+async def read_body(url: str, response: aiohttp.ClientResponse, *, limit_bytes: int) -> bytes:
+    """The whole body, at most `limit_bytes`; SourceError if it is larger."""
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(1 << 16):
+        body += chunk
+        if len(body) > limit_bytes:
+            raise SourceError(
+                Reason.UNFIT,
+                f"{plain_url(url)} is larger than {limit_bytes} bytes, the most that is read here",
+                permanent=True,
+            )
+    return bytes(body)
 
 
 def _explain(url: str, error: Exception) -> SourceError:

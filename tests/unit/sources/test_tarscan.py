@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading through tar archives, against archives that tarfile makes."""
+
+import gzip
+import hashlib
+import io
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmops.adapters.sources.tarscan import MAX_EXTENDED_BYTES, TarError, TarScanner, gunzip
+from tests.unit.sources.fake_registry import tar_of
+
+names = st.lists(st.text("abcé-_.", min_size=1, max_size=70).filter(lambda s: set(s) != {"."}), min_size=1)
+names_of_files = names.map("/".join).filter(lambda name: not any(p.startswith(".") for p in name.split("/")))
+
+
+def scan(data: bytes, *, step: int = 0) -> TarScanner:
+    scanner = TarScanner(wants=lambda path: True)
+    for start in range(0, len(data), step or len(data) or 1):
+        scanner.feed(data[start : start + (step or len(data))])
+    scanner.finish()
+    return scanner
+
+
+@given(
+    st.dictionaries(names_of_files, st.binary(max_size=1500), max_size=5),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+    st.integers(1, 2000),
+)
+def test_offsets_and_hashes_are_those_of_the_bytes(files: dict[str, bytes], form: int, step: int) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(f"./{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    body = buffer.getvalue()
+    scanner = scan(body, step=step)
+    assert set(scanner.files) == set(files)
+    for path, found in scanner.files.items():
+        assert body[found.offset : found.offset + found.size] == files[path]
+        assert found.sha256 == hashlib.sha256(files[path]).hexdigest()
+
+
+@given(st.binary(max_size=3000), st.integers(1, 700))
+def test_nonsense_is_refused_or_empty(data: bytes, step: int) -> None:
+    try:
+        scanner = scan(data, step=step)
+    except TarError:
+        return
+    assert not scanner.files
+
+
+@given(st.integers(0, 8000), st.integers(0, 255))
+def test_a_flipped_byte_never_gives_a_path_outside(position: int, value: int) -> None:
+    body = bytearray(tar_of({"a/b": b"x" * 600, "c" * 150: b"y" * 5}))
+    body[position % len(body)] = value
+    try:
+        scanner = scan(bytes(body))
+    except TarError:
+        return
+    for path, found in scanner.files.items():
+        assert ".." not in path.split("/") and not path.startswith("/")
+        assert found.offset >= 0 and found.offset + found.size <= len(body)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "a/.."])
+def test_a_path_that_leads_out_is_refused_even_unwanted(name: str) -> None:
+    scanner = TarScanner(wants=lambda path: False)
+    with pytest.raises(TarError, match="leads out"):
+        scanner.feed(tar_of({name: b"x"}))
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"S", b"Z"]
+)
+def test_links_devices_and_what_is_unknown_are_refused_where_wanted(kind: bytes) -> None:
+    info = tarfile.TarInfo("model.bin")
+    info.type, info.linkname = kind, "/etc/shadow"
+    body = tar_of({"a": b"x"}, members=(info,))
+    with pytest.raises(TarError, match=r"model\.bin is "):
+        scan(body)
+    other = TarScanner(wants=lambda path: path == "a")
+    other.feed(body)
+    assert list(other.files) == ["a"]
+
+
+@pytest.mark.parametrize("size", ["-5", "1" * 30, "x"])
+def test_an_absurd_size_is_refused(size: str) -> None:
+    info = tarfile.TarInfo("model.bin")
+    info.pax_headers = {"size": size}
+    with pytest.raises(TarError, match=r"model\.bin says"):
+        scan(tar_of({}, members=(info,)))
+
+
+def test_a_huge_extended_header_is_refused() -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, MAX_EXTENDED_BYTES + 1
+    with pytest.raises(TarError, match="extended header"):
+        scan(info.tobuf())
+
+
+def test_an_archive_that_is_cut_off_is_refused() -> None:
+    body = tar_of({"a": b"x" * 5000})
+    for end in (100, 600, 3000, 512 + 5000 + 10):
+        with pytest.raises(TarError, match="ends in the middle"):
+            scan(body[:end])
+
+
+def test_whiteouts_are_told() -> None:
+    scanner = scan(tar_of({"a/.wh.b": b"", "c/.wh..wh..opq": b"", ".wh.d": b"", "e": b"1"}))
+    assert scanner.removed == {"a/b", "c/", "d"} and list(scanner.files) == ["e"]
+
+
+@given(st.lists(st.binary(max_size=4000), min_size=1, max_size=3), st.integers(1, 500))
+def test_gzip_members_one_after_the_other_are_one_stream(parts: list[bytes], step: int) -> None:
+    packed = b"".join(gzip.compress(part) for part in parts)
+    unpack = gunzip(1 << 20)
+    pieces = [packed[start : start + step] for start in range(0, len(packed), step)]
+    assert b"".join(b"".join(unpack(piece)) for piece in pieces) == b"".join(parts)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
+    packed = gzip.compress(bytes(50 << 20))
+    unpack = gunzip(8 << 20)
+    seen = 0
+    with pytest.raises(TarError, match="more than"):
+        for piece in unpack(packed):
+            seen += len(piece)
+    assert seen <= 8 << 20
+
+
+def test_damaged_gzip_is_refused() -> None:
+    with pytest.raises(TarError, match="damaged"):
+        list(gunzip(100)(b"not gzip at all"))
