@@ -8,6 +8,7 @@ and what /v1/store says, and may change nothing.
 import json
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,18 +26,37 @@ from slmwire.paths import AGENT_BLOBS, AGENT_STORE, PATH_HEALTH, PATH_METRICS
 OBSERVE_SECONDS: Final = 1.0
 """What the store holds is looked at once in this time, however many ask."""
 MAX_PROGRESS: Final = 64
+MAX_STORES: Final = 16
+_LISTS: Final = ("partials", "trees", "pins", "quarantined", "problems")
+_SUMS: Final = ("bytes", "reclaimableBytes", "blobs")
+
+
+def find_stores(root: Path) -> list[Store]:
+    """The store at `root`, and those in folders directly below: teams may keep theirs apart."""
+    below = [
+        Store(Path(entry.path))
+        for entry in scan(root)
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+    ]
+    return [Store(root), *[store for store in below if _is_store(store)][:MAX_STORES]]
+
+
+def _is_store(store: Store) -> bool:
+    folders = (store.blobs.parent, store.blobs, store.partial, store.refs)
+    return all(folder.is_dir() and not folder.is_symlink() for folder in folders)
 
 
 class Agent:
-    """Answers requests about one store."""
+    """Answers requests about the stores of one node, see `find_stores`."""
 
     def __init__(
-        self, store: Store, *, node: str = "", address: str = "127.0.0.1", port: int = 0,
+        self, root: Path, *, node: str = "", address: str = "127.0.0.1", port: int = 0,
         limits: Limits | None = None,
     ) -> None:  # fmt: skip
-        self._store, self._node = store, node
+        self._root, self._node = root, node
         self.server = Server(address=address, port=port, answer=self.answer, limits=limits)
         self._lock = threading.Lock()
+        self._stores: tuple[float, list[Store]] | None = None
         self._observed: tuple[float, dict[str, Any]] | None = None
         self._collections = self._collection_errors = self._collected_bytes = 0
 
@@ -44,7 +64,7 @@ class Agent:
         """The reply to one request. A query string is refused along with all that is not known."""
         path = request.path
         if path.startswith(AGENT_BLOBS):
-            return answer_blob(self._store, request)
+            return answer_blob(self._find_stores(), request)
         if path == AGENT_STORE:
             text = json.dumps(self._observe(), separators=(",", ":"))
             return _text(text, "application/json")
@@ -58,23 +78,32 @@ class Agent:
 
     def collect(self) -> None:
         """Clear away orphans once; a failure is logged and counted."""
-        try:
-            done = tidy(self._store)
-        except (FetchError, OSError) as error:
-            log("could not collect", level="warning", why=str(error))
-            self._collection_errors += 1
-            return
-        self._collections += 1
-        self._collected_bytes += done.bytes
+        for store in find_stores(self._root):
+            try:
+                done = tidy(store)
+            except (FetchError, OSError) as error:
+                log("could not collect", level="warning", store=str(store.root), why=str(error))
+                self._collection_errors += 1
+                continue
+            self._collections += 1
+            self._collected_bytes += done.bytes
+
+    def _find_stores(self) -> list[Store]:
+        with self._lock:
+            now = time.monotonic()
+            if self._stores is None or now - self._stores[0] >= OBSERVE_SECONDS:
+                self._stores = (now, find_stores(self._root))
+            return self._stores[1]
 
     def _observe(self) -> dict[str, Any]:
+        stores = self._find_stores()
         with self._lock:
             now = time.monotonic()
             if self._observed is None or now - self._observed[0] >= OBSERVE_SECONDS:
                 body = {
                     "node": self._node,
-                    **observe_store(self._store),
-                    "progress": observe_progress(self._store),
+                    **_observe_stores(stores),
+                    "progress": [row for store in stores for row in observe_progress(store)],
                     "sentBytes": self.server.bytes_sent,
                 }
                 self._observed = (now, body)
@@ -89,6 +118,17 @@ class Agent:
             collection_errors=self._collection_errors,
             collected_bytes=self._collected_bytes,
         )
+
+
+def _observe_stores(stores: Sequence[Store]) -> dict[str, Any]:
+    """As `observe_store` for the first, with what is in the others added to it."""
+    first, *others = (observe_store(store) for store in stores)
+    for other in others:
+        for key in _SUMS:
+            first[key] += other[key]
+        for key in _LISTS:
+            first[key] += other[key]
+    return first
 
 
 def observe_progress(store: Store) -> list[dict[str, Any]]:
@@ -110,7 +150,7 @@ def observe_progress(store: Store) -> list[dict[str, Any]]:
 
 def run_agent(store: Store, *, address: str, port: int, node: str, collect_seconds: float) -> None:
     """Serve until a signal arrives; collect at the start and every `collect_seconds`."""
-    agent = Agent(store, node=node, address=address, port=port)
+    agent = Agent(store.root, node=node, address=address, port=port)
 
     def collect_forever() -> None:
         while True:

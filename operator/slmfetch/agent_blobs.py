@@ -6,7 +6,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from slmfetch.agent_http import FileSpan, Reply, Request
@@ -21,13 +22,13 @@ POLL_SECONDS: Final = 0.05
 
 
 def answer_blob(
-    store: Store,
+    stores: Sequence[Store],
     request: Request,
     *,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Reply:
-    """GET or HEAD of `/v1/blobs/sha256/<hex>`.
+    """GET or HEAD of `/v1/blobs/sha256/<hex>`, from whichever store has most of it.
 
     A whole blob: 200, or 206 to one range. A partial: 206 with `Content-Range: bytes a-b/*` and what
     has come from `a` on, or 204 when that is nothing; with `Prefer: wait=N` a GET waits up to N
@@ -42,22 +43,49 @@ def answer_blob(
     waits = _WAIT.search(request.headers.get("prefer", "")) if request.method == "GET" else None
     deadline = clock() + (min(float(waits[1]), MAX_WAIT_SECONDS) if waits else 0.0)
     while True:
-        fd = _open_regular(store.blob(sha256))
-        if fd is not None:
-            return _whole(fd, sha256, start=start, end=end, ranged=wanted is not None)
-        fd = _open_regular(store.partial / f"{sha256}.part")
-        if fd is None:
-            # Between the two looks it may have been renamed from the one to the other.
+        found = _find(stores, sha256)
+        if found is None:
+            return Reply(status=404)
+        if found.state is State.WHOLE:
+            return _whole(found.fd, sha256, start=start, end=end, ranged=wanted is not None)
+        if found.have > start or found.state is State.IDLE or clock() >= deadline:
+            return _partial(found, start=start, end=end)
+        os.close(found.fd)
+        sleep(POLL_SECONDS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A file that holds `have` bytes of the blob, open as `fd`."""
+
+    fd: int
+    state: State
+    have: int
+
+
+def _find(stores: Sequence[Store], sha256: str) -> _Found | None:
+    """The whole blob, or the best partial."""
+    partials: list[_Found] = []
+    try:
+        for store in stores:
+            fd = _open_regular(store.partial / f"{sha256}.part")
+            if fd is not None:
+                state = observe_partial(store, sha256, fd)
+                have = _arrived_bytes(store, sha256, fd, state)
+                partials.append(_Found(fd=fd, state=state, have=have))
+        # After the partials: a fetch that ends renames the one to the other.
+        for store in stores:
             fd = _open_regular(store.blob(sha256))
             if fd is not None:
-                return _whole(fd, sha256, start=start, end=end, ranged=wanted is not None)
-            return Reply(status=404)
-        state = observe_partial(store, sha256, fd)
-        have = _arrived_bytes(store, sha256, fd, state)
-        if have > start or state is State.IDLE or clock() >= deadline:
-            return _partial(fd, start=start, end=end, have=have, state=state)
-        os.close(fd)
-        sleep(POLL_SECONDS)
+                return _Found(fd=fd, state=State.WHOLE, have=os.fstat(fd).st_size)
+        if not partials:
+            return None
+        best = max(partials, key=lambda found: (found.state is State.SOURCE, found.have))
+        partials.remove(best)
+        return best
+    finally:
+        for found in partials:
+            os.close(found.fd)
 
 
 def observe_partial(store: Store, sha256: str, fd: int) -> State:
@@ -109,11 +137,11 @@ def _whole(fd: int, sha256: str, *, start: int, end: int | None, ranged: bool) -
     return Reply(status=206, headers=headers, body=FileSpan(fd=fd, offset=start, length=stop - start))
 
 
-def _partial(fd: int, *, start: int, end: int | None, have: int, state: State) -> Reply:
-    headers = {STATE_HEADER: state, HAVE_HEADER: str(have), "Accept-Ranges": "bytes"}
-    stop = have if end is None else min(end, have)
+def _partial(found: _Found, *, start: int, end: int | None) -> Reply:
+    headers = {STATE_HEADER: found.state, HAVE_HEADER: str(found.have), "Accept-Ranges": "bytes"}
+    stop = found.have if end is None else min(end, found.have)
     if start >= stop:
-        os.close(fd)
+        os.close(found.fd)
         return Reply(status=204, headers=headers)
     headers["Content-Range"] = f"bytes {start}-{stop - 1}/*"
-    return Reply(status=206, headers=headers, body=FileSpan(fd=fd, offset=start, length=stop - start))
+    return Reply(status=206, headers=headers, body=FileSpan(fd=found.fd, offset=start, length=stop - start))

@@ -11,6 +11,8 @@ from typing import Final
 
 from slmwire import env, paths
 
+DEFAULT_S3_REGION: Final = "us-east-1"
+"""What servers that know no regions expect."""
 DEFAULT_CONNECTIONS: Final = 4
 MAX_CONNECTIONS: Final = 16
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -57,7 +59,7 @@ class Settings:
     """Where a bearer token is read; None is anonymous."""
     source_dir: Path = Path(paths.SOURCE_DIR)
     """Where the other kinds of credentials are read."""
-    s3_region: str = ""
+    s3_region: str = DEFAULT_S3_REGION
     ca_file: Path | None = None
     file_roots: tuple[Path, ...] = ()
     """Folders that file:// URLs may point into; empty refuses them."""

@@ -28,6 +28,8 @@ BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 30.0
 PIECE_BYTES: Final = 8 << 20
 """What one request of several asks for."""
+PROBE_BYTES: Final = 1 << 20
+"""What the first request for a large file asks for; its answer says whether others may help."""
 PROGRESS_BYTES: Final = 64 << 10
 """An attempt that brought this much (or the rest of the file) counts as progress."""
 EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
@@ -49,8 +51,11 @@ class Downloader:
     """Limits and peers as they are now."""
     _pace: Pace = field(init=False)
     _peers: Peers = field(init=False)
+    _connections: int = field(init=False)
+    """For the files to come; fewer once a source could not bear so many."""
 
     def __post_init__(self) -> None:
+        self._connections = self.settings.connections
         self.distribution = DistributionFile(self.settings.distribution_file)
         self._pace = Pace(lambda: self.distribution.current().rate_limit_bytes_per_second)
         self._peers = Peers(
@@ -162,7 +167,7 @@ class Downloader:
                 retry_after_seconds=wait,
             )
             self._wait(file, partial, asked, failures=1)
-        tactics = Tactics(connections=self.settings.connections)
+        tactics = Tactics(connections=self._connections)
         failures, best = 0, partial.have
         while partial.offset < file.size:
             try:
@@ -257,6 +262,7 @@ class Downloader:
             crew.run(look)
         except TransferError as error:
             tactics.learn(error)
+            self._connections = tactics.connections
             if error.stale:
                 partial.reset()
             raise
@@ -348,7 +354,7 @@ class Tactics:
         if self._probed or not self._together or self.connections < 2 or not large:
             return 0
         self._probed = True
-        return partial.offset + PIECE_BYTES
+        return partial.offset + min(PROBE_BYTES, PIECE_BYTES)
 
     def may_split(self, file: ManifestFile, partial: Partial) -> bool:
         """Whether several connections may bring what is missing."""

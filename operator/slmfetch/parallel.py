@@ -137,7 +137,7 @@ class Crew:
         )
         body = open_body(request, session, self.network.access)
         try:
-            if not body.ranged or (self.etag and body.etag != self.etag):
+            if not body.ranged or (self.etag and body.etag and body.etag != self.etag):
                 raise TransferError(
                     Reason.SOURCE_UNAVAILABLE,
                     f"{self.file.path} changed at its source while it was fetched",

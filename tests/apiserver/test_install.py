@@ -25,7 +25,9 @@ def installed(control_plane: ControlPlane, operator_kubeconfig: Path) -> Iterato
     kubectl("create", "namespace", "slm")
     yield control_plane
     # The account stays: other tests act by it.
-    kubectl("delete", "--wait=false", "deployment", "slmops", "-n", "slmops-system")
+    kubectl(
+        "delete", "--wait=false", "deployment/slmops", "daemonset/slmops-store-agent", "-n", "slmops-system"
+    )
     kubectl("delete", "--wait=false", "namespace", "slm")
 
 
@@ -36,6 +38,7 @@ def test_the_chart_is_taken_with_strict_validation(installed: ControlPlane) -> N
         {"watchNamespaces": ["slm"]},
         {"rbac": {"readSecrets": False}},
         {"crds": {"keep": False}},
+        {"storeAgent": {"enabled": False}},
     ):
         installed.kubectl(
             "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-",

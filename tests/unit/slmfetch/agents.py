@@ -58,7 +58,7 @@ def serve_agent(
     store: Store, *, address: str = "127.0.0.1", port: int = 0, limits: Limits | None = None
 ) -> Iterator[RunningAgent]:
     """Run an agent in a thread until the block ends."""
-    agent = Agent(store, node="n1", address=address, port=port, limits=limits)
+    agent = Agent(store.root, node="n1", address=address, port=port, limits=limits)
     thread = threading.Thread(target=agent.server.serve, daemon=True)
     thread.start()
     try:

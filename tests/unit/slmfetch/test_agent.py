@@ -272,6 +272,42 @@ def test_orphans_go_and_what_is_pinned_or_under_way_stays(
     assert list(store.blobs.iterdir()) == []
 
 
+def test_stores_in_folders_below_are_served_and_tidied_up_too(agent: RunningAgent, tmp_path: Path) -> None:
+    team = Store(agent.store.root / "team-a")
+    team.prepare()
+    put_blob(team)
+    assert agent.blob(SHA).body == DATA
+    begin(agent.store, 1000).close()
+    assert agent.blob(SHA, method="HEAD").headers["x-slm-state"] == "whole"
+    # No store: a link, and a folder that only looks a little like one.
+    outside = Store(tmp_path / "outside")
+    outside.prepare()
+    other = put_blob(outside, b"secret")
+    (agent.store.root / "link").symlink_to(outside.root)
+    (agent.store.root / "odd" / "blobs").mkdir(parents=True)
+    (agent.store.root / "odd" / "blobs" / "sha256").symlink_to(outside.blobs)
+    write_json_pin(team, SHA, len(DATA))
+    agent.agent.collect()
+    assert [path.name for path in team.blobs.iterdir()] == [SHA]
+    assert agent.blob(other).status == 404
+    assert outside.blob(other).exists()
+    time.sleep(1.1)  # what it said of stores and of what is in them may be a second old
+    body = json.loads(agent.get("/v1/store").body)
+    assert (body["bytes"], body["blobs"], len(body["pins"])) == (len(DATA), 1, 1)
+
+
+def test_a_fetch_at_the_source_counts_more_than_one_that_waits(agent: RunningAgent) -> None:
+    team = Store(agent.store.root / "team-a")
+    team.prepare()
+    waiting, working = begin(agent.store, 1000), begin(team, 500)
+    (agent.store.partial / f"{SHA}.peers").touch()
+    head = agent.blob(SHA, method="HEAD").headers
+    assert (head["x-slm-state"], head["x-slm-have"]) == ("source", "500")
+    working.close()
+    assert agent.blob(SHA, method="HEAD").headers["x-slm-state"] == "peers"
+    waiting.close()
+
+
 def test_an_unreadable_pin_or_an_empty_folder_stops_the_collection(store: Store, tmp_path: Path) -> None:
     orphan = put_blob(store)
     (store.refs / "shop.orders").mkdir()

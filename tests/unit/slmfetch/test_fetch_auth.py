@@ -17,7 +17,7 @@ from slmfetch.oci import find_login, parse_challenges
 from slmfetch.store import Store
 from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason
-from tests.unit.slmfetch.kit import job_of, manifest_of, noise, settings_of, tree_content
+from tests.unit.slmfetch.kit import job_of, manifest_of, noise, settings_of, start_fetcher, tree_content
 from tests.unit.slmfetch.origin import Fault, Origin, Reply, Seen, serve_origin
 
 DATA = noise(200_000, 50)
@@ -96,6 +96,20 @@ def test_basic_is_sent_to_the_origin_and_not_along_a_redirect(
         run(store, manifest, auth=Auth.BASIC, source_dir=folder)
         assert origin.seen[0].headers["authorization"] == USER
         assert "authorization" not in storage.seen[0].headers
+
+
+def test_real_program_takes_the_kind_and_the_folder(origin: Origin, store: Store, tmp_path: Path) -> None:
+    folder = put(tmp_path / "source", username="robot", password="pa:ss", token="t0ken")
+    origin.files["/m/model.onnx"] = DATA
+    manifest = manifest_of({"model.onnx": DATA}, f"{origin.url}/m")
+    for kind in ("basic", "bearer"):
+        origin.faults["/m/model.onnx"] = [Fault(status=403)]
+        command = ["fetch", "--source-dir", str(folder)]
+        process = start_fetcher(command, store, tmp_path, manifest, SLM_SOURCE_AUTH=kind)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == 1, output
+        assert "pa:ss" not in output and "t0ken" not in output
+    assert [seen.headers["authorization"] for seen in origin.seen] == [USER, "Bearer t0ken"]
 
 
 def test_s3_signs_each_request_and_not_those_to_another_origin(

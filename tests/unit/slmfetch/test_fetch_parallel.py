@@ -202,8 +202,7 @@ def test_refusal_of_a_piece_ends_all_and_keeps_what_came(origin: Origin, store: 
 
 def test_corrupt_piece_is_found_by_the_whole_files_hash(origin: Origin, store: Store) -> None:
     manifest = publish(origin)
-    origin.faults[PATH] = [Fault(), Fault(), Fault(flip_byte_at=250_000), Fault(flip_byte_at=250_000)]
-    origin.faults[PATH] += [Fault(flip_byte_at=250_000)] * 9
+    origin.faults[PATH] = [Fault(flip_byte_at=250_000)] * 13
     run(store, manifest)
     assert origin.bytes_sent == 2 * SIZE
 
@@ -373,6 +372,36 @@ def test_kill_while_a_run_moves_into_the_partial_loses_nothing(
     again.close()
 
 
+@pytest.mark.parametrize("victim_index", [0, 1])
+def test_piece_that_is_taken_over_comes_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, victim_index: int
+) -> None:
+    monkeypatch.setattr("slmfetch.pieces.STALE_SECONDS", 0.0)
+    content = noise(2000, 68)
+    file = manifest_of({"f": content}, "http://127.0.0.1:1").files[0]
+    partial = open_partial(store, file)
+    assert partial is not None
+    partial.restore()
+    pieces = Pieces(partial, 2000, 1000)
+    first, second = pieces.take(), pieces.take()
+    assert first is not None and second is not None
+    victim, other = (first, second) if victim_index == 0 else (second, first)
+    for piece in (victim, other):
+        pieces.write(piece, memoryview(content)[piece.at : piece.at + 300])
+    taken = pieces.take()
+    assert taken is not None and taken.at == victim.at == victim_index * 1000 + 300
+    pieces.write(victim, memoryview(content)[victim.at : victim.at + 100])
+    assert pieces.have == 600, "who lost the piece adds nothing"
+    pieces.release(victim)
+    for piece in (taken, other):
+        pieces.write(piece, memoryview(content)[piece.at : piece.end])
+        pieces.release(piece)
+    assert pieces.complete and pieces.take() is None
+    assert partial.publish() == ""
+    partial.close()
+    assert store.blob(file.sha256).read_bytes() == content
+
+
 def test_what_is_ahead_is_not_trusted_after_a_reboot(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     content = noise(3000, 65)
     file = manifest_of({"f": content}, "http://127.0.0.1:1").files[0]
@@ -448,7 +477,7 @@ def test_a_large_file_takes_64_mb_of_memory(origin: Origin, store: Store, tmp_pa
     peak_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
     process.terminate()
     assert finish(process)[0] == 0
-    assert len(origin.seen) == 32
+    assert len(origin.seen) == 33
     assert peak_kib <= 64 * 1024
 
 
