@@ -119,7 +119,7 @@ def _story(view: DeploymentView, now: float) -> Story:
     if running.step == "Installing":
         return (
             f"The first revision, {running.revision}, is being installed.",
-            ("enough reachable nodes to fetch, verify and serve the model",),
+            (_window_wait(view) or "enough reachable nodes to fetch, verify and serve the model",),
             (f"{running.revision} becomes the stable revision",),
         )
     if running.step == "RollingBack":
@@ -200,7 +200,7 @@ def _at_rest(view: DeploymentView) -> Story:
         )
     return (
         f"{status.stable_revision or 'No revision'} is the stable revision, and spec stands for it.",
-        (),
+        (wait,) if (wait := _window_wait(view)) else (),
         ("nothing until spec changes; nodes that come back are brought to it",),
     )
 
@@ -219,10 +219,7 @@ def _in_wave(view: DeploymentView, rollout: RolloutStatus, now: float) -> Story:
     if reason == "AwaitingApproval":
         waits.append(f"somebody to approve wave {name}: its nodes have the model and take it then")
     elif reason == "OutsideWindow":
-        fetch = progressing is not None and "spec.distribution.windows" in progressing.message
-        windows = spec.distribution.windows if fetch else settings.windows
-        what = "the next window for fetching models" if fetch else "the next window"
-        waits.append(f"{what}: {'; '.join(_window_text(windows))}")
+        waits.append(_window_wait(view))
     if rollout.step == "Prefetching":
         if reason not in ("AwaitingApproval", "OutsideWindow"):
             waits.append("the wave's nodes to fetch and verify the model; what serves is not touched")
@@ -306,6 +303,17 @@ def _where(rollout: RolloutStatus) -> str:
     if rollout.wave >= len(rollout.waves):
         return ""
     return f", wave {rollout.waves[rollout.wave].name} ({rollout.wave + 1} of {len(rollout.waves)})"
+
+
+def _window_wait(view: DeploymentView) -> str:
+    """The windows that are waited for; empty when none are."""
+    progressing = view.condition(ConditionType.PROGRESSING)
+    if progressing is None or progressing.reason != "OutsideWindow" or view.spec is None:
+        return ""
+    if "spec.distribution.windows" in progressing.message:
+        told = _window_text(view.spec.distribution.windows)
+        return f"the next window for fetching models: {'; '.join(told)}"
+    return f"the next window: {'; '.join(_window_text(view.spec.rollout.windows))}"
 
 
 def _window_text(windows: Sequence[Window]) -> list[str]:

@@ -96,7 +96,7 @@ class Simulation:
         self._readings: list[Reading] = []
         self._asked: set[str] = set()
         self._approved: set[str] = set()
-        self._step: tuple[str, int] = ("", 0)
+        self._step: tuple[str, int, bool] = ("", 0, False)
         self._step_began = self._not_before = self.cluster.now
         self._timer: float | None = self.cluster.now
         self._woken = True
@@ -223,9 +223,12 @@ class Simulation:
                 record.verdict = "Refused"
             return False
         record.steps[rollout.step] += 1
-        stepped = (rollout.step, rollout.wave) != self._step
+        # A night that a window was waited for is no reason to look rarely once it is open.
+        closed = any(c.reason == "OutsideWindow" for c in self.status.conditions)
+        step = (rollout.step, rollout.wave, closed)
+        stepped = step != self._step
         if stepped:
-            self._step, self._step_began = (rollout.step, rollout.wave), now
+            self._step, self._step_began = step, now
         self.cluster.wave = rollout.wave
         if rollout.step in ("RollingBack", "Failed", "Cancelled") and record.decided_at is None:
             record.decided_at = now

@@ -22,6 +22,7 @@ from slmops.planning.decision import ACTIVE, NOT_ACCEPTED, Decision
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState, Problem, unfit_reason
+from slmops.planning.places import is_limited
 from slmops.planning.resolution import Resolution
 from slmwire.labels import Role
 from slmwire.reasons import Reason
@@ -228,7 +229,7 @@ def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) ->
         return Says(status="True", reason="AllNodesReady", message=message)
     first = waiting[0].name
     problem = problems.get(first)
-    why = f"{problem.reason}: {problem.message}" if problem else _awaited(waiting[0])
+    why = f"{problem.reason}: {problem.message}" if problem else _awaited(fleet, waiting[0])
     return Says(
         status="False",
         reason=problem.reason if problem else "NodesNotReady",
@@ -236,8 +237,10 @@ def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) ->
     )
 
 
-def _awaited(state: NodeState) -> str:
+def _awaited(fleet: Fleet, state: NodeState) -> str:
     """What a node without a problem waits for."""
+    if not state.serve and is_limited(fleet.spec):
+        return "fetching the model" if state.prefetch else "waits until it may fetch the model"
     if not state.serve or any(p.role is Role.SERVE and not p.deleting for p in state.pods):
         return "starting"
     # Admission refuses pods to the controller alone, which says so in Events that are not ours to read.

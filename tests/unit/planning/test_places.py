@@ -145,6 +145,7 @@ def test_a_first_installation_waits_for_its_window() -> None:
     assert sim.our_labels() == {} and not sim.cluster.pods
     assert sim.condition("Progressing") == ("False", "OutsideWindow")
     assert "4 node(s) wait to fetch the model" in message(sim)
+    assert message(sim, "Ready").endswith("n0: waits until it may fetch the model")
     sim.settle()
     assert set(sim.versions().values()) == {"v1"}
 

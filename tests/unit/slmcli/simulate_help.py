@@ -27,10 +27,12 @@ def simulate(
     effect: Effect | None = None,
     settings: Mapping[str, Any] | None = None,
     rollout: Mapping[str, Any] | None = None,
+    distribution: Mapping[str, Any] | None = None,
     planner: Planner | None = None,
 ) -> tuple[Simulation, dict[str, Any]]:
     """A rollout to 60 nodes in three waves, and its report."""
     body = spec_body(**{"waves": WAVES, "maxUnavailable": "25%", **(rollout or {})})
+    body["distribution"] = dict(distribution or {})
     spec = SLMDeploymentSpec.model_validate(body)
     options = Settings(effect=effect or Effect(), **(settings or {}))
     versions = build_versions(Names("shop", "orders"), spec, options.size_bytes)

@@ -115,6 +115,14 @@ def test_a_closed_window_for_fetching_is_named_and_the_clock_stands() -> None:
     assert "23h" in told[1], "an hour of the 24 hours was used, the other one does not count"
 
 
+def test_a_first_installation_that_waits_for_a_window_says_so() -> None:
+    spec = build_spec()
+    spec["distribution"] = {"windows": [{"startTime": "22:00", "endTime": "05:00"}]}
+    closed = ("False", "OutsideWindow", "no window of spec.distribution.windows is open")
+    status = build_status(build_rollout("Installing", waves=[]), conditions=conditions(closed))
+    assert _standing(status, spec=spec).waits_for[0].startswith("the next window for fetching models: every")
+
+
 def test_a_deadline_that_passed_says_what_it_means() -> None:
     held = build_rollout("Analysing", waveStartedAt=ago(4000))
     assert any("has passed: it holds" in text for text in _standing(build_status(held)).waits_for)

@@ -198,3 +198,28 @@ def test_the_planner_is_told_the_virtual_time_and_woken_by_its_timers() -> None:
     simulate(settings={"start_seconds": start, "until_seconds": 4 * 3600.0 + 60}, planner=planner)
     assert times[0] == start
     assert [round(at - start) for at in times] == [0, 3600, 7200, 10800, 14400]
+
+
+def test_windows_for_fetching_are_simulated() -> None:
+    """1 GB over 10 Mbit/s takes 800 s, a night has 600 s. The simulation begins at eight on a Monday."""
+    _, report = simulate(
+        distribution={"windows": [{"startTime": "22:00", "endTime": "22:10"}]},
+        group={"count": 12, "sites": 12, "link_mbps": 10.0},
+        settings={"size_bytes": {"": GB}, "until_seconds": 9 * 86400.0},
+    )
+    assert report["verdict"] == "Completed"
+    assert report["waves"][0]["endMinutes"] > (14 + 24) * 60, "the canary needs a second night"
+    assert report["bytes"]["total"] == pytest.approx(12 * GB, rel=1e-6), "and goes on where it was"
+
+
+def test_turns_for_fetching_are_simulated() -> None:
+    """10 nodes of a site share 10 Mbit/s: with one at a time the first holds its model after 800 s."""
+    _, together = simulate(group={"link_mbps": 10.0}, settings={"size_bytes": {"": GB}})
+    _, in_turn = simulate(
+        distribution={"maxConcurrentPerSite": 1},
+        group={"link_mbps": 10.0},
+        settings={"size_bytes": {"": GB}},
+    )
+    assert in_turn["verdict"] == together["verdict"] == "Completed"
+    assert in_turn["bytes"] == together["bytes"]
+    assert in_turn["minutes"] == pytest.approx(together["minutes"], rel=0.05), "the link is as busy"
