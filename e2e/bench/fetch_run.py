@@ -111,7 +111,7 @@ class Bench:
 
     def start_ours(self, node: str, *options: str, **more: str) -> "subprocess.Popen[bytes]":
         """Our fetcher, as a pod would run it."""
-        words = [
+        words: list[str | Path] = [
             sys.executable, "-m", "slmfetch", "--termination-log", self.folder / node / "said.json",
             "fetch", "--manifest", self.manifest, *options,
         ]  # fmt: skip
@@ -121,7 +121,15 @@ class Bench:
 
     def start_curl(self, node: str) -> "subprocess.Popen[bytes]":
         """`curl -C -`, which resumes what is there."""
-        words = ["curl", "-sSf", "-C", "-", "-o", self.store(node) / FILE, f"{self.lab.url}/{FILE}"]
+        words: list[str | Path] = [
+            "curl",
+            "-sSf",
+            "-C",
+            "-",
+            "-o",
+            self.store(node) / FILE,
+            f"{self.lab.url}/{FILE}",
+        ]
         return self.lab.start(node, *words, env={"PATH": os.environ["PATH"]}, log=self.folder / node / "log")
 
     def run_ours(self, node: str, *options: str, kills: Sequence[int] = ()) -> Measured:

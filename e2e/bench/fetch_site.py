@@ -62,7 +62,14 @@ def run_shared(bench: Bench) -> SiteMeasured:
         bench.clear(node)
     try:
         for node in lab.nodes:
-            words = [sys.executable, "-m", "slmfetch", "--store", bench.store(node), "agent"]
+            words: list[str | Path] = [
+                sys.executable,
+                "-m",
+                "slmfetch",
+                "--store",
+                bench.store(node),
+                "agent",
+            ]
             log = bench.folder / node / "agent.log"
             agents[node] = lab.start(node, *words, env=bench.environment(node), log=log)
         for node in lab.nodes:
