@@ -46,7 +46,7 @@ e2e: venv ## real nodes, containers, Prometheus, faults
 
 .PHONY: bench
 bench: venv ## benchmarks beside their peers; writes docs/benchmarks/*.json and docs/benchmarks.md
-	@missed=; for name in serve rollout fleet evidence simulate planner; do \
+	@missed=; for name in serve rollout fleet fetch warm evidence simulate planner; do \
 	  echo "$(PY) -m e2e.bench.$$name"; $(PY) -m e2e.bench.$$name || missed="$$missed $$name"; \
 	done; $(PY) -m e2e.bench.render; \
 	test -z "$$missed" || { echo "targets missed, or not measured to the end:$$missed"; exit 1; }

@@ -4,7 +4,7 @@
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from types import TracebackType
@@ -28,14 +28,24 @@ Body = Mapping[str, Any]
 class Timeline:
     """Context manager that notes times, in seconds since the epoch, from entering on.
 
-    `pods` is a label selector; with `deployment` also what its SLMDeployment says is noted.
+    `pods` is a label selector; pods named in `ignore` were there before. With `deployment` also what its
+    SLMDeployment says is noted.
     """
 
-    def __init__(self, cluster: Cluster, *, namespace: str, pods: str, deployment: str = "") -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        namespace: str,
+        pods: str,
+        deployment: str = "",
+        ignore: Collection[str] = (),
+    ) -> None:
         self._cluster = cluster
         self._namespace = namespace
         self._pods = pods
         self._deployment = deployment
+        self._ignore = frozenset(ignore)
         self._watches = ExitStack()
         self._ready = threading.Event()
         self._pod = ""
@@ -77,6 +87,8 @@ class Timeline:
 
     def _take_pod(self, kind: str, pod: Body, at: float) -> None:
         name = pod["metadata"]["name"]
+        if name in self._ignore:
+            return
         if pod["metadata"].get("deletionTimestamp") or self._pod not in ("", name):
             return
         self._pod = name

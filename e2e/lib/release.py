@@ -4,6 +4,7 @@
 import json
 import os
 import tempfile
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ RELEASE: Final = "slmops"
 NAMESPACE: Final = "slmops-system"
 CHART: Final = CHECKOUT / "charts" / "slmops"
 OPERATOR_SELECTOR: Final = "app.kubernetes.io/name=slmops"
+_MANIFEST_TYPES: Final = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
 IN_CLUSTER_PROMETHEUS: Final = "http://prometheus.monitoring.svc:9090"
 
 
@@ -43,6 +49,26 @@ def rig_images(cluster: Cluster) -> OperatorImages:
         return OperatorImages(operator=named[0], runtime=named[1])
     built = {image.name: image.reference for image in build_images()}
     return OperatorImages(operator=built["slmops-operator"], runtime=built["slmops-runtime"])
+
+
+def retag(reference: str, tag: str) -> str:
+    """Give an image of a registry on plain HTTP another tag; the new reference."""
+    path, _, old = reference.rpartition(":")
+    registry, _, repository = path.partition("/")
+    where = f"http://{registry}/v2/{repository}/manifests"
+    accept = ", ".join(_MANIFEST_TYPES)
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{where}/{old}", headers={"Accept": accept}), timeout=30
+        ) as answer:
+            kind, manifest = answer.headers["Content-Type"], answer.read()
+        put = urllib.request.Request(
+            f"{where}/{tag}", data=manifest, headers={"Content-Type": kind}, method="PUT"
+        )
+        urllib.request.urlopen(put, timeout=30).close()
+    except OSError as error:
+        raise RigError(f"{reference} cannot be given the tag {tag}: {error}") from error
+    return f"{path}:{tag}"
 
 
 def image_values(reference: str) -> Body:

@@ -54,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
 
     fault = named(command("fault", _fault, "break something, or heal it"))
     fault.add_argument(
-        "fault", choices=["link-down", "link-up", "bandwidth", "kill", "restart", "apiserver", "prometheus"]
+        "fault",
+        choices=["link-down", "link-up", "bandwidth", "kill", "restart", "reboot", "apiserver", "prometheus"],
     )
     fault.add_argument(
         "node", nargs="?", help="node (seconds away, for apiserver; stop or start, for prometheus)"
@@ -154,6 +155,8 @@ def _fault(options: argparse.Namespace) -> None:
         rig.node_link_up(node)
     elif options.fault == "bandwidth":
         rig.limit_bandwidth(node, None if value in {"", "none"} else float(value))
+    elif options.fault == "reboot":
+        rig.reboot_node(node)
     elif value not in {"containerd", "kubelet", "kube-proxy"}:
         raise RigError("name what to kill or restart: containerd, kubelet or kube-proxy")
     else:

@@ -9,6 +9,8 @@ is made of size and time. Before each answer it reads the fault file (JSON, abse
 
 The longest matching prefix counts. `cut_after_bytes` closes the connection inside the body, `corrupt` flips
 the last byte of each answer, `token` demands it as bearer token (401 without, 403 with another).
+
+The log has a line for each request and one, `<seconds> <client> sent <bytes> <path>`, for each body.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import ssl
 import sys
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -87,9 +89,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """One line per request, with the range: tests count downloads by it."""
         asked = self.headers.get("Range", "-") if hasattr(self, "headers") else "-"
-        print(
-            f"{time.time():.3f} {self.client_address[0]} {format % args} {asked}", file=sys.stderr, flush=True
-        )
+        self._say(f"{format % args} {asked}")
+
+    def _say(self, text: str) -> None:
+        # In one write, so that lines of several threads do not mix.
+        sys.stderr.write(f"{time.time():.3f} {self.client_address[0]} {text}\n")
+        sys.stderr.flush()
 
     def _fault(self) -> Fault:
         if self.faults_file is None or not self.faults_file.exists():
@@ -109,15 +114,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         fault = self._fault()
         time.sleep(fault.delay_seconds)
-        if fault.status:
-            retry = fault.retry_after_seconds
-            self._refuse(fault.status, **({} if retry is None else {"Retry_After": str(retry)}))
+        if self._refused_by(fault):
             return
-        if fault.token:
-            offered = self.headers.get("Authorization")
-            if offered != f"Bearer {fault.token}":
-                self._refuse(HTTPStatus.UNAUTHORIZED if offered is None else HTTPStatus.FORBIDDEN)
-                return
         file = (self.root / self._path().lstrip("/")).resolve()
         if not file.is_relative_to(self.root) or not file.is_file():
             self._refuse(HTTPStatus.NOT_FOUND)
@@ -141,26 +139,42 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("ETag", tag)
         self.end_headers()
         if body:
-            self._send(file, begin=begin, end=end, fault=fault)
+            with file.open("rb") as content:
+                content.seek(begin)
+                self._pump(content.read, length=end - begin, fault=fault)
 
-    def _send(self, file: Path, *, begin: int, end: int, fault: Fault) -> None:
+    def _refused_by(self, fault: Fault) -> bool:
+        """Answer in the server's stead where the fault says so; whether it did."""
+        if fault.status:
+            retry = fault.retry_after_seconds
+            self._refuse(fault.status, **({} if retry is None else {"Retry_After": str(retry)}))
+            return True
+        offered = self.headers.get("Authorization")
+        if fault.token and offered != f"Bearer {fault.token}":
+            self._refuse(HTTPStatus.UNAUTHORIZED if offered is None else HTTPStatus.FORBIDDEN)
+            return True
+        return False
+
+    def _pump(self, read: Callable[[int], bytes], *, length: int, fault: Fault) -> None:
+        """Send a body of `length` bytes, with the fault's way of going wrong."""
         sent = 0
-        limit = end - begin if fault.cut_after_bytes is None else min(end - begin, fault.cut_after_bytes)
+        limit = length if fault.cut_after_bytes is None else min(length, fault.cut_after_bytes)
         chunk = (
             min(_CHUNK_BYTES, max(1, fault.bytes_per_second // 10))
             if fault.bytes_per_second
             else _CHUNK_BYTES
         )
-        with file.open("rb") as content:
-            content.seek(begin)
-            while sent < limit and (data := content.read(min(chunk, limit - sent))):
-                sent += len(data)
-                if fault.corrupt and begin + sent == end:
+        try:
+            while sent < limit and (data := read(min(chunk, limit - sent))):
+                if fault.corrupt and sent + len(data) == length:
                     data = data[:-1] + bytes([data[-1] ^ 0xFF])
                 self.wfile.write(data)
+                sent += len(data)
                 if fault.bytes_per_second:
                     time.sleep(len(data) / fault.bytes_per_second)
-        if sent < end - begin:
+        finally:
+            self._say(f"sent {sent} {self._path()}")
+        if sent < length:
             self.wfile.flush()
             self.close_connection = True
 

@@ -7,6 +7,7 @@ paths that any node has, and takes every mount with it when it ends.
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Final
 
 from e2e.rig.cgroup import create_cgroup, kill_cgroup, remove_cgroup
 from e2e.rig.control_plane import DNS_SERVICE_ADDRESS, POD_CIDR, ControlPlane
-from e2e.rig.network import make_node_network, netns_file, remove_node_network
+from e2e.rig.network import in_netns, make_node_network, netns_file, remove_node_network
 from e2e.rig.process import Daemon, stop_all
 from e2e.rig.progress import wait_until
 from e2e.rig.render import (
@@ -146,10 +147,28 @@ class Node:
             time.sleep(0.5)
             shutil.rmtree(self.directory)
 
+    def reboot(self) -> None:
+        """Pull the plug and power on again; the disk stays, and the cable is as plugged as it was.
+
+        What a boot would begin without is gone: processes, mounts, /run, the pods' network. Returns when
+        the daemons run, Ready or not.
+        """
+        stop_all(self.daemons[1:], grace_seconds=0)
+        kill_cgroup(self.spec.cgroup)
+        stop_all(self.daemons, grace_seconds=0)
+        self._unmount_namespace()
+        shutil.rmtree(self.host_path("/run/containerd"))
+        self.host_path("/run/containerd").mkdir()
+        in_netns(self.spec, "nft", "flush", "ruleset")
+        in_netns(self.spec, "ip", "link", "del", "cni0", check=False)
+        self._make_mounts()
+        self.start_runtime()
+        self.import_images({})
+        self.start_agents()
+
     def restart(self, part: str) -> None:
         """Stop and start one daemon; pods go on."""
         self.daemon(part).stop()
-        self.prepare()
         self.start_runtime()
         self.start_agents()
 
@@ -158,10 +177,16 @@ class Node:
         done = run([*self._enter(), *command], check=check, timeout_seconds=timeout_seconds)
         return done.stdout
 
-    def kill_container(self, container_id: str) -> None:
-        """SIGKILL a container's first process; `container_id` as in pod status (`containerd://...`)."""
+    def signal_container(self, container_id: str, number: signal.Signals) -> None:
+        """Send a signal to a container's first process; `container_id` as in pod status (`containerd://...`)."""
         name = container_id.removeprefix("containerd://")
-        self.run(str(tool("ctr")), *_CTR, "tasks", "kill", "--signal", "SIGKILL", name)
+        self.run(str(tool("ctr")), *_CTR, "tasks", "kill", "--signal", number.name, name)
+
+    def running_containers(self) -> set[str]:
+        """Ids of containers whose first process runs, sandboxes included, asked of the node's containerd."""
+        lines = self.run(str(tool("ctr")), *_CTR, "tasks", "ls").splitlines()
+        tasks = (line.split() for line in lines)
+        return {task[0] for task in tasks if task and task[-1] == "RUNNING"}
 
     # Parts
 

@@ -165,8 +165,11 @@ def render_kube_proxy(*, address: str, node: str, kubeconfig: Path, pod_cidr: st
     )
 
 
-def render_registry(*, address: str, storage: Path) -> str:
-    """Configuration of the OCI registry: files below `storage`, plain HTTP on `address`."""
+def render_registry(*, address: str, storage: Path, auth: Mapping[str, Any] | None = None) -> str:
+    """Configuration of an OCI registry: files below `storage`, plain HTTP on `address`.
+
+    `auth` is the section of that name; None lets everybody in.
+    """
     return render_yaml(
         {
             "version": 0.1,
@@ -180,6 +183,7 @@ def render_registry(*, address: str, storage: Path) -> str:
             },
             "http": {"addr": address},
         }
+        | ({"auth": dict(auth)} if auth else {})
     )
 
 

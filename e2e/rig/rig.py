@@ -32,23 +32,37 @@ from e2e.rig.services import (
     PARTS,
     build_monitoring_objects,
     faults_file,
+    registry_faults_file,
     start_service,
     start_services,
 )
-from e2e.rig.shell import RigError
+from e2e.rig.shell import RigError, run
 from e2e.rig.tools import build_tools
 from e2e.rig.topology import (
     API_PORT,
+    BASIC_REGISTRY,
     BRIDGE_ADDRESS,
+    FAULTY_REGISTRY,
     MODELS_PORT,
     MODELS_TLS_PORT,
     PROMETHEUS_PORT,
     REGISTRY,
+    S3_PORT,
+    TOKEN_REGISTRY,
     plan_nodes,
 )
 
 READY_SECONDS: Final = 120
-_FAMILIES: Final = ("kubernetes", "containerd", "cni", "pause", "coredns", "registry", "prometheus")
+_FAMILIES: Final = (
+    "kubernetes",
+    "containerd",
+    "cni",
+    "pause",
+    "coredns",
+    "registry",
+    "versitygw",
+    "prometheus",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +104,13 @@ class Rig(ClusterAccess):
     models_url = f"http://{BRIDGE_ADDRESS}:{MODELS_PORT}"
     """Model files as the machine, the nodes and the pods see them."""
     models_tls_url = f"https://{BRIDGE_ADDRESS}:{MODELS_TLS_PORT}"
+    basic_registry = BASIC_REGISTRY
+    """The registry again, for those who show USER and PASSWORD."""
+    token_registry = TOKEN_REGISTRY
+    """And again, for those who bring a token of the token server."""
+    faulty_registry = FAULTY_REGISTRY
+    """The open registry behind a proxy that does what `set_registry_faults` says."""
+    s3_url = f"http://{BRIDGE_ADDRESS}:{S3_PORT}"
 
     @property
     def authority(self) -> Path:
@@ -215,17 +236,24 @@ class Rig(ClusterAccess):
         """Limit what flows to the node, in Mbit/s; None lifts the limit."""
         limit_bandwidth(self.nodes[node].spec, megabits_per_second=mbit)
 
-    def limit_store(self, node: str, mebibytes: int | None) -> None:
-        """Put a small empty disk where the node keeps models, for pods started from now on; None removes it.
+    def mount_disk(self, node: str, path: str, *, mebibytes: int) -> None:
+        """Mount a small empty disk (ext4 on a loop device) on a folder of the node below /var/lib/slmops.
 
-        What lay there before is hidden meanwhile, and `node_path` goes on showing that.
+        It counts for pods started from now on. `node_path` goes on showing what the disk hides; look at the
+        disk by `exec_on_node`. A reboot unmounts it.
         """
-        store = "/var/lib/slmops"
-        if mebibytes is None:
-            self.exec_on_node(node, "umount", "--lazy", store)
-        else:
-            size = f"size={mebibytes}m,mode=755"
-            self.exec_on_node(node, "mount", "-t", "tmpfs", "-o", size, "slmops-store", store)
+        image = self.nodes[node].directory / "disks" / f"{path.strip('/').replace('/', '-')}.img"
+        image.parent.mkdir(exist_ok=True)
+        image.unlink(missing_ok=True)
+        with image.open("wb") as file:
+            file.truncate(mebibytes << 20)
+        run(["mkfs.ext4", "-q", "-F", "-m", "0", image])
+        self.exec_on_node(node, "mkdir", "-p", path)
+        self.exec_on_node(node, "mount", "-o", "loop", str(image), path)
+
+    def unmount_disk(self, node: str, path: str) -> None:
+        """Take the disk away again; pods that use it keep it until they end."""
+        self.exec_on_node(node, "umount", "--lazy", path, check=False)
 
     def node_netns(self, node: str) -> Path:
         """The node's network namespace as a file."""
@@ -243,12 +271,25 @@ class Rig(ClusterAccess):
         """Where the node's own `path` (below /var/lib/slmops, say) lies on this machine."""
         return self.nodes[node].host_path(path)
 
+    def reboot_node(self, node: str) -> None:
+        """Power the node off and on: everything on it ends at once; its disk stays, its link is as it was."""
+        self.nodes[node].reboot()
+
     def kill_container(self, namespace: str, pod: str, *, container: str | None = None) -> None:
         """SIGKILL the first process of a pod's container (its first one by default)."""
+        self.signal_container(namespace, pod, signal.SIGKILL, container=container)
+
+    def signal_container(
+        self, namespace: str, pod: str, number: signal.Signals, *, container: str | None = None
+    ) -> None:
+        """Send a signal to the first process of a pod's container (its first one by default)."""
         status = self.kubectl.get("-n", namespace, "pod", pod)
-        for state in status["status"].get("containerStatuses", []):
+        states = status["status"].get("containerStatuses", [])
+        if container is not None:
+            states = states + status["status"].get("initContainerStatuses", [])
+        for state in states:
             if container in (None, state["name"]) and state.get("containerID"):
-                self.nodes[status["spec"]["nodeName"]].kill_container(state["containerID"])
+                self.nodes[status["spec"]["nodeName"]].signal_container(state["containerID"], number)
                 return
         raise RigError(f"pod {namespace}/{pod} has no running container {container or ''}")
 
@@ -269,7 +310,7 @@ class Rig(ClusterAccess):
         self.control_plane.restart_apiserver(downtime_seconds=downtime_seconds)
 
     def stop_service(self, part: str) -> None:
-        """Stop registry, models, models-tls or prometheus."""
+        """Stop one of services.PARTS."""
         self.control_plane.daemon(part).stop()
 
     def start_service(self, part: str) -> None:
@@ -278,10 +319,11 @@ class Rig(ClusterAccess):
 
     def set_model_faults(self, faults: Mapping[str, Mapping[str, Any]]) -> None:
         """What the model server does wrong, by path prefix (see e2e/rig/fileserver.py); {} heals it."""
-        path = faults_file(self.control_plane)
-        partial = path.with_suffix(".new")
-        partial.write_text(json.dumps(faults))
-        partial.replace(path)
+        _write_faults(faults_file(self.control_plane), faults)
+
+    def set_registry_faults(self, faults: Mapping[str, Mapping[str, Any]]) -> None:
+        """The same for `faulty_registry`, by prefixes such as /v2/models/orders/blobs."""
+        _write_faults(registry_faults_file(self.control_plane), faults)
 
     @property
     def model_log(self) -> Path:
@@ -323,6 +365,12 @@ class Rig(ClusterAccess):
             "models": self.models_url,
             "cache": str(cache_dir()),
         }
+
+
+def _write_faults(path: Path, faults: Mapping[str, Mapping[str, Any]]) -> None:
+    partial = path.with_suffix(".new")
+    partial.write_text(json.dumps(faults))
+    partial.replace(path)
 
 
 def load_plan(name: str) -> RigPlan | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands beside the cluster on the bridge: registry, model files, Prometheus."""
+"""What stands beside the cluster on the bridge: registries, model files, S3, Prometheus."""
 
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -13,18 +14,35 @@ from e2e.rig.control_plane import ControlPlane
 from e2e.rig.paths import CHECKOUT, cache_dir
 from e2e.rig.progress import wait_until
 from e2e.rig.render import render_prometheus, render_registry
+from e2e.rig.token_server import ISSUER
 from e2e.rig.tools import tool
 from e2e.rig.topology import (
+    BASIC_REGISTRY,
     BRIDGE_ADDRESS,
+    FAULTY_REGISTRY,
+    FAULTY_REGISTRY_PORT,
     MODELS_PORT,
     MODELS_TLS_PORT,
+    PASSWORD,
     PROMETHEUS_PORT,
     REGISTRY,
+    S3_PORT,
+    TOKEN_PORT,
+    TOKEN_REGISTRY,
+    USER,
 )
 
 MODELS_ROOT: Final = CHECKOUT / "e2e" / "models"
+S3_BUCKET: Final = "models"
+S3_REGION: Final = "edge-1"
+_PASSWORD_BCRYPT: Final = "$2b$04$lNw.L.MEEtm665mQDY/MKuBNqxcNAM1853SYmSclZzvJ2xl.S5hYy"
 _HEALTH: Final = {
     "registry": f"http://{REGISTRY}/v2/",
+    "registry-basic": f"http://{BASIC_REGISTRY}/v2/",
+    "registry-token": f"http://{TOKEN_REGISTRY}/v2/",
+    "registry-faulty": f"http://{FAULTY_REGISTRY}/v2/",
+    "tokens": f"http://{BRIDGE_ADDRESS}:{TOKEN_PORT}/healthz",
+    "s3": f"http://{BRIDGE_ADDRESS}:{S3_PORT}/",
     "models": f"http://{BRIDGE_ADDRESS}:{MODELS_PORT}/README.md",
     "prometheus": f"http://{BRIDGE_ADDRESS}:{PROMETHEUS_PORT}/-/ready",
 }
@@ -33,6 +51,11 @@ _HEALTH: Final = {
 def faults_file(plane: ControlPlane) -> Path:
     """The model server's fault file of an instance."""
     return plane.directory / "model-faults.json"
+
+
+def registry_faults_file(plane: ControlPlane) -> Path:
+    """The fault file of the proxy before the registry."""
+    return plane.directory / "registry-faults.json"
 
 
 def start_services(plane: ControlPlane) -> None:
@@ -99,9 +122,70 @@ def _build_registry(plane: ControlPlane) -> Command:
     # The images outlive the instance: the next one finds them by their content tags.
     storage = cache_dir() / "registry"
     storage.mkdir(parents=True, exist_ok=True)
-    text = render_registry(address=REGISTRY, storage=storage)
-    config = ConfigFile(plane.directory / "registry.yaml", text)
+    return _registry(plane, "registry", render_registry(address=REGISTRY, storage=storage))
+
+
+def _registry(plane: ControlPlane, name: str, text: str) -> Command:
+    config = ConfigFile(plane.directory / f"{name}.yaml", text)
     return [tool("registry"), "serve", config.path], config
+
+
+# The two guarded ones show what was pushed to the open one: they have its files.
+
+
+def _build_basic_registry(plane: ControlPlane) -> Command:
+    users = plane.directory / "registry-users"
+    ConfigFile(users, f"{USER}:{_PASSWORD_BCRYPT}\n").write()
+    auth = {"htpasswd": {"realm": "slmops-rig", "path": str(users)}}
+    text = render_registry(address=BASIC_REGISTRY, storage=cache_dir() / "registry", auth=auth)
+    return _registry(plane, "registry-basic", text)
+
+
+def _build_token_registry(plane: ControlPlane) -> Command:
+    auth = {
+        "token": {
+            "realm": f"http://{BRIDGE_ADDRESS}:{TOKEN_PORT}/token",
+            "service": "slmops-rig-registry",
+            "issuer": ISSUER,
+            "rootcertbundle": str(plane.authority.pair.certificate),
+        }
+    }
+    text = render_registry(address=TOKEN_REGISTRY, storage=cache_dir() / "registry", auth=auth)
+    return _registry(plane, "registry-token", text)
+
+
+def _build_tokens(plane: ControlPlane) -> Command:
+    pair = plane.authority.issue("registry-tokens", common_name="registry-tokens")
+    command: list[str | Path] = [
+        sys.executable, "-m", "e2e.rig.token_server", f"--address={BRIDGE_ADDRESS}", f"--port={TOKEN_PORT}",
+        f"--user={USER}", f"--password={PASSWORD}", f"--certificate={pair.certificate}", f"--key={pair.key}",
+    ]  # fmt: skip
+    return command, None
+
+
+def _build_faulty_registry(plane: ControlPlane) -> Command:
+    command: list[str | Path] = [
+        sys.executable, "-m", "e2e.rig.proxy", f"--upstream={REGISTRY}", f"--address={BRIDGE_ADDRESS}",
+        f"--port={FAULTY_REGISTRY_PORT}", f"--faults={registry_faults_file(plane)}",
+    ]  # fmt: skip
+    return command, None
+
+
+def _build_s3(plane: ControlPlane) -> Command:
+    # A folder is a bucket, a file an object. The models come anew with each start of a fresh instance.
+    root = plane.directory / "s3"
+    bucket = root / S3_BUCKET
+    if not bucket.is_dir():
+        bucket.parent.mkdir(parents=True, exist_ok=True)
+        partial = root.with_name("s3.new")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(MODELS_ROOT / "orders", partial)
+        partial.rename(bucket)
+    command: list[str | Path] = [
+        tool("versitygw"), f"--port={BRIDGE_ADDRESS}:{S3_PORT}", f"--access={USER}", f"--secret={PASSWORD}",
+        f"--region={S3_REGION}", "--quiet", "posix", "--nometa", root,
+    ]  # fmt: skip
+    return command, None
 
 
 def _build_models(plane: ControlPlane) -> Command:
@@ -144,6 +228,11 @@ def _build_prometheus(plane: ControlPlane) -> Command:
 
 _COMMANDS: Final[Mapping[str, Callable[[ControlPlane], Command]]] = {
     "registry": _build_registry,
+    "registry-basic": _build_basic_registry,
+    "registry-token": _build_token_registry,
+    "registry-faulty": _build_faulty_registry,
+    "tokens": _build_tokens,
+    "s3": _build_s3,
     "models": _build_models,
     "models-tls": _build_models_tls,
     "prometheus": _build_prometheus,

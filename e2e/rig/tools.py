@@ -70,6 +70,7 @@ FAMILIES: Final = (
     Family(name="pause", module="", binaries=("pause",)),
     Family(name="coredns", module="github.com/coredns/coredns", binaries=("coredns",)),
     Family(name="registry", module="github.com/distribution/distribution/v3", binaries=("registry",)),
+    Family(name="versitygw", module="github.com/versity/versitygw", binaries=("versitygw",)),
     Family(
         name="prometheus",
         module="github.com/prometheus/prometheus",

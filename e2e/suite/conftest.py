@@ -29,6 +29,8 @@ STORE = "/var/lib/slmops"
 FILES = f"{STORE}/files-of-e2e"
 """Folder on the nodes below which file sources may lie."""
 NAMESPACE_PREFIX = "e2e-"
+OPERATOR_VALUES = {"allowedFilePaths": [FILES]}
+"""Chart values of every installation in this suite."""
 Make = Callable[..., Deployment]
 
 
@@ -53,7 +55,7 @@ def operator(cluster: Cluster, images: OperatorImages) -> OperatorImages:
 
     On the rig all are, the demo's too; on somebody's cluster only those of this suite.
     """
-    install_operator(cluster, images=images, values={"allowedFilePaths": [FILES]})
+    install_operator(cluster, images=images, values=OPERATOR_VALUES)
     for left in cluster.find_all(KIND):
         metadata = left["metadata"]
         if cluster.is_rig or metadata["namespace"].startswith(NAMESPACE_PREFIX):
@@ -81,10 +83,11 @@ def rig(cluster: Cluster) -> Iterator[Rig]:
 def heal(rig: Rig) -> None:
     """Undo every fault."""
     rig.set_model_faults({})
+    rig.set_registry_faults({})
     for node in rig.edge_nodes:
         rig.node_link_up(node)
         rig.limit_bandwidth(node, None)
-    for part in ("models", "prometheus", "registry"):
+    for part in ("models", "prometheus", "registry", "s3"):
         rig.start_service(part)
 
 

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Waiting for what faults bring about, and counting what a node fetched."""
 
+import base64
 import re
+import signal
 
-from e2e.lib import Cluster
+from e2e.lib import Cluster, Deployment
 from e2e.rig import Rig
 from e2e.rig.tools import tool
+from slmwire.reasons import Termination, parse_termination
 
 _REQUEST = re.compile(r'^(?P<at>[0-9.]+) (?P<client>\S+) "(?P<verb>[A-Z]+) (?P<path>\S+)', re.MULTILINE)
+_SENT = re.compile(r"^(?P<at>[0-9.]+) \S+ sent (?P<bytes>\d+) (?P<path>\S+)$", re.MULTILINE)
 
 
 def wait_offline(cluster: Cluster, node: str) -> None:
@@ -32,14 +36,53 @@ def model_requests(rig: Rig, *, since: float, path: str = "") -> list[str]:
     ]
 
 
+def model_bytes(rig: Rig, *, since: float, path: str) -> int:
+    """Bytes of bodies that the model server has sent below a path since then, to whomever."""
+    text = rig.control_plane.daemon("models").log.read_text(errors="replace")
+    return sum(
+        int(found["bytes"])
+        for found in _SENT.finditer(text)
+        if float(found["at"]) >= since and found["path"].startswith(path)
+    )
+
+
+def fetch_state(deployment: Deployment, node: str) -> dict[str, str]:
+    """How the fetcher of the node's pod ended."""
+    (fetch,) = deployment.pod_on(node)["status"]["initContainerStatuses"]
+    return dict(fetch["state"].get("terminated", {"finishedAt": "", "message": ""}))
+
+
+def fetch_report(deployment: Deployment, node: str) -> Termination:
+    """What the fetcher of the node's pod said as it ended."""
+    said = parse_termination(fetch_state(deployment, node)["message"])
+    assert said is not None
+    return said
+
+
+def put_secret(deployment: Deployment, name: str, **data: str) -> None:
+    """A Secret beside the deployment."""
+    deployment.cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, "namespace": deployment.namespace},
+            "data": {key: base64.b64encode(value.encode()).decode() for key, value in data.items()},
+        }
+    )
+
+
+def put_token(deployment: Deployment, name: str, token: str) -> None:
+    """The Secret with a source's bearer token."""
+    put_secret(deployment, name, token=token)
+
+
 def sandboxes(rig: Rig, node: str, *, namespace: str, pod: str) -> set[str]:
     """Container ids of a pod's sandboxes whose first process runs, asked of the node's containerd."""
     ctr = (str(tool("ctr")), "-a", "/run/containerd/containerd.sock", "-n", "k8s.io")
     wanted = f'labels."io.kubernetes.pod.name"=={pod}', f'labels."io.kubernetes.pod.namespace"=={namespace}'
     kind = 'labels."io.cri-containerd.kind"==sandbox'
     listed = set(rig.exec_on_node(node, *ctr, "containers", "ls", "-q", ",".join((*wanted, kind))).split())
-    tasks = (line.split() for line in rig.exec_on_node(node, *ctr, "tasks", "ls").splitlines())
-    return listed & {task[0] for task in tasks if task[-1] == "RUNNING"}
+    return listed & rig.nodes[node].running_containers()
 
 
 def kill_sandbox(cluster: Cluster, node: str, *, namespace: str, pod: str) -> str:
@@ -50,7 +93,8 @@ def kill_sandbox(cluster: Cluster, node: str, *, namespace: str, pod: str) -> st
     rig = cluster.rig
     before = sandboxes(rig, node, namespace=namespace, pod=pod)
     assert len(before) == 1, f"{len(before)} sandboxes of {pod} on {node}"
-    rig.nodes[node].kill_container(*before)
+    (sandbox,) = before
+    rig.nodes[node].signal_container(sandbox, signal.SIGKILL)
     new = cluster.wait_for(
         f"a new sandbox of {pod}",
         lambda: sandboxes(rig, node, namespace=namespace, pod=pod) - before,

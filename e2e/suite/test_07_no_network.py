@@ -11,8 +11,14 @@ from e2e.lib.chat import is_expected
 from e2e.lib.manifests import FOLDER, golden_cases
 from e2e.rig import Rig
 from e2e.suite.conftest import Make
-from e2e.suite.faults import kill_sandbox, model_requests, wait_offline, wait_online
-from slmwire.reasons import Termination, parse_termination
+from e2e.suite.faults import (
+    fetch_report,
+    fetch_state,
+    kill_sandbox,
+    model_requests,
+    wait_offline,
+    wait_online,
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +78,6 @@ def test_offline_crash_and_lost_pod_come_back_from_the_cache(
     assert after["metadata"]["name"] == pod, "nobody replaced the pod"
     restarts = {c["name"]: c["restartCount"] for c in after["status"]["containerStatuses"]}
     assert restarts["server"] >= 2
-
-
-def fetch_state(orders: Deployment, node: str) -> dict[str, str]:
-    """How the fetcher of the node's pod ended."""
-    (fetch,) = orders.pod_on(node)["status"]["initContainerStatuses"]
-    return dict(fetch["state"].get("terminated", {"finishedAt": "", "message": ""}))
-
-
-def fetch_report(orders: Deployment, node: str) -> Termination:
-    """What the fetcher of the node's pod said as it ended."""
-    said = parse_termination(fetch_state(orders, node)["message"])
-    assert said is not None
-    return said
 
 
 def test_a_new_pod_downloads_nothing(

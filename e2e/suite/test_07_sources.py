@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where models come from: a server that wants a token, and files that somebody put on the node."""
 
-import base64
 import copy
 import json
 import shutil
@@ -17,22 +16,10 @@ from e2e.lib.manifests import FOLDER, golden_cases, model_dir
 from e2e.lib.observe import condition
 from e2e.rig import Rig
 from e2e.suite.conftest import FILES, STORE, Make
-from e2e.suite.faults import model_requests
+from e2e.suite.faults import model_requests, put_token
 
 SECRET = "model-token"
 TOKEN = "an-e2e-token-of-no-worth"
-
-
-def put_secret(deployment: Deployment, token: str) -> None:
-    """The Secret with the source's token."""
-    deployment.cluster.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": SECRET, "namespace": deployment.namespace},
-            "data": {"token": base64.b64encode(token.encode()).decode()},
-        }
-    )
 
 
 @pytest.fixture
@@ -66,7 +53,7 @@ def test_a_token_from_a_secret_opens_the_source_and_is_shown_nowhere(
     orders = make_deployment("guarded", nodes={"matchLabels": {"kubernetes.io/hostname": node}})
     body: dict[str, Any] = copy.deepcopy(orders.manifest("v1"))
     body["spec"]["variants"][0]["source"]["http"]["secretRef"] = {"name": SECRET}
-    put_secret(orders, "wrong")
+    put_token(orders, SECRET, "wrong")
     cluster.apply(body)
     refused = orders.wait_status(
         "being denied with the wrong token",
@@ -75,7 +62,7 @@ def test_a_token_from_a_secret_opens_the_source_and_is_shown_nowhere(
     )
     assert "wrong" not in condition(refused, "ModelResolved")["message"]
 
-    put_secret(orders, TOKEN)
+    put_token(orders, SECRET, TOKEN)
     orders.annotate(retry="token-put-right")
     found = orders.wait_installed()
     shown = json.dumps(found) + orders.describe() + json.dumps(cluster.events(orders.namespace, orders.name))

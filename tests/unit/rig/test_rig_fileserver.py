@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.rig.fileserver import Fault, choose_fault, make_server, parse_range
+from e2e.rig.fileserver import Fault, Server, choose_fault, make_server, parse_range
+from e2e.rig.proxy import ProxyHandler
 
 CONTENT = bytes(range(256)) * 40
 
@@ -92,6 +93,54 @@ def test_whole_file_then_a_range_of_the_same_version(
 def test_nothing_outside_the_root(site: tuple[http.client.HTTPConnection, Path], path: str) -> None:
     answer, body = _get(site[0], path)
     assert (answer.status, body) == (404, b"")
+
+
+def test_bytes_sent_are_logged_as_far_as_they_came(
+    site: tuple[http.client.HTTPConnection, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection, faults = site
+    _get(connection, "/model.bin", Range="bytes=40-139")
+    faults.write_text(json.dumps({"/model": {"cut_after_bytes": 7}}))
+    with pytest.raises(http.client.IncompleteRead):
+        _get(connection, "/model.bin")
+    connection.close()
+    faults.unlink()
+    _get(connection, "/model.bin")  # the log of the answer before is written by now
+    lines = [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()]
+    assert [line for line in lines if line.startswith("sent")][:2] == [
+        "sent 100 /model.bin",
+        "sent 7 /model.bin",
+    ]
+
+
+def test_the_proxy_passes_on_what_is_asked_and_breaks_what_it_is_told(
+    site: tuple[http.client.HTTPConnection, Path], tmp_path: Path
+) -> None:
+    upstream, _ = site
+    faults = tmp_path / "proxy-faults.json"
+    fields = {"root": tmp_path, "faults_file": faults, "upstream": f"127.0.0.1:{upstream.port}"}
+    server = Server(("127.0.0.1", 0), type("BoundProxy", (ProxyHandler,), fields))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=5)
+    try:
+        answer, body = _get(connection, "/model.bin", Range="bytes=100-199")
+        assert (answer.status, body) == (206, CONTENT[100:200])
+        assert answer.headers["Content-Range"] == f"bytes 100-199/{len(CONTENT)}"
+        assert _get(connection, "/none")[0].status == 404
+        faults.write_text(json.dumps({"/model": {"status": 429, "retry_after_seconds": 1}}))
+        answer, _ = _get(connection, "/model.bin")
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+        faults.write_text(json.dumps({"/model": {"corrupt": True}}))
+        assert _get(connection, "/model.bin")[1][-1] == CONTENT[-1] ^ 0xFF
+        faults.write_text(json.dumps({"/model": {"cut_after_bytes": 1000}}))
+        with pytest.raises(http.client.IncompleteRead):
+            _get(connection, "/model.bin")
+    finally:
+        connection.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_faults_take_effect_and_heal(site: tuple[http.client.HTTPConnection, Path]) -> None:

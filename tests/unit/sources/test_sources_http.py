@@ -93,6 +93,7 @@ async def test_size_without_head(origin: Origin, resolver: SourceResolver) -> No
 async def test_size_that_nobody_tells(origin: Origin, resolver: SourceResolver) -> None:
     origin.files["/m/a"] = DATA
     origin.faults["/m/a"] = [Fault(no_length=True)] * 2
+    origin.rangeless.add("/m/a")
     files = [{"path": "a", "sha256": SHA}]
     error = await failure(resolver, source_of("http", url=f"{origin.url}/m/", files=files))
     assert "files[].size" in str(error) and error.permanent
