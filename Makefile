@@ -34,11 +34,11 @@ check: venv ## lint, types, layers, drift of generated files, chart, scenarios
 
 .PHONY: unit
 unit: venv ## pure tests, no cluster
-	$(PYTEST) tests/unit
+	$(PYTEST) -n auto tests/unit
 
 .PHONY: apiserver
 apiserver: venv ## the control loop on a real kube-apiserver
-	$(PYTEST) tests/apiserver
+	$(PYTEST) -n auto --dist loadfile tests/apiserver
 
 .PHONY: e2e
 e2e: venv ## real nodes, containers, Prometheus, faults
