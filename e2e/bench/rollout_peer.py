@@ -25,10 +25,9 @@ def copy_template(deployment: Deployment, node: str, *, suffix: str) -> tuple[Js
     template["spec"].pop("affinity", None)
     template["spec"]["nodeSelector"] = {"kubernetes.io/hostname": node}
     name = f"{NAME}-{suffix}"
-    for volume in template["spec"]["volumes"]:
-        if "configMap" in volume:
-            source = volume["configMap"]["name"]
-            volume["configMap"]["name"] = name
+    (volume,) = (v for v in template["spec"]["volumes"] if v["name"] == "manifest")
+    source = volume["configMap"]["name"]
+    volume["configMap"]["name"] = name
     data = deployment.cluster.need("configmap", source, namespace=deployment.namespace)["data"]
     manifest = {
         "apiVersion": "v1",

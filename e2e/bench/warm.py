@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m e2e.bench.warm`: from the end of a pod to its successor being Ready, the model in the store.
 
-What a node does after a crash, an update of the node or an eviction, split into its steps. The floor is
-what the server itself needs to load the model; everything else is overhead. Beside it the same pod from
-a DaemonSet written by hand. Runs on a real node of the rig and writes docs/benchmarks/warm.json.
+What a node does after a crash, an update of the node or an eviction, split into its steps. A DaemonSet
+makes the successor when the old pod has ended, which takes as long as that drains; what counts is the
+successor's own time. Its floor is what the server needs to load the model, the rest is overhead. Beside
+it the same pod from a DaemonSet written by hand. Runs on a real node of the rig and writes
+docs/benchmarks/warm.json.
 """
 
 import json
@@ -70,6 +72,11 @@ def measure(cluster: Cluster, node: str) -> tuple[list[Steps], list[Steps]]:
     return ours, other
 
 
+def overhead_seconds(steps: Steps) -> float:
+    """From the successor being made to Ready, without what the server takes to load the model."""
+    return steps["total"] - steps["pod created"] - steps["loaded"]
+
+
 def build_rows(ours: Sequence[Steps], peer: Sequence[Steps]) -> list[Row]:
     """Medians of each step and of all, and what is over loading the model against the target."""
     load = f"one node, model and image there; median of {len(ours)}"
@@ -88,13 +95,11 @@ def build_rows(ours: Sequence[Steps], peer: Sequence[Steps]) -> list[Row]:
                     "plain DaemonSet", load=load,
                 )
             )  # fmt: skip
-    over, other = (
-        statistics.median(one["total"] - one.get("loaded", 0.0) for one in rounds) for rounds in (ours, peer)
-    )
+    over, other = (statistics.median(map(overhead_seconds, rounds)) for rounds in (ours, peer))
     rows.append(
         build_row(
-            "beyond loading the model", "s", over, other, "plain DaemonSet", load=load,
-            target=f"<= {TARGET_OVERHEAD_SECONDS:g} s", met=over <= TARGET_OVERHEAD_SECONDS,
+            "successor made to Ready, beyond loading the model", "s", over, other, "plain DaemonSet",
+            load=load, target=f"<= {TARGET_OVERHEAD_SECONDS:g} s", met=over <= TARGET_OVERHEAD_SECONDS,
         )
     )  # fmt: skip
     return rows
