@@ -4,8 +4,11 @@
 import base64
 import re
 import signal
+from typing import Any
 
-from e2e.lib import Cluster, Deployment
+from e2e.lib import Cluster, Deployment, NodeClient
+from e2e.lib.chat import is_expected
+from e2e.lib.manifests import golden_cases
 from e2e.rig import Rig
 from e2e.rig.tools import tool
 from slmwire.reasons import Termination, parse_termination
@@ -24,6 +27,27 @@ def wait_offline(cluster: Cluster, node: str) -> None:
 def wait_online(cluster: Cluster, node: str) -> None:
     """Wait until the node is Ready again."""
     cluster.wait_for(f"{node} being Ready", lambda: node in cluster.access.ready_nodes(), timeout_seconds=60)
+
+
+def wait_answer(
+    deployment: Deployment,
+    client: NodeClient,
+    *,
+    case: dict[str, Any] | None = None,
+    service: str = "",
+    timeout_seconds: float = 60,
+) -> None:
+    """Wait until the Service (or what is at `service`) answers the golden case right on the client's node.
+
+    A node's kube-proxy hears of a pod a moment after the pod is ready.
+    """
+    url, asked = service or deployment.service_address(), case or golden_cases()[0]
+
+    def answers() -> bool:
+        answer = client.chat(url, asked["messages"], timeout_seconds=5)
+        return answer.ok and is_expected(asked, answer.text)
+
+    deployment.wait(f"an answer on {client.node}", answers, timeout_seconds=timeout_seconds)
 
 
 def model_requests(rig: Rig, *, since: float, path: str = "") -> list[str]:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.lib import Cluster, Deployment, NodeClient
-from e2e.lib.chat import is_expected
-from e2e.lib.manifests import FOLDER, golden_cases
+from e2e.lib.manifests import FOLDER
 from e2e.rig import Rig
 from e2e.suite.conftest import Make
 from e2e.suite.faults import (
@@ -16,6 +15,7 @@ from e2e.suite.faults import (
     fetch_state,
     kill_sandbox,
     model_requests,
+    wait_answer,
     wait_offline,
     wait_online,
 )
@@ -28,19 +28,6 @@ def orders(make_deployment: Make) -> Iterator[Deployment]:
     deployment.apply("v1")
     deployment.wait_installed()
     yield deployment
-
-
-def wait_answer(
-    orders: Deployment, client: NodeClient, *, service: str = "", timeout_seconds: float = 60
-) -> None:
-    """Wait until the Service (or what is at `service`) answers right again on the node."""
-    url, case = service or orders.service_address(), golden_cases()[0]
-
-    def answers() -> bool:
-        answer = client.chat(url, case["messages"], timeout_seconds=5)
-        return answer.ok and is_expected(case, answer.text)
-
-    orders.cluster.wait_for(f"an answer on {client.node}", answers, timeout_seconds=timeout_seconds)
 
 
 def test_offline_crash_and_lost_pod_come_back_from_the_cache(

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from e2e.lib import Cluster, Deployment, NodeClient
-from e2e.lib.chat import is_expected, need_ok
-from e2e.lib.manifests import FOLDER, golden_cases, model_dir
+from e2e.lib.manifests import FOLDER, model_dir
 from e2e.lib.observe import condition
 from e2e.rig import Rig
 from e2e.suite.conftest import FILES, STORE, Make
-from e2e.suite.faults import model_requests, put_token
+from e2e.suite.faults import model_requests, put_token, wait_answer
 
 SECRET = "model-token"
 TOKEN = "an-e2e-token-of-no-worth"
@@ -97,15 +96,13 @@ def test_files_on_the_node_are_served_with_no_server_at_all(
     try:
         cluster.apply(body)
         orders.wait_installed()
-        case = golden_cases()[0]
-        answer = need_ok(clients[node].chat(orders.service_address(), case["messages"]), f"chat on {node}")
-        assert is_expected(case, answer.text)
+        wait_answer(orders, clients[node])
         assert model_requests(rig, since=begin, path=f"/{FOLDER}/") == []
 
         # The store has its own verified copy: what becomes of the folder now changes nothing.
         (there / "tokenizer.json").write_text("{}")
         wait_new_pod(orders, node)
-        need_ok(clients[node].chat(orders.service_address(), case["messages"]), f"chat on {node}")
+        wait_answer(orders, clients[node])
     finally:
         shutil.rmtree(there, ignore_errors=True)
         shutil.rmtree(rig.node_path(node, store), ignore_errors=True)

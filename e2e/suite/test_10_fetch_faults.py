@@ -148,4 +148,8 @@ def test_a_disk_that_fills_up_midway_leaves_what_serves_alone(
         lambda: len(orders.pods()) == 1 and orders.pod_on(node)["metadata"]["uid"] != serving,
         timeout_seconds=60,
     )
-    need_ok(clients[node].chat(orders.service_address(), case["messages"]), "chat with the new variant")
+    orders.wait(
+        "an answer of the new variant",
+        lambda: clients[node].chat(orders.service_address(), case["messages"]).ok,
+        timeout_seconds=30,
+    )

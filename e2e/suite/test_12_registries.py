@@ -11,14 +11,13 @@ import pytest
 
 from e2e.lib import Cluster, Deployment, NodeClient
 from e2e.lib.artifacts import Repository
-from e2e.lib.chat import is_expected, need_ok
-from e2e.lib.manifests import golden_cases, model_dir
+from e2e.lib.manifests import model_dir
 from e2e.lib.observe import condition
 from e2e.rig import Rig
 from e2e.rig.services import S3_BUCKET, S3_REGION
 from e2e.rig.topology import PASSWORD, REGISTRY, USER
 from e2e.suite.conftest import STORE, Make
-from e2e.suite.faults import fetch_report, put_secret
+from e2e.suite.faults import fetch_report, put_secret, wait_answer
 
 REPOSITORY = "e2e-models/orders"
 INSIDE = "models/orders"
@@ -85,9 +84,7 @@ def oci(registry: str, tag: str, **more: Any) -> Json:
 
 def check_serving(deployment: Deployment, node: str, client: NodeClient) -> None:
     """It has downloaded the model and answers right."""
-    case = golden_cases()[0]
-    answer = need_ok(client.chat(deployment.service_address(), case["messages"]), f"chat on {node}")
-    assert is_expected(case, answer.text)
+    wait_answer(deployment, client)
     size = sum(entry["size"] for entry in manifest_files())
     assert fetch_report(deployment, node).bytes_downloaded == size
 

@@ -5,11 +5,10 @@ import time
 from typing import Any
 
 from e2e.lib import Cluster, NodeClient
-from e2e.lib.chat import is_expected, need_ok
 from e2e.lib.manifests import FOLDER, golden_cases, model_dir
 from e2e.rig import Rig
 from e2e.suite.conftest import STORE, Make
-from e2e.suite.faults import fetch_report, model_bytes
+from e2e.suite.faults import fetch_report, model_bytes, wait_answer
 
 SITE_LABEL = "slmops.dev/site"
 SITE = "site-a"
@@ -43,5 +42,4 @@ def test_a_site_brings_one_copy_over_its_line(
     assert sum(report.bytes_from_peers for report in reports.values()) >= size * (len(nodes) - 1), reports
     case = golden_cases("v2", variant="fp32")[0]
     for node in nodes:
-        answer = need_ok(clients[node].chat(orders.service_address(), case["messages"]), f"chat on {node}")
-        assert is_expected(case, answer.text)
+        wait_answer(orders, clients[node], case=case)
