@@ -61,14 +61,16 @@ def limits_of(fleet: Fleet, *, back: bool) -> Limits:
 def find_unsettled(
     fleet: Fleet, wishes: Mapping[str, Wish], *, now: float, settle_seconds: float
 ) -> dict[str, float]:
-    """Nodes to be moved that serve and whose kubelet has just come back, with the seconds to wait.
+    """Nodes to be moved whose kubelet has just come back, with the seconds to wait.
 
-    The clock is the node's. One that is far off says nothing, so such a node is not waited for.
+    Whether they serve is not asked: for a moment their pods are still shown as not ready, as they were
+    while the node was away. The clock is the node's; one that is far off is not waited for.
     """
     return {
         state.name: settle_seconds - age
         for state in fleet.states
-        if state.serving
+        if state.online
+        and state.serve
         and abs(age := now - state.node.ready_since) < settle_seconds
         and not _rests(state, wishes.get(state.name))
     }

@@ -52,6 +52,8 @@ class SimNode:
     labels: dict[str, str]
     online: bool = True
     ready_since: float = 0.0
+    silent: bool = False
+    """It has just come back: Ready itself, but its pods are still shown as they were while it was away."""
     memory_bytes: int = 0
     others_bytes: int = 0
     """Requested by pods that are not ours; the planner cannot see it."""
@@ -155,7 +157,7 @@ class Cluster:
         return tuple(node.view() for node in self.nodes.values())
 
     def pod_views(self) -> tuple[PodView, ...]:
-        return tuple(pod.view(online=self._online(pod.node)) for pod in self.pods)
+        return tuple(pod.view(online=self._reports(pod.node)) for pod in self.pods)
 
     def owned_views(self, drifted: set[tuple[OwnedKind, str]]) -> tuple[OwnedView, ...]:
         return tuple(
@@ -183,6 +185,9 @@ class Cluster:
     def _online(self, name: str) -> bool:
         node = self.nodes.get(name)
         return node is not None and node.online
+
+    def _reports(self, name: str) -> bool:
+        return self._online(name) and not self.nodes[name].silent
 
     # Time
 

@@ -53,6 +53,10 @@ class Killed(Exception):
     """The operator process died before this write."""
 
 
+SILENT_SECONDS = 3.0
+"""From a node's return until the API server shows its pods as ready again."""
+
+
 @dataclass(kw_only=True)
 class Look:
     """What one look led to, for checks."""
@@ -119,7 +123,9 @@ class FleetSim:
     def set_online(self, name: str, *, online: bool) -> None:
         node = self.cluster.nodes[name]
         if node.online != online:
-            node.online, node.ready_since = online, self.now
+            node.online, node.ready_since, node.silent = online, self.now, online
+            if online:
+                self.at(SILENT_SECONDS, lambda: setattr(node, "silent", False))
 
     def edit(self, **changes: Any) -> None:
         """Merge into spec: `edit(rollout={"paused": True})`."""
