@@ -2,6 +2,7 @@
 """oci sources against a registry on loopback."""
 
 import base64
+import gzip
 import hashlib
 import json
 import tarfile
@@ -134,6 +135,38 @@ async def test_packed_layers_need_an_image_volume(registry: FakeRegistry, resolv
     assert (file.path, file.size, file.url, file.offset) == ("model.onnx", len(MODEL), "", 0)
     assert file.sha256 == hashlib.sha256(MODEL).hexdigest()
     assert resolved.reference == f"{registry.name}@{digest}"
+
+
+async def test_an_image_volume_has_no_choice_of_files(
+    registry: FakeRegistry, resolver: SourceResolver
+) -> None:
+    registry.push(registry.tar(tar_of({"model.onnx": MODEL, "tokenizer.json": TOKENIZER})))
+    error = await failure(resolver, source_of(registry, delivery="ImageVolume", files=["*.onnx"]))
+    assert error.permanent and "ImageVolume mounts /" in str(error)
+
+
+@pytest.mark.parametrize("link", ["models", "models/chat"])
+async def test_a_folder_that_is_a_link_in_any_layer_is_refused(
+    registry: FakeRegistry, resolver: SourceResolver, link: str
+) -> None:
+    # A mount would show what the link leads to, and layers may put anything there.
+    info = tarfile.TarInfo(link)
+    info.type, info.linkname = tarfile.SYMTYPE, "/else"
+    registry.push(
+        registry.tar(tar_of({}, members=(info,))),
+        registry.tar(tar_of({"models/chat/model.onnx": MODEL})),
+        registry.tar(tar_of({"else/model.onnx": b"other"})),
+    )
+    error = await failure(resolver, source_of(registry, delivery="ImageVolume", path="models/chat"))
+    assert error.permanent and f"the folder {link} is a link" in str(error)
+
+
+async def test_a_packed_layer_that_says_it_is_not_is_refused(
+    registry: FakeRegistry, resolver: SourceResolver
+) -> None:
+    registry.push(registry.tar(gzip.compress(tar_of({"model.onnx": MODEL}))))
+    error = await failure(resolver, source_of(registry))
+    assert error.permanent and "says that it is not packed" in str(error)
 
 
 async def test_artifacts_cannot_be_mounted(registry: FakeRegistry, resolver: SourceResolver) -> None:

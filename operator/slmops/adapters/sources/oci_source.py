@@ -4,7 +4,7 @@
 import asyncio
 import fnmatch
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ MAX_LAYERS: Final = 500
 MAX_LAYER_BYTES: Final = 64 << 30
 MAX_UNPACKED_BYTES: Final = 128 << 30
 PIECE_BYTES: Final = 1 << 20
+_PACKED: Final = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0")
+"""How gzip, zstd, bzip2 and xz begin. Some runtimes go by this and not by the media type."""
 _TITLE: Final = "org.opencontainers.image.title"
 _FILE_PATH: Final = "org.cncf.model.filepath"
 """Of the ModelPack specification, on raw layers and on tar layers."""
@@ -74,6 +76,7 @@ async def resolve_oci(source: OciSource, client: WebClient, *, docker_config: st
     _check_delivery(layers, source, where=where)
     wants = _selection(source)
     rows: dict[str, ManifestFile] = {}
+    links: set[str] = set()
     for layer in layers:
         url = registry.blob_url(layer.digest)
         if layer.title:
@@ -86,6 +89,8 @@ async def resolve_oci(source: OciSource, client: WebClient, *, docker_config: st
         scanner = await _scan(registry, layer, wants, where=where)
         rows = {path: row for path, row in rows.items() if not _is_removed(path, scanner.removed)}
         rows |= {path: _row(found, url) for path, found in scanner.files.items()}
+        links |= scanner.links
+    _refuse_links(links, rows, source, where=where)
     if not rows:
         raise SourceError(
             Reason.UNFIT,
@@ -208,6 +213,13 @@ def _parse_layers(manifest: Mapping[str, Any], *, where: str) -> list[_Layer]:
 
 def _check_delivery(layers: Iterable[_Layer], source: OciSource, *, where: str) -> None:
     """Refuse what nodes could not use, before anything large is read."""
+    if source.delivery == "ImageVolume" and source.files:
+        raise SourceError(
+            Reason.UNFIT,
+            f"source.oci.files: delivery ImageVolume mounts {source.path or '/'}, so a choice of files "
+            "would leave the others there unverified; leave files out, or use delivery: Pull",
+            permanent=True,
+        )
     for layer in layers:
         if source.delivery == "ImageVolume":
             if layer.title or layer.packing not in ("tar", "gzip"):
@@ -249,6 +261,22 @@ def _selection(source: OciSource) -> Callable[[str], bool]:
     return wants
 
 
+def _refuse_links(links: Collection[str], paths: Iterable[str], source: OciSource, *, where: str) -> None:
+    """Refuse a link in the place of a folder above any file: what a mount shows there is something else."""
+    folders = {path for name in (*paths, f"{source.path or ''}/") for path in _folders_of(name)}
+    for link in sorted(folders.intersection(links)):
+        raise SourceError(
+            Reason.UNFIT,
+            f"{where}: the folder {link} is a link in one of the layers; put the files themselves there",
+            permanent=True,
+        )
+
+
+def _folders_of(path: str) -> list[str]:
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: end + 1]) for end in range(len(parts))]
+
+
 def _is_removed(path: str, removed: Iterable[str]) -> bool:
     for entry in removed:
         if entry == "/" or path == entry or path.startswith(entry if entry.endswith("/") else f"{entry}/"):
@@ -262,6 +290,10 @@ async def _scan(registry: Registry, layer: _Layer, wants: Callable[[str], bool],
     hasher, total = hashlib.sha256(), 0
 
     def take(piece: bytes) -> None:
+        if not unpack and scanner.is_at_start and piece.startswith(_PACKED):
+            raise TarError(
+                f"its media type ({layer.media_type}) says that it is not packed, and it is; push it afresh"
+            )
         hasher.update(piece)
         for unpacked in unpack(piece) if unpack else (piece,):
             scanner.feed(unpacked)
