@@ -81,23 +81,41 @@ class Shared:
     file: Distribution
     left_out: int
     """Sites that there was no room for: their nodes take everything from the source."""
+    unserved: str = ""
+    """Why no node could ask another one; empty when they can, or have nobody to ask."""
 
     @property
     def note(self) -> str:
         """What a person should know of it; mostly empty."""
-        if not self.left_out:
-            return ""
+        if self.unserved or not self.left_out:
+            return self.unserved
         return (
             f"{self.left_out} site(s) share no models between their nodes: the list of peers is too long for "
             "a ConfigMap; divide the fleet among several SLMDeployments by placement.nodeSelector"
         )
 
 
-def share(spec: SLMDeploymentSpec, nodes: Iterable[NodeView], *, peer_port: int) -> Shared:
+def is_served(host_path: str, agent_path: str) -> bool:
+    """Whether a store agent that serves `agent_path` gives away what lies in the store at `host_path`: in
+    this folder or in one directly below it whose name begins with no dot."""
+    store, served = ([part for part in path.split("/") if part] for path in (host_path, agent_path))
+    if store == served:
+        return True
+    return store[:-1] == served and not store[-1].startswith(".")
+
+
+def share(spec: SLMDeploymentSpec, nodes: Iterable[NodeView], *, peer_port: int, agent_path: str) -> Shared:
     """Limits and neighbours as spec wants them. `nodes` are those that placement selects; `peer_port` is 0
-    where no store agents run."""
-    label = spec.placement.site_label
+    where no store agents run, `agent_path` the folder of the nodes that they serve."""
+    label, host_path = spec.placement.site_label, spec.cache.host_path
     wanted = find_sites(nodes, label) if spec.distribution.peers == "Site" and peer_port else {}
+    unserved = ""
+    if wanted and not is_served(host_path, agent_path):
+        wanted = {}
+        unserved = (
+            f"nodes share no models: the store agents serve {agent_path} and the folders directly below it "
+            f"(chart value storeAgent.hostPath), not spec.cache.hostPath {host_path}"
+        )
     sites = fit_sites(wanted)
     return Shared(
         file=Distribution(
@@ -106,6 +124,7 @@ def share(spec: SLMDeploymentSpec, nodes: Iterable[NodeView], *, peer_port: int)
             sites=sites,
         ),
         left_out=len(wanted) - len(sites),
+        unserved=unserved,
     )
 
 
@@ -116,7 +135,8 @@ def share_among(fleet: Fleet, observed: Observed) -> Shared:
         nodes = [node for hosts in sites_of(spec.placement, observed.nodes)[0].values() for node in hosts]
     else:
         nodes = [state.node for state in fleet.matched]
-    return share(spec, nodes, peer_port=observed.config.store_agent_port)
+    config = observed.config
+    return share(spec, nodes, peer_port=config.store_agent_port, agent_path=config.store_agent_path)
 
 
 def apply_distribution(names: Names, observed: Observed, shared: Shared) -> tuple[ApplyObject, ...]:

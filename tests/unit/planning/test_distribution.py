@@ -17,6 +17,8 @@ from tests.unit.planning.fleet_situations import installed
 from tests.unit.planning.fleet_spec import merged, spec_body
 from tests.unit.planning.replica_sim import installed as replicas_installed
 
+PATH = "/var/lib/slmops"
+
 
 def spec_of(**distribution: Any) -> SLMDeploymentSpec:
     return SLMDeploymentSpec.model_validate(merged(spec_body(), {"distribution": distribution}))
@@ -36,13 +38,36 @@ def told(sim: FleetSim) -> Distribution:
 def test_only_nodes_of_one_site_are_neighbours() -> None:
     nodes = [node("1", "b"), node("2", "a"), node("3", "b"), node("4"), node("5"), node("6", "c"),
              node("7", "c", address=""), node("8", "b", ready=False)]  # fmt: skip
-    found = share(spec_of(), nodes, peer_port=8491).file
+    found = share(spec_of(), nodes, peer_port=8491, agent_path=PATH).file
     assert found.sites == {"b": {"1": "10.0.0.1", "3": "10.0.0.3", "8": "10.0.0.8"}}
     assert (found.peer_port, found.rate_limit_bytes_per_second) == (8491, 0)
     alone = Distribution()
-    assert share(spec_of(), nodes[1:2], peer_port=8491).file == alone
-    assert share(spec_of(peers="None"), nodes, peer_port=8491).file == alone
-    assert share(spec_of(), nodes, peer_port=0).file == alone, "no store agents run"
+    assert share(spec_of(), nodes[1:2], peer_port=8491, agent_path=PATH).file == alone
+    assert share(spec_of(peers="None"), nodes, peer_port=8491, agent_path=PATH).file == alone
+    assert share(spec_of(), nodes, peer_port=0, agent_path=PATH).file == alone, "no store agents run"
+
+
+@pytest.mark.parametrize(
+    ("host_path", "agent_path", "expected"),
+    [
+        ("/var/lib/slmops", "/var/lib/slmops", True),
+        ("/var/lib/slmops", "/var/lib/slmops/", True),
+        ("/var/lib//slmops", "/var/lib/slmops", True),
+        ("/var/lib/slmops/team-a", "/var/lib/slmops", True),
+        ("/var/lib/slmops/.team-a", "/var/lib/slmops", False),
+        ("/var/lib/slmops/team-a/chat", "/var/lib/slmops", False),
+        ("/var/lib/slmops", "/var/lib/slmops/team-a", False),
+        ("/var/lib/slmops-b", "/var/lib/slmops", False),
+        ("/data", "/var/lib/slmops", False),
+    ],
+)
+def test_only_stores_that_agents_serve_are_shared(host_path: str, agent_path: str, expected: bool) -> None:
+    spec = SLMDeploymentSpec.model_validate(merged(spec_body(), {"cache": {"hostPath": host_path}}))
+    nodes = [node("1", "a"), node("2", "a")]
+    found = share(spec, nodes, peer_port=8491, agent_path=agent_path)
+    assert bool(found.file.sites) is expected and bool(found.file.peer_port) is expected
+    assert found.note == "" if expected else host_path in found.note and agent_path in found.note
+    assert share(spec, nodes[:1], peer_port=8491, agent_path=agent_path).note == "", "nobody to ask"
 
 
 @pytest.mark.parametrize(
