@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from slmops.api.base import quantity_value
-from slmops.model.observed import NodeView, OwnedKind, PodView
+from slmops.model.observed import DistributionView, NodeView, OwnedKind, PodView
 from slmops.planning.distribution import content_of
 from slmwire import labels
 from slmwire.reasons import Termination, parse_termination
@@ -34,8 +34,8 @@ class OwnedMeta:
     replicas: int | None = None
     number: int = 0
     data: Mapping[str, Any] | None = None
-    content: str = ""
-    """Digest of the distribution file of a ConfigMap that holds one."""
+    content: DistributionView | None = None
+    """Of a ConfigMap that holds a readable distribution file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +137,7 @@ def trim_owned(kind: OwnedKind, body: Mapping[str, Any]) -> OwnedMeta:
         replicas=(body.get("spec") or {}).get("replicas") if kind is OwnedKind.DEPLOYMENT else None,
         number=int(body.get("revision") or 0) if revision else 0,
         data=(body.get("data") or {}) if revision else None,
-        content=content_of(body) if kind is OwnedKind.CONFIG_MAP else "",
+        content=content_of(body) if kind is OwnedKind.CONFIG_MAP else None,
     )
 
 

@@ -127,6 +127,7 @@ def _plan_accepted(
         names, fleet, layout, decision, observed, wanted=resolution.revision, target=target, now=now
     )
     shared = share_among(fleet, observed)
+    told, told_in_seconds = apply_distribution(names, observed, shared, now=now)
     status = _status(
         observed,
         fleet,
@@ -149,7 +150,7 @@ def _plan_accepted(
         status=status,
         actions=(
             *new_revision,
-            *apply_distribution(names, observed, shared),
+            *told,
             *placement.workloads,
             *_service(names, spec, observed),
             *placement.patches,
@@ -161,6 +162,7 @@ def _plan_accepted(
         requeue_after_seconds=earliest(
             requeue_seconds(spec, decision, resolution, target, now, turn_at=placement.places.turn_at),
             placement.settles_in_seconds,
+            told_in_seconds,
         ),
     )
 

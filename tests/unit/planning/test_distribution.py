@@ -143,6 +143,28 @@ def test_it_is_written_when_it_says_something_else_and_only_then() -> None:
     assert told(sim).rate_limit_bytes_per_second == 2_000_000, "put right although the spec is the same"
 
 
+def test_a_large_fleet_hears_of_new_nodes_in_batches_and_of_limits_at_once() -> None:
+    sim = installed(1)
+    for index in range(600):
+        sim.add_node(f"x{index:03}", labels={"site": "berlin"}, online=False)
+    sim.run(5)
+    assert len(told(sim).sites["berlin"]) == 600
+    sim.run(70)
+    looks = len(sim.looks)
+    for index in range(20):
+        sim.add_node(f"y{index:02}", labels={"site": "berlin"}, online=False)
+        sim.run(1)
+    assert _written(sim, looks) == ["neighbours changed"], "the first at once, the others wait"
+    sim.run(45)
+    assert len(told(sim).sites["berlin"]) == 620 and len(_written(sim, looks)) == 2
+    sim.add_node("z0", labels={"site": "berlin"}, online=False)
+    sim.run(1)
+    sim.edit(distribution={"rateLimit": "2M"})
+    sim.run(2)
+    assert told(sim).rate_limit_bytes_per_second == 2_000_000
+    assert len(told(sim).sites["berlin"]) == 621
+
+
 def test_replicas_share_among_all_nodes_that_they_may_come_to() -> None:
     sim = replicas_installed()
     assert told(sim).sites == {"s0": {"n0": "address-of-n0", "n2": "address-of-n2"}}
