@@ -78,7 +78,7 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
     # Init containers first: while one crashes, the others only wait for it.
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     failure = _latest_failure(containers)
-    scheduled = _condition(status, "PodScheduled")
+    scheduled, ready = _condition(status, "PodScheduled"), _condition(status, "Ready")
     try:
         role = labels.Role(tags.get(labels.ROLE, ""))
     except ValueError:
@@ -89,7 +89,8 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
         revision=tags.get(labels.REVISION, ""),
         variant=tags.get(labels.VARIANT, ""),
         role=role,
-        ready=_condition(status, "Ready").get("status") == "True",
+        ready=ready.get("status") == "True",
+        ready_changed_at=seconds_of(ready.get("lastTransitionTime")),
         created_at=seconds_of(metadata.get("creationTimestamp")),
         restarts=sum(int(container.get("restartCount") or 0) for container in containers),
         server_restarts=sum(int(c.get("restartCount") or 0) for c in status.get("containerStatuses") or ()),

@@ -42,6 +42,8 @@ class PodView:
     variant: str
     role: Role
     ready: bool = False
+    ready_changed_at: float = 0.0
+    """When Ready became what it is, in seconds since the epoch; 0 when that is not known."""
     created_at: float = 0.0
     restarts: int = 0
     """Restarts of all containers, init containers included."""

@@ -253,7 +253,8 @@ def _place(
     wishes = _wishes(fleet, decision)
     back = rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled")
     limits = limits_of(fleet, back=back)
-    unsettled = find_unsettled(fleet, wishes, now=now, settle_seconds=observed.config.node_settle_seconds)
+    settle_seconds = observed.config.node_settle_seconds
+    unsettled = find_unsettled(fleet, wishes, now=now, settle_seconds=settle_seconds)
     patches, places = place_nodes(
         names,
         fleet,
@@ -263,6 +264,7 @@ def _place(
         cause=_cause(rollout),
         limits=limits,
         unsettled=unsettled.keys(),
+        settle_seconds=settle_seconds,
         now=now,
     )
     replicas = plan_replicas(names, fleet, layout, patches, decision, observed.owned) if layout else None
