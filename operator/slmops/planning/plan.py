@@ -120,7 +120,8 @@ def _plan_accepted(
     fleet, layout = _read_fleet(names, spec, observed, revisions, standing, memory)
     if finding is None and begins(standing):
         finding = find_fleet_problem(spec.rollout.waves, [state.node for state in fleet.eligible])
-    decision = _decide(observed, fleet, standing, finding, now)
+    blocked = finding.message if finding else conditions.find_unchecked(spec, resolution, deployment)
+    decision = _decide(observed, fleet, standing, blocked, now)
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
     placement = _place(
@@ -202,14 +203,12 @@ def _read_fleet(
     return fleet, layout
 
 
-def _decide(
-    observed: Observed, fleet: Fleet, standing: Standing, finding: Finding | None, now: float
-) -> Decision:
-    """Where the rollout stands after the readings that have come in."""
+def _decide(observed: Observed, fleet: Fleet, standing: Standing, blocked: str, now: float) -> Decision:
+    """Where the rollout stands after the readings that have come in; `blocked` as in `decide`."""
     deployment, spec, rollout = observed.deployment, fleet.spec, standing.rollout
     if rollout is not None and deployment.generation != deployment.status.observed_generation:
         rollout = forget_passes(rollout)
-    if rollout is not None and not spec.rollout.paused and finding is None:
+    if rollout is not None and not spec.rollout.paused and not blocked:
         analysis = spec.rollout.analysis
         readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
         rollout = fold_readings(analysis, rollout, readings, classes=len(spec.variants))
@@ -220,7 +219,7 @@ def _decide(
         rollout=rollout,
         failed=standing.failed,
         now=now,
-        blocked=finding.message if finding else "",
+        blocked=blocked,
     )
 
 

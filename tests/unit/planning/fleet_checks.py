@@ -214,9 +214,9 @@ def check_places(sim: FleetSim, look: Look) -> None:
             if key.startswith(prefix) and key.endswith(".prefetch") and value is not None
         }
         settle = observed.config.node_settle_seconds
-        changes = [state.node.ready_since, *(pod.ready_changed_at for pod in state.pods)]
+        told_at = [state.node.ready_since, *(pod.ready_changed_at for pod in state.pods)]
         # It was told before, and has not said yet that it is done.
-        silent = state.prefetch == ahead and any(abs(look.at - at) < settle for at in changes)
+        silent = state.prefetch == ahead and any(abs(look.at - at) < settle for at in told_at)
         if state.online and state.matched and not silent:
             fetching[site_of(state.node, "site")] += any(not state.cached(*pair) for pair in ahead.items())
     rollout = look.plan.status.rollout
