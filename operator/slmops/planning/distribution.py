@@ -27,7 +27,7 @@ MAX_PEER_BYTES: Final = 900_000
 
 SECONDS_PER_PEER: Final = 0.1
 """A list of n peers goes to n kubelets: no more often than every n times this, if only neighbours have
-changed. That bounds what the API server sends for it by about 1 MB/s for 3,000 nodes."""
+changed. That bounds what the API server sends for it by about 2 MB/s for 3,000 nodes."""
 WRITTEN_AT: Final = "slmops.dev/written-at"
 
 Sites = Mapping[str, Mapping[str, str]]

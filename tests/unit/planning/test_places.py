@@ -141,6 +141,26 @@ def test_outside_the_windows_nothing_is_fetched_and_no_deadline_passes() -> None
     assert set(sim.versions().values()) == {"v2"}
 
 
+def test_a_wave_waits_without_a_deadline_for_nodes_that_may_not_fetch_yet() -> None:
+    sim = fleet(nodes=10, distribution={}, waves=ALL, onDeadline="Rollback", progressDeadline="10m")
+    sim.settle()
+    late = ("n0", "n1", "n2")
+    for name in late:
+        sim.set_online(name, online=False)
+    sim.set_version("v2")
+    reach(sim, "Flipping")
+    sim.edit(distribution={"windows": [minutes_from_now(sim, 60, 120)]})
+    waiting = next(name for name, version in sim.versions().items() if version == "v1" and name not in late)
+    sim.set_online(waiting, online=False)
+    for name in late:
+        sim.set_online(name, online=True)
+    sim.run(30 * 60)
+    assert not sim.status.failed_revisions, sim.explain()
+    assert sim.condition("Progressing") == ("False", "OutsideWindow")
+    assert "3 node(s) lack the model" in message(sim)
+    assert sim.run_until(lambda: sim.step == "Completed", limit_seconds=4 * 3600), sim.explain()
+
+
 def test_a_first_installation_waits_for_its_window() -> None:
     sim = fleet(nodes=4, distribution={})
     sim.edit(distribution={"windows": [minutes_from_now(sim, 60, 120)]})
