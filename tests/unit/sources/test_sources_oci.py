@@ -18,7 +18,7 @@ from slmops.adapters.sources.registry import parse_image, read_docker_config
 from slmops.api.source import Source
 from slmops.ports.sources import SourceError, SourceResolver
 from slmwire.reasons import Reason
-from tests.unit.slmfetch.origin import Origin
+from tests.unit.slmfetch.origin import Fault, Origin
 from tests.unit.sources.fake_registry import FakeRegistry, digest_of, serve_registry, tar_of
 
 MODEL, TOKENIZER = b"weights" * 999, b"{}"
@@ -301,6 +301,20 @@ async def test_credentials_do_not_follow_to_object_storage(
         resolved.manifest.files[0].url
     )
     assert origin.seen and all("authorization" not in seen.headers for seen in origin.seen)
+
+
+async def test_object_storage_cannot_ask_for_the_registrys_login(
+    registry: FakeRegistry, resolver: SourceResolver, origin: Origin
+) -> None:
+    registry.auth, registry.cdn = "bearer", origin.url
+    body = tar_of({"a": b"1"})
+    registry.push(registry.tar(body))
+    challenge = ("WWW-Authenticate", f'Bearer realm="{origin.url}/token",service="reg"')
+    origin.faults[f"/{digest_of(body)}"] = [Fault(status=401, headers=(challenge,)) for _ in range(3)]
+    error = await failure(resolver, source_of(registry), secret=docker_config(registry.host))
+    assert error.reason is Reason.ACCESS_DENIED
+    assert [seen.path.partition("?")[0] for seen in origin.seen] == [f"/{digest_of(body)}"]
+    assert all("authorization" not in seen.headers for seen in origin.seen)
 
 
 async def test_metadata_services_are_no_realm_no_registry_and_no_storage(
