@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from slmops.adapters.sources import build_resolver
+from slmops.adapters.sources.oci_source import MAX_ROWS
 from slmops.adapters.sources.registry import parse_image, read_docker_config
 from slmops.api.source import Source
 from slmops.ports.sources import SourceError, SourceResolver
@@ -159,6 +160,13 @@ async def test_a_folder_that_is_a_link_in_any_layer_is_refused(
     )
     error = await failure(resolver, source_of(registry, delivery="ImageVolume", path="models/chat"))
     assert error.permanent and f"the folder {link} is a link" in str(error)
+
+
+async def test_files_without_end_are_refused(registry: FakeRegistry, resolver: SourceResolver) -> None:
+    half = {f"a/{index}": b"" for index in range(MAX_ROWS // 2 + 1)}
+    registry.push(registry.targz(tar_of(half)), registry.targz(tar_of({f"b/{p}": b"" for p in half})))
+    error = await failure(resolver, source_of(registry, delivery="ImageVolume"))
+    assert error.permanent and f"more than {MAX_ROWS} files" in str(error)
 
 
 async def test_a_packed_layer_that_says_it_is_not_is_refused(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmops.adapters.sources.tarscan import MAX_EXTENDED_BYTES, TarError, TarScanner, gunzip
+from slmops.adapters.sources.tarscan import MAX_EXTENDED_BYTES, MAX_KEPT_BYTES, TarError, TarScanner, gunzip
 from tests.unit.sources.fake_registry import tar_of
 
 names = st.lists(st.text("abcé-_.", min_size=1, max_size=70).filter(lambda s: set(s) != {"."}), min_size=1)
@@ -154,12 +154,20 @@ def test_an_endless_path_is_refused() -> None:
         scan(tar_of({}, members=(info,)))
 
 
-def test_symbolic_links_are_told() -> None:
-    info = tarfile.TarInfo("models")
-    info.type, info.linkname = tarfile.SYMTYPE, "else"
-    scanner = TarScanner(wants=lambda path: False)
-    scanner.feed(tar_of({}, members=(info,)))
-    assert scanner.links == {"models"}
+def test_links_above_the_folder_are_told() -> None:
+    scanner = TarScanner(wants=lambda path: False, folder="models/chat")
+    for name in ("models", "models/chat", "models/cha", "models/chat/a", "bin"):
+        scanner.feed(header(name, tarfile.SYMTYPE))
+    assert scanner.links == {"models", "models/chat"}
+
+
+@pytest.mark.parametrize("whiteout", ["", ".wh."])
+def test_names_that_would_fill_the_memory_are_refused(whiteout: str) -> None:
+    scanner, name = TarScanner(wants=lambda path: True), "a" * 200 + "/"
+    with pytest.raises(TarError, match="the names of its files take"):
+        for index in range(1 + MAX_KEPT_BYTES // 4000):
+            long = f"{name * 19}{whiteout}{index:0>180}".encode()
+            scanner.feed(extended(tarfile.GNUTYPE_LONGNAME, long.ljust(4096, b"\0")) + header("x"))
 
 
 @pytest.mark.parametrize("size", ["-5", "1" * 30, "x"])

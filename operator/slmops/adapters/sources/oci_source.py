@@ -21,12 +21,14 @@ from slmops.adapters.sources.web import WebClient
 from slmops.api.source import OciSource
 from slmops.model.observed import Resolved
 from slmops.ports.sources import SourceError
-from slmwire.manifest import ManifestFile
+from slmwire.manifest import MAX_FILES, ManifestFile
 from slmwire.reasons import Reason
 
 MAX_LAYERS: Final = 500
 MAX_LAYER_BYTES: Final = 64 << 30
 MAX_UNPACKED_BYTES: Final = 128 << 30
+MAX_ROWS: Final = 20 * MAX_FILES
+"""Files at a time while layers are read; later ones may take some away again."""
 PIECE_BYTES: Final = 1 << 20
 _PACKED: Final = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0")
 """How gzip, zstd, bzip2 and xz begin. Some runtimes go by this and not by the media type."""
@@ -76,7 +78,6 @@ async def resolve_oci(source: OciSource, client: WebClient, *, docker_config: st
     _check_delivery(layers, source, where=where)
     wants = _selection(source)
     rows: dict[str, ManifestFile] = {}
-    links: set[str] = set()
     for layer in layers:
         url = registry.blob_url(layer.digest)
         if layer.title:
@@ -86,11 +87,16 @@ async def resolve_oci(source: OciSource, client: WebClient, *, docker_config: st
                     path=path, size=layer.size, sha256=layer.digest.removeprefix("sha256:"), url=url
                 )
             continue
-        scanner = await _scan(registry, layer, wants, where=where)
+        scanner = await _scan(registry, layer, source, wants, where=where)
+        _refuse_links(scanner.links, where=where)
         rows = {path: row for path, row in rows.items() if not _is_removed(path, scanner.removed)}
         rows |= {path: _row(found, url) for path, found in scanner.files.items()}
-        links |= scanner.links
-    _refuse_links(links, rows, source, where=where)
+        if len(rows) > MAX_ROWS:
+            raise SourceError(
+                Reason.UNFIT,
+                f"{where} holds more than {MAX_ROWS} files; narrow it down with source.oci.path",
+                permanent=True,
+            )
     if not rows:
         raise SourceError(
             Reason.UNFIT,
@@ -261,20 +267,14 @@ def _selection(source: OciSource) -> Callable[[str], bool]:
     return wants
 
 
-def _refuse_links(links: Collection[str], paths: Iterable[str], source: OciSource, *, where: str) -> None:
-    """Refuse a link in the place of a folder above any file: what a mount shows there is something else."""
-    folders = {path for name in (*paths, f"{source.path or ''}/") for path in _folders_of(name)}
-    for link in sorted(folders.intersection(links)):
+def _refuse_links(links: Collection[str], *, where: str) -> None:
+    """Refuse a link in the place of the model's folder or above it: what a mount shows is something else."""
+    for link in sorted(links):
         raise SourceError(
             Reason.UNFIT,
             f"{where}: the folder {link} is a link in one of the layers; put the files themselves there",
             permanent=True,
         )
-
-
-def _folders_of(path: str) -> list[str]:
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[: end + 1]) for end in range(len(parts))]
 
 
 def _is_removed(path: str, removed: Iterable[str]) -> bool:
@@ -284,8 +284,10 @@ def _is_removed(path: str, removed: Iterable[str]) -> bool:
     return False
 
 
-async def _scan(registry: Registry, layer: _Layer, wants: Callable[[str], bool], *, where: str) -> TarScanner:
-    scanner = TarScanner(wants=wants)
+async def _scan(
+    registry: Registry, layer: _Layer, source: OciSource, wants: Callable[[str], bool], *, where: str
+) -> TarScanner:
+    scanner = TarScanner(wants=wants, folder=source.path or "")
     unpack = gunzip(MAX_UNPACKED_BYTES) if layer.packing == "gzip" else None
     hasher, total = hashlib.sha256(), 0
 

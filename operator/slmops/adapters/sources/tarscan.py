@@ -33,6 +33,8 @@ _BODYLESS: Final = (
 _USTAR, _GNU = b"ustar\x0000", b"ustar  \0"
 _NUMBER: Final = re.compile(rb" *[0-7]*[ \0]*|[\x80\xff].*", re.DOTALL)
 MAX_PATH_LENGTH: Final = 4096
+MAX_KEPT_BYTES: Final = 8 << 20
+"""Most that the names of one archive's files and whiteouts may take: the names pack well, memory does not."""
 _LONG: Final = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
@@ -53,14 +55,16 @@ class TarFile:
 class TarScanner:
     """Takes an archive piece by piece. `files` has the wanted files in order, a later one of the same
     path in the place of an earlier one; `removed` the paths that a layer takes away from those below it;
-    `links` those of all symbolic links.
+    `links` the symbolic links in the place of `folder` or above it.
 
     `wants` is asked with the path of each member; links, devices and sparse files that it wants are
     refused. A path that leaves the archive's folder is refused whether wanted or not.
     """
 
-    def __init__(self, *, wants: Callable[[str], bool]) -> None:
+    def __init__(self, *, wants: Callable[[str], bool], folder: str = "") -> None:
         self._wants = wants
+        self._folder = f"{folder}/"
+        self._kept_bytes = 0
         self.files: dict[str, TarFile] = {}
         self.removed: set[str] = set()
         """Paths; those that end in / are emptied folders."""
@@ -133,7 +137,7 @@ class TarScanner:
             _refuse_two_readings(block, full_name, path, long_name=name, records=records)
             size = 0 if member.type in _BODYLESS else _size_of(records, member.size, path)
             name, records = "", {}
-            if member.issym():
+            if member.issym() and self._folder.startswith(f"{path}/"):
                 self.links.add(path)
             wanted = self._judge(path, member)
             start, hasher, left = self._position, hashlib.sha256(), size
@@ -143,15 +147,23 @@ class TarScanner:
                 if wanted:
                     hasher.update(piece)
             if wanted:
+                self._keep(path)
                 self.files.pop(path, None)
                 self.files[path] = TarFile(path=path, offset=start, size=size, sha256=hasher.hexdigest())
             if size % BLOCK:
                 yield BLOCK - size % BLOCK
         raise TarError(f"the archive has more than {MAX_MEMBERS} members")
 
+    def _keep(self, path: str) -> None:
+        self._kept_bytes += len(path)
+        if self._kept_bytes > MAX_KEPT_BYTES:
+            raise TarError(f"the names of its files take more than {MAX_KEPT_BYTES} bytes")
+
     def _judge(self, path: str, member: tarfile.TarInfo) -> bool:
         """Whether the member is a file to take; notes what a whiteout takes away."""
         folder, _, base = path.rpartition("/")
+        if base.startswith(_WHITEOUT):
+            self._keep(path)
         if base == _OPAQUE:
             self.removed.add(f"{folder}/" if folder else "/")
             return False
