@@ -200,11 +200,13 @@ def say_signed(spec: SLMDeploymentSpec, resolution: Resolution) -> Says | None:
 
 
 def find_unchecked(spec: SLMDeploymentSpec, resolution: Resolution, deployment: Deployment) -> str:
-    """Why a rollout under way may not go on: a signature that spec requires was never checked. Empty when
-    it was, under the same spec; a check that is only made again, after a restart, holds up nothing."""
+    """Why a rollout of spec's revision may not go on: a signature that spec requires was never checked. Empty
+    when it was, under the same spec; a check that is only made again, after a restart, holds up nothing."""
     signature = spec.model.signature
     if signature is None or signature.policy == "Warn" or not resolution.requests:
         return ""
+    if not resolution.revision:
+        return ""  # what is under way is something else
     status = deployment.status
     verified = any(
         c.type == ConditionType.SIGNATURE_VERIFIED and c.status == "True" for c in status.conditions

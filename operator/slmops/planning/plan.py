@@ -35,7 +35,7 @@ from slmops.planning.objects import (
 )
 from slmops.planning.operations import Standing
 from slmops.planning.placement import place_nodes
-from slmops.planning.places import Places
+from slmops.planning.places import Places, say_closed
 from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
 from slmops.planning.requests import begins, heed_annotations
@@ -120,7 +120,9 @@ def _plan_accepted(
     fleet, layout = _read_fleet(names, spec, observed, revisions, standing, memory)
     if finding is None and begins(standing):
         finding = find_fleet_problem(spec.rollout.waves, [state.node for state in fleet.eligible])
-    blocked = finding.message if finding else conditions.find_unchecked(spec, resolution, deployment)
+    blocked = finding.message if finding else ""
+    if not blocked and target == resolution.revision != standing.stable:
+        blocked = conditions.find_unchecked(spec, resolution, deployment)
     decision = _decide(observed, fleet, standing, blocked, now)
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
@@ -220,7 +222,15 @@ def _decide(observed: Observed, fleet: Fleet, standing: Standing, blocked: str, 
         failed=standing.failed,
         now=now,
         blocked=blocked,
+        fetch_closed=_say_fetch_closed(spec, standing, now),
     )
+
+
+def _say_fetch_closed(spec: SLMDeploymentSpec, standing: Standing, now: float) -> str:
+    """Why no node may fetch ahead now. The way back by hand is open at any time: nodes keep earlier models,
+    and find out by fetching that they have them."""
+    is_undone = standing.pinned is not None and standing.pinned.revision == standing.target != standing.stable
+    return "" if is_undone else say_closed(spec.distribution.windows, now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

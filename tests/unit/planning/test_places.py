@@ -197,6 +197,21 @@ def test_a_rollback_fetches_nothing_and_waits_for_no_window() -> None:
     assert sim.step == "Failed" and set(sim.versions().values()) == {"v1"}
 
 
+def test_the_way_back_by_hand_waits_for_no_window_and_late_nodes_do() -> None:
+    sim = installed(4, waves=ALL)
+    sim.set_version("v2")
+    sim.settle()
+    before = sim.revision_of("v1")
+    sim.set_online("n3", online=False)
+    sim.edit(distribution={"windows": [minutes_from_now(sim, 600, 660)], "maxConcurrentPerSite": 1})
+    assert sim.ask("undo", before).outcome == "Done"
+    assert sim.run_until(lambda: sim.step == "Completed", limit_seconds=1800), sim.explain()
+    assert sim.versions() == {"n0": "v1", "n1": "v1", "n2": "v1", "n3": "v2"}
+    sim.set_online("n3", online=True)
+    sim.run(600)
+    assert sim.versions()["n3"] == "v2" and sim.condition("Progressing") == ("False", "OutsideWindow")
+
+
 def test_what_is_fetched_already_is_rolled_out_outside_the_windows() -> None:
     sim = installed(4, waves=[{"name": "all", "percent": 100, "approval": "Manual"}])
     sim.set_version("v2")

@@ -118,6 +118,33 @@ def test_a_policy_that_is_asked_for_under_way_holds_the_rollout_until_it_is_chec
     assert set(sim.versions().values()) == {"v2"} and signed(sim) == ("True", "Verified")
 
 
+def test_the_way_back_by_hand_is_held_up_by_no_signature_of_what_is_left() -> None:
+    sim = installed(3)
+    sim.signed_by = {"/v2/": "new"}
+    sim.set_version("v2")
+    sim.settle()
+    before = sim.revision_of("v1")
+    assert sim.ask("undo", before).outcome == "Done"
+    reach(sim, "Soaking")
+    sim.unresolvable = {"/v2/"}
+    sim.restart_operator()
+    sim.edit(model=wanting("new"))
+    sim.settle()
+    assert sim.status.stable_revision == before and set(sim.versions().values()) == {"v1"}
+
+
+def test_a_bad_canary_is_taken_back_while_another_model_waits_for_its_source(sim: FleetSim) -> None:
+    sim.edit(model=wanting("old", "new"))
+    sim.set_version("v2")
+    reach(sim, "Soaking")
+    sim.unresolvable = {"/v3/"}
+    sim.set_version("v3")
+    sim.run(5)
+    sim.cluster.behaviours["v2"].score = 0.1
+    sim.run(600)
+    assert set(sim.versions().values()) == {"v1"} and sim.step in ("Failed", "Cancelled"), sim.explain()
+
+
 def test_a_key_taken_out_while_the_first_revision_is_installed_leaves_what_serves_alone() -> None:
     sim = FleetSim(spec_body())
     for index in range(3):
