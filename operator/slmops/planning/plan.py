@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 
 from slmops.api import PAUSED_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.status import ConditionType, RolloutStatus
-from slmops.model.observed import Observed, OwnedKind, ResolveFailure
+from slmops.model.observed import Observed, OwnedKind
 from slmops.model.plan import (
     Action,
     AddFinalizer,
     ApplyObject,
     MeasureRequest,
     Plan,
-    ResolveRequest,
 )
 from slmops.planning import build, conditions, times
 from slmops.planning.conditions import Says
@@ -39,7 +38,7 @@ from slmops.planning.places import Places, say_closed
 from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
 from slmops.planning.requests import begins, heed_annotations
-from slmops.planning.resolution import Resolution, resolve
+from slmops.planning.resolution import Resolution, due_requests, resolve
 from slmops.planning.revision import Revision
 from slmops.planning.rollout import decide
 from slmops.planning.slots import Layout, Order, find_site_problem, lay_out
@@ -159,7 +158,7 @@ def _plan_accepted(
             *placement.patches,
             *placement.deletions,
         ),
-        resolve=_due_resolutions(observed, resolution, now),
+        resolve=due_requests(resolution, observed.resolutions, now),
         measure=_due_measurements(observed, spec, decision, now),
         transitions=transitions_between(old, status),
         requeue_after_seconds=earliest(
@@ -366,15 +365,6 @@ def _service(names: Names, spec: SLMDeploymentSpec, observed: Observed) -> tuple
     return (
         ApplyObject(kind=OwnedKind.SERVICE, name=names.name, body=build.build_service(names, spec), why=why),
     )
-
-
-def _due_resolutions(observed: Observed, resolution: Resolution, now: float) -> tuple[ResolveRequest, ...]:
-    due = []
-    for request in resolution.requests:
-        outcome = observed.resolutions.get(request.source_hash)
-        if not isinstance(outcome, ResolveFailure) or outcome.retry_at <= now:
-            due.append(request)
-    return tuple(due)
 
 
 def _status(
