@@ -147,7 +147,8 @@ def check_forms() -> str:
             "rbac.readSecrets": not any("secrets" in rule["resources"] for rule in rules),
             "podMonitor.enabled": kinds.count("PodMonitor") == 3,
             "storeAgent": _is_agent(agent, image="registry.example.com/a/runtime:7")
-            and environment["SLMOPS_STORE_AGENT_PORT"] == "9999",
+            and environment["SLMOPS_STORE_AGENT_PORT"] == "9999"
+            and environment["SLMOPS_STORE_AGENT_PATH"] == "/data/slmops",
             "storeAgent.enabled": [b["kind"] for b in without].count("PodMonitor") == 2
             and not any(b["kind"] == "DaemonSet" for b in without),
         }.items()

@@ -28,6 +28,8 @@ OBSERVE_SECONDS: Final = 1.0
 MAX_PROGRESS: Final = 64
 MAX_STORES: Final = 16
 _LISTS: Final = ("partials", "trees", "pins", "quarantined", "problems")
+NAME_DIGITS: Final = 12
+"""Of a blob's hash, what is told to anybody: enough to know it by, too little to ask for it."""
 _SUMS: Final = ("bytes", "reclaimableBytes", "blobs")
 
 
@@ -121,13 +123,16 @@ class Agent:
 
 
 def _observe_stores(stores: Sequence[Store]) -> dict[str, Any]:
-    """As `observe_store` for the first, with what is in the others added to it."""
+    """As `observe_store` for the first, with what is in the others added to it, and no blob's whole hash: who
+    knows that can read the blob."""
     first, *others = (observe_store(store) for store in stores)
     for other in others:
         for key in _SUMS:
             first[key] += other[key]
         for key in _LISTS:
             first[key] += other[key]
+    first["partials"] = [{**row, "sha256": row["sha256"][:NAME_DIGITS]} for row in first["partials"]]
+    first["quarantined"] = [name[:NAME_DIGITS] for name in first["quarantined"]]
     return first
 
 

@@ -20,6 +20,8 @@ READY_FILE: Final = "/tmp/ready"
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LIMIT_BYTES: Final = 4096
 
+DEFAULT_STORE_PATH: Final = "/var/lib/slmops"
+"""Folder of the node that holds the model store, unless said otherwise."""
 AGENT_PORT: Final = 8491
 """Port of the store agent on each node."""
 AGENT_BLOBS: Final = "/v1/blobs/sha256/"

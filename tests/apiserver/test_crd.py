@@ -54,6 +54,32 @@ def test_replicas_are_refused_what_only_nodes_that_fetch_ahead_can_keep(control_
         dry_run(control_plane, changed(replicas, "spec.distribution.maxConcurrentPerSite", 2))
 
 
+_PEM = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n"
+_SIZED = {"path": "model.onnx", "sha256": "0" * 64, "size": 5}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"oci": {"image": "localhost/models/chat"}},
+        {"oci": {"image": "registry.example:5000/models/chat:1.2@sha256:" + "0" * 64, "files": ["*.onnx"]}},
+        {"oci": {"image": "registry.example/chat:1", "delivery": "ImageVolume", "path": "models/chat"}},
+        {"s3": {"bucket": "models", "prefix": "chat/1.2/"}},
+        {"s3": {"bucket": "models", "manifest": "slm-manifest.json", "sha256": "0" * 64}},
+        {"s3": {"bucket": "models", "files": [_SIZED], "endpoint": "http://minio:9000"}},
+        {"pvc": {"claimName": "models", "path": "chat/1.2", "files": [_SIZED]}},
+        {"http": {"url": "https://x/m.json", "basicAuthRef": {"name": "login"}}},
+    ],
+    ids=lambda source: next(iter(source)),
+)
+def test_sources_of_all_kinds_are_taken(control_plane: ControlPlane, source: dict[str, Any]) -> None:
+    body = changed(deployment(), "spec.variants.0.source", source)
+    body = changed(body, "spec.model.signature", {"publicKeys": [_PEM]})
+    stored = dry_run(control_plane, body)["spec"]
+    assert stored["model"]["signature"]["policy"] == "Require"
+    assert SLMDeploymentSpec.model_validate(stored) == SLMDeploymentSpec.model_validate(body["spec"])
+
+
 def test_number_or_percentage_are_both_taken(control_plane: ControlPlane) -> None:
     for value in (3, "25%"):
         stored = dry_run(control_plane, changed(deployment(), "spec.rollout.maxUnavailable", value))
@@ -70,12 +96,75 @@ _BAD: list[tuple[str, Any, str, str]] = [
     ("spec.model.version", "v 1", "spec.model.version", "should match"),
     ("spec.model.nmae", "x", "spec.model.nmae", "unknown field"),
     ("spec.variants", [], "spec.variants", "at least 1 items"),
-    ("spec.variants.0.source", {}, "spec.variants[0].source", "exactly one of http, hf, file"),
+    ("spec.variants.0.source", {}, "spec.variants[0].source", "exactly one of http, hf, oci, s3, pvc, file"),
     (
         "spec.variants.0.source.hf",
         {"repo": "owner/name"},
         "spec.variants[0].source",
-        "exactly one of http, hf, file",
+        "exactly one of http, hf, oci, s3, pvc, file",
+    ),
+    (
+        "spec.variants.0.source",
+        {"oci": {"image": "models/chat:1"}},
+        "spec.variants[0].source.oci.image",
+        "must begin with its registry",
+    ),
+    (
+        "spec.variants.0.source",
+        {"oci": {"image": "registry.example/chat:1", "delivery": "ImageVolume", "files": ["*.onnx"]}},
+        "spec.variants[0].source.oci",
+        "mounts the whole folder",
+    ),
+    (
+        "spec.variants.0.source",
+        {"oci": {"image": "registry.example/chat:1", "path": "/models"}},
+        "spec.variants[0].source.oci.path",
+        "should match",
+    ),
+    ("spec.variants.0.source", {"s3": {"bucket": "models"}}, "spec.variants[0].source.s3", "a whole bucket"),
+    (
+        "spec.variants.0.source",
+        {"s3": {"bucket": "models", "prefix": "chat"}},
+        "spec.variants[0].source.s3.prefix",
+        "should match",
+    ),
+    (
+        "spec.variants.0.source",
+        {"s3": {"bucket": "models", "prefix": "chat/../"}},
+        "spec.variants[0].source.s3.prefix",
+        "must not contain . or ..",
+    ),
+    (
+        "spec.variants.0.source",
+        {"s3": {"bucket": "models", "manifest": "m.json", "files": [_FILE]}},
+        "spec.variants[0].source.s3",
+        "manifest or files, not both",
+    ),
+    (
+        "spec.variants.0.source",
+        {"s3": {"bucket": "models", "prefix": "chat/", "sha256": "0" * 64}},
+        "spec.variants[0].source.s3",
+        "set manifest, too",
+    ),
+    (
+        "spec.variants.0.source",
+        {"pvc": {"claimName": "models", "files": [_FILE]}},
+        "spec.variants[0].source.pvc.files",
+        "needs its size",
+    ),
+    (
+        "spec.variants.0.source.http",
+        {"url": "https://x/m.json", "secretRef": {"name": "a"}, "basicAuthRef": {"name": "b"}},
+        "spec.variants[0].source.http",
+        "not both",
+    ),
+    ("spec.model.signature", {}, "spec.model.signature.publicKeys", "Required value"),
+    ("spec.model.signature", {"publicKeys": []}, "spec.model.signature.publicKeys", "at least 1 items"),
+    (
+        "spec.model.signature",
+        {"publicKeys": ["MFkwEwYHKoZIzj0C"]},
+        "spec.model.signature.publicKeys[0]",
+        "should match",
     ),
     ("spec.variants.0.source.http.url", "ftp://x/y", "spec.variants[0].source.http.url", "should match"),
     (

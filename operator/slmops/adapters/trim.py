@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from slmops.api.base import quantity_value
-from slmops.model.observed import NodeView, OwnedKind, PodView
+from slmops.model.observed import DistributionView, NodeView, OwnedKind, PodView
 from slmops.planning.distribution import content_of
 from slmwire import labels
 from slmwire.reasons import Termination, parse_termination
@@ -34,8 +34,8 @@ class OwnedMeta:
     replicas: int | None = None
     number: int = 0
     data: Mapping[str, Any] | None = None
-    content: str = ""
-    """Digest of the distribution file of a ConfigMap that holds one."""
+    content: DistributionView | None = None
+    """Of a ConfigMap that holds a readable distribution file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
     # Init containers first: while one crashes, the others only wait for it.
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     failure = _latest_failure(containers)
-    scheduled = _condition(status, "PodScheduled")
+    scheduled, ready = _condition(status, "PodScheduled"), _condition(status, "Ready")
     try:
         role = labels.Role(tags.get(labels.ROLE, ""))
     except ValueError:
@@ -89,7 +89,8 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
         revision=tags.get(labels.REVISION, ""),
         variant=tags.get(labels.VARIANT, ""),
         role=role,
-        ready=_condition(status, "Ready").get("status") == "True",
+        ready=ready.get("status") == "True",
+        ready_changed_at=seconds_of(ready.get("lastTransitionTime")),
         created_at=seconds_of(metadata.get("creationTimestamp")),
         restarts=sum(int(container.get("restartCount") or 0) for container in containers),
         server_restarts=sum(int(c.get("restartCount") or 0) for c in status.get("containerStatuses") or ()),
@@ -137,7 +138,7 @@ def trim_owned(kind: OwnedKind, body: Mapping[str, Any]) -> OwnedMeta:
         replicas=(body.get("spec") or {}).get("replicas") if kind is OwnedKind.DEPLOYMENT else None,
         number=int(body.get("revision") or 0) if revision else 0,
         data=(body.get("data") or {}) if revision else None,
-        content=content_of(body) if kind is OwnedKind.CONFIG_MAP else "",
+        content=content_of(body) if kind is OwnedKind.CONFIG_MAP else None,
     )
 
 

@@ -38,8 +38,9 @@ class Distribution(ApiModel):
     peers: Literal["Site", "None"] = Field(
         default="Site",
         description="Site: nodes of one site (placement.siteLabel) take what they can from each other, so "
-        "that a model comes to the site once. Every file is verified on every node. None: each node takes it "
-        "from the source.",
+        "that a model comes to the site once. Every file is verified on every node. That needs "
+        "cache.hostPath to be what the store agents serve (chart value storeAgent.hostPath) or a folder "
+        "directly below it. None: each node takes it from the source.",
     )
     rate_limit: Quantity | None = Field(
         default=None,

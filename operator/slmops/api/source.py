@@ -143,6 +143,17 @@ class OciSource(ApiModel):
     through once by the operator to learn the hash of each file in them.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "!has(self.delivery) || self.delivery != 'ImageVolume' || !has(self.files) || "
+                "size(self.files) == 0",
+                "delivery ImageVolume mounts the whole folder: leave files out and use path, or use delivery "
+                "Pull",
+            )
+        )
+    )
+
     image: Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, max_length=500)] = Field(
         description="Registry, repository and tag or digest, for example "
         "registry.example.com/models/chat:1.2 or registry.example.com/models/chat@sha256:...",
@@ -166,7 +177,8 @@ class OciSource(ApiModel):
     files: list[str] = Field(
         default_factory=list,
         max_length=50,
-        description="Glob patterns of the files to take, relative to path; empty takes all.",
+        description="Glob patterns of the files to take, relative to path; empty takes all. Not with "
+        "delivery ImageVolume, which mounts all of them.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     pull_secret_ref: SecretRef | None = Field(

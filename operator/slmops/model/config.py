@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from slmwire.paths import AGENT_PORT
+from slmwire.paths import AGENT_PORT, DEFAULT_STORE_PATH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,5 +23,8 @@ class OperatorConfig:
     kube-proxy hears of new endpoints later than that, and the Service would point at nothing till then."""
     store_agent_port: int = AGENT_PORT
     """Port of the store agents on the nodes; 0: none run, so nodes take nothing from each other."""
+    store_agent_path: str = DEFAULT_STORE_PATH
+    """Folder of the nodes that the store agents serve, with the stores in folders directly below it. Nobody
+    answers for a store elsewhere, so nodes that have theirs there take nothing from each other."""
     release_timeout_seconds: float = 300.0
     """How long a deletion waits for a node to drop its cached models."""

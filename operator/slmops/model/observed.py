@@ -42,6 +42,8 @@ class PodView:
     variant: str
     role: Role
     ready: bool = False
+    ready_changed_at: float = 0.0
+    """When Ready became what it is, in seconds since the epoch; 0 when that is not known."""
     created_at: float = 0.0
     restarts: int = 0
     """Restarts of all containers, init containers included."""
@@ -74,6 +76,18 @@ class OwnedKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DistributionView:
+    """What the ConfigMap of slmwire.distribution says, in short."""
+
+    digest: str
+    """Of the whole file."""
+    limits: tuple[int, int]
+    """Bytes per second, port of the peers."""
+    written_at: float
+    """By the operator's clock, seconds since the epoch; 0 when that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedView:
     """An owned object that exists. `drifted` says that somebody else changed it since we wrote it."""
 
@@ -83,8 +97,8 @@ class OwnedView:
     deleting: bool = False
     replicas: int | None = None
     """`spec.replicas` of a Deployment."""
-    content: str = ""
-    """Digest of the distribution file that a ConfigMap holds (`planning.distribution.content_digest`)."""
+    content: DistributionView | None = None
+    """Of a ConfigMap that holds a readable distribution file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -199,6 +199,24 @@ def say_signed(spec: SLMDeploymentSpec, resolution: Resolution) -> Says | None:
     )
 
 
+def find_unchecked(spec: SLMDeploymentSpec, resolution: Resolution, deployment: Deployment) -> str:
+    """Why a rollout of spec's revision may not go on: a signature that spec requires was never checked. Empty
+    when it was, under the same spec; a check that is only made again, after a restart, holds up nothing."""
+    signature = spec.model.signature
+    if signature is None or signature.policy == "Warn" or not resolution.requests:
+        return ""
+    if not resolution.revision:
+        return ""  # what is under way is something else
+    status = deployment.status
+    verified = any(
+        c.type == ConditionType.SIGNATURE_VERIFIED and c.status == "True" for c in status.conditions
+    )
+    if verified and deployment.generation == status.observed_generation:
+        return ""
+    says = say_signed(spec, resolution)
+    return f"spec.model.signature: {says.message}" if says else ""
+
+
 def unless_unsure(says: Says, deployment: Deployment) -> Says:
     """What was known of the same spec, while `says` is that nothing is known yet: after a restart of the
     operator everything is checked again, which is no news."""
@@ -275,7 +293,7 @@ def say_progressing(
     if not resolution.revision and (rollout is None or rollout.step != "RollingBack"):
         # "Complete" here would tell GitOps that a new spec is in force before anything was done for it.
         resolved = say_resolved(resolution)
-        if resolution.failures:
+        if resolution.failures or resolution.unsigned:
             return Says(status="False", reason="ModelNotResolved", message=resolved.message)
         return Says(status="True", reason="Resolving", message=resolved.message)
     if rollout is not None and rollout.step == "RollingBack" and hold is not None:

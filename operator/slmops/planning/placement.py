@@ -24,18 +24,23 @@ def place_nodes(
     cause: str,
     limits: Limits,
     unsettled: Collection[str],
+    settle_seconds: float,
     now: float,
 ) -> tuple[Patches, Places]:
-    """Patches and who may fetch; `key`, `cause` and `unsettled` as in `plan_moves`.
+    """Patches and who may fetch; `key`, `cause` and `unsettled` as in `plan_moves`, `settle_seconds` as in
+    `assign_places`.
 
     While paused no node is moved, but a fetch does not go on outside the windows. Replicas are moved
     nevertheless, `plan_replicas` sorts that out.
     """
     spec = fleet.spec
     fetches = find_fetches(fleet, wishes, key=key) if is_limited(spec) else []
-    places = assign_places(spec, fetches, key=key, closed=decision.fetch_closed, now=now)
+    places = assign_places(
+        spec, fetches, key=key, closed=decision.fetch_closed, now=now, settle_seconds=settle_seconds
+    )
     if decision.paused and spec.placement.mode == "PerNode":
-        return take_back(names, fetches) if decision.fetch_closed else (), places
+        ended = [fetch for fetch in fetches if not places.may_fetch(fetch.state.name)]
+        return take_back(names, ended) if decision.fetch_closed else (), places
     patches = plan_moves(
         names, fleet, wishes, key=key, cause=cause, limits=limits, unsettled=unsettled, places=places
     )

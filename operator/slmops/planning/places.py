@@ -5,10 +5,14 @@ A node that fetches keeps its place until it holds the model. One whose fetch do
 fails or none was made, may lose it to another: every `TURN_SECONDS` these and those that wait are put in
 a new order, which follows from the time and nothing else. So a broken node does not block its site, and
 a source that is away for all costs a few writes per site and turn.
+
+A node that holds the model says so by its pod. After a node has come back, or its kubelet has restarted, the
+pod says nothing for a moment; meanwhile nothing is taken from the node, or what it fetched in one window
+would wait for the next.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,7 +55,7 @@ class Places:
     waiting: int = 0
     """Nodes that are to fetch and may not."""
     turn_at: float | None = None
-    """When the order changes, where that may matter."""
+    """When the order changes, or a node is no longer waited for, where that may matter."""
 
     def may_fetch(self, name: str) -> bool:
         """Whether the node may fetch now."""
@@ -77,25 +81,40 @@ def say_closed(windows: Sequence[Window], now: float) -> str:
 
 
 def assign_places(
-    spec: SLMDeploymentSpec, fetches: Sequence[Fetch], *, key: str, closed: str, now: float
+    spec: SLMDeploymentSpec,
+    fetches: Sequence[Fetch],
+    *,
+    key: str,
+    closed: str,
+    now: float,
+    settle_seconds: float,
 ) -> Places:
     """Places for this look. `fetches` come in a stable order, `key` seeds the other one, `closed` says why
-    nobody may fetch."""
+    nobody may fetch; `settle_seconds` is how long a node that was told to fetch may say nothing of it."""
     limit = spec.distribution.max_concurrent_per_site
+    silent = {
+        fetch.state.name: until
+        for fetch in fetches
+        if (until := _silent_until(fetch, now=now, settle_seconds=settle_seconds)) > now
+    }
     if closed:
-        return Places(taken=frozenset(), waiting=len(fetches))
+        return Places(
+            taken=frozenset(silent),
+            waiting=len(fetches) - len(silent),
+            turn_at=min(silent.values(), default=None),
+        )
     if limit is None or not is_limited(spec):
         return EVERYWHERE
     sites: dict[str, list[Fetch]] = {}
     for fetch in fetches:
         sites.setdefault(site_of(fetch.state.node, spec.placement.site_label), []).append(fetch)
     taken: set[str] = set()
-    turns = []
+    turns = list(silent.values())
     for site, members in sites.items():
         # Sites take their turns at different times, or all of them would be written at once.
         phase = TURN_SECONDS * int.from_bytes(stable_order(key, site)[:2]) / 65536
         turn = int((now + phase) // TURN_SECONDS)
-        chosen = _choose(members, limit, f"{key}/{turn}")
+        chosen = _choose(members, limit, f"{key}/{turn}", silent=silent)
         taken.update(chosen)
         if len(chosen) < len(members) and any(f.state.name in chosen and not _holds(f) for f in members):
             turns.append((turn + 1) * TURN_SECONDS - phase)
@@ -108,10 +127,30 @@ def _holds(fetch: Fetch) -> bool:
     return fetch.begun and fetch.runs
 
 
-def _choose(members: Iterable[Fetch], limit: int, key: str) -> set[str]:
-    """At most `limit` names of one site: those that fetch, then the first of the others."""
+def _silent_until(fetch: Fetch, *, now: float, settle_seconds: float) -> float:
+    """Until when the node need not have said whether it holds the model; 0 when that is past.
+
+    The clocks are the node's. One that is far off says nothing, so such a node is not waited for.
+    """
+    if not fetch.begun:
+        return 0.0
+    changes = [fetch.state.node.ready_since]
+    # A new pod is not ready for another reason: it has not fetched yet.
+    changes += [
+        pod.ready_changed_at
+        for pod in fetch.state.pods_of(fetch.revision, Role.PREFETCH)
+        if pod.ready_changed_at > pod.created_at + settle_seconds
+    ]
+    return max((at + settle_seconds for at in changes if abs(now - at) < settle_seconds), default=0.0)
+
+
+def _choose(members: Iterable[Fetch], limit: int, key: str, *, silent: Collection[str]) -> set[str]:
+    """Names of one site: those that say nothing for a moment; of the others at most `limit`, those that
+    fetch and then the first that there is room for beside all of these."""
     members = tuple(members)
-    holding = [fetch.state.name for fetch in members if _holds(fetch)][:limit]
-    others = [fetch.state.name for fetch in members if not _holds(fetch)]
+    waited_for = [fetch.state.name for fetch in members if fetch.state.name in silent]
+    rest = [fetch for fetch in members if fetch.state.name not in silent]
+    holding = [fetch.state.name for fetch in rest if _holds(fetch)][:limit]
+    others = [fetch.state.name for fetch in rest if not _holds(fetch)]
     others.sort(key=lambda name: hashlib.sha256(f"{key}/{name}".encode()).digest())
-    return {*holding, *others[: limit - len(holding)]}
+    return {*waited_for, *holding, *others[: max(0, limit - len(holding) - len(waited_for))]}

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 
 from slmops.api import PAUSED_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.status import ConditionType, RolloutStatus
-from slmops.model.observed import Observed, OwnedKind, ResolveFailure
+from slmops.model.observed import Observed, OwnedKind
 from slmops.model.plan import (
     Action,
     AddFinalizer,
     ApplyObject,
     MeasureRequest,
     Plan,
-    ResolveRequest,
 )
 from slmops.planning import build, conditions, times
 from slmops.planning.conditions import Says
@@ -35,11 +34,11 @@ from slmops.planning.objects import (
 )
 from slmops.planning.operations import Standing
 from slmops.planning.placement import place_nodes
-from slmops.planning.places import Places
+from slmops.planning.places import Places, say_closed
 from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
 from slmops.planning.requests import begins, heed_annotations
-from slmops.planning.resolution import Resolution, resolve
+from slmops.planning.resolution import Resolution, due_requests, resolve
 from slmops.planning.revision import Revision
 from slmops.planning.rollout import decide
 from slmops.planning.slots import Layout, Order, find_site_problem, lay_out
@@ -120,13 +119,17 @@ def _plan_accepted(
     fleet, layout = _read_fleet(names, spec, observed, revisions, standing, memory)
     if finding is None and begins(standing):
         finding = find_fleet_problem(spec.rollout.waves, [state.node for state in fleet.eligible])
-    decision = _decide(observed, fleet, standing, finding, now)
+    blocked = finding.message if finding else ""
+    if not blocked and target == resolution.revision != standing.stable:
+        blocked = conditions.find_unchecked(spec, resolution, deployment)
+    decision = _decide(observed, fleet, standing, blocked, now)
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
     placement = _place(
         names, fleet, layout, decision, observed, wanted=resolution.revision, target=target, now=now
     )
     shared = share_among(fleet, observed)
+    told, told_in_seconds = apply_distribution(names, observed, shared, now=now)
     status = _status(
         observed,
         fleet,
@@ -149,18 +152,19 @@ def _plan_accepted(
         status=status,
         actions=(
             *new_revision,
-            *apply_distribution(names, observed, shared),
+            *told,
             *placement.workloads,
             *_service(names, spec, observed),
             *placement.patches,
             *placement.deletions,
         ),
-        resolve=_due_resolutions(observed, resolution, now),
+        resolve=due_requests(resolution, observed.resolutions, now),
         measure=_due_measurements(observed, spec, decision, now),
         transitions=transitions_between(old, status),
         requeue_after_seconds=earliest(
             requeue_seconds(spec, decision, resolution, target, now, turn_at=placement.places.turn_at),
             placement.settles_in_seconds,
+            told_in_seconds,
         ),
     )
 
@@ -200,14 +204,12 @@ def _read_fleet(
     return fleet, layout
 
 
-def _decide(
-    observed: Observed, fleet: Fleet, standing: Standing, finding: Finding | None, now: float
-) -> Decision:
-    """Where the rollout stands after the readings that have come in."""
+def _decide(observed: Observed, fleet: Fleet, standing: Standing, blocked: str, now: float) -> Decision:
+    """Where the rollout stands after the readings that have come in; `blocked` as in `decide`."""
     deployment, spec, rollout = observed.deployment, fleet.spec, standing.rollout
     if rollout is not None and deployment.generation != deployment.status.observed_generation:
         rollout = forget_passes(rollout)
-    if rollout is not None and not spec.rollout.paused and finding is None:
+    if rollout is not None and not spec.rollout.paused and not blocked:
         analysis = spec.rollout.analysis
         readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
         rollout = fold_readings(analysis, rollout, readings, classes=len(spec.variants))
@@ -218,8 +220,16 @@ def _decide(
         rollout=rollout,
         failed=standing.failed,
         now=now,
-        blocked=finding.message if finding else "",
+        blocked=blocked,
+        fetch_closed=_say_fetch_closed(spec, standing, now),
     )
+
+
+def _say_fetch_closed(spec: SLMDeploymentSpec, standing: Standing, now: float) -> str:
+    """Why no node may fetch ahead now. The way back by hand is open at any time: nodes keep earlier models,
+    and find out by fetching that they have them."""
+    is_undone = standing.pinned is not None and standing.pinned.revision == standing.target != standing.stable
+    return "" if is_undone else say_closed(spec.distribution.windows, now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +261,8 @@ def _place(
     wishes = _wishes(fleet, decision)
     back = rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled")
     limits = limits_of(fleet, back=back)
-    unsettled = find_unsettled(fleet, wishes, now=now, settle_seconds=observed.config.node_settle_seconds)
+    settle_seconds = observed.config.node_settle_seconds
+    unsettled = find_unsettled(fleet, wishes, now=now, settle_seconds=settle_seconds)
     patches, places = place_nodes(
         names,
         fleet,
@@ -261,6 +272,7 @@ def _place(
         cause=_cause(rollout),
         limits=limits,
         unsettled=unsettled.keys(),
+        settle_seconds=settle_seconds,
         now=now,
     )
     replicas = plan_replicas(names, fleet, layout, patches, decision, observed.owned) if layout else None
@@ -353,15 +365,6 @@ def _service(names: Names, spec: SLMDeploymentSpec, observed: Observed) -> tuple
     return (
         ApplyObject(kind=OwnedKind.SERVICE, name=names.name, body=build.build_service(names, spec), why=why),
     )
-
-
-def _due_resolutions(observed: Observed, resolution: Resolution, now: float) -> tuple[ResolveRequest, ...]:
-    due = []
-    for request in resolution.requests:
-        outcome = observed.resolutions.get(request.source_hash)
-        if not isinstance(outcome, ResolveFailure) or outcome.retry_at <= now:
-            due.append(request)
-    return tuple(due)
 
 
 def _status(

@@ -110,6 +110,18 @@ def resolve(
     )
 
 
+def due_requests(
+    resolution: Resolution, outcomes: Mapping[str, Resolved | ResolveFailure], now: float
+) -> tuple[ResolveRequest, ...]:
+    """The questions to be asked now: a failed one waits for its time."""
+    due = []
+    for request in resolution.requests:
+        outcome = outcomes.get(request.source_hash)
+        if not isinstance(outcome, ResolveFailure) or outcome.retry_at <= now:
+            due.append(request)
+    return tuple(due)
+
+
 def _known_sources(stored: Iterable[Revision]) -> dict[str, Resolved]:
     """By source hash: what the newest revision made from these words has."""
     return {

@@ -26,7 +26,6 @@ from slmops.planning.decision import (
 from slmops.planning.fleet import Fleet
 from slmops.planning.moves import is_broken
 from slmops.planning.nodes import NodeState
-from slmops.planning.places import say_closed
 from slmops.planning.revision import Revision
 from slmops.planning.wave_steps import step_wave
 from slmops.planning.windows import is_open
@@ -41,14 +40,15 @@ def decide(
     failed: tuple[FailedRevision, ...],
     now: float,
     blocked: str = "",
+    fetch_closed: str = "",
 ) -> Decision:
     """Next state. `target_revision` is empty while the sources are not resolved; `blocked` says why no
-    rollout may begin or go on."""
+    rollout may begin or go on, `fetch_closed` why no node may fetch a model ahead."""
     decision = Decision(
         stable_revision=stable_revision,
         rollout=rollout,
         failed=failed,
-        fetch_closed=say_closed(fleet.spec.distribution.windows, now),
+        fetch_closed=fetch_closed,
     )
     if fleet.spec.rollout.paused:
         return _pause(decision, now)

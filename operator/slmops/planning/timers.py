@@ -37,7 +37,8 @@ def requeue_seconds(
     if rollout is not None and (rollout.step in ACTIVE or decision.outside_windows) and not decision.paused:
         change = seconds_to_change(spec.rollout.windows, now)
         waits += [] if change is None else [change]
-    waits += [] if turn_at is None or decision.paused else [turn_at - now]
+    # While paused nobody gets a turn, and who fetches beyond the end of a window is stopped.
+    waits += [] if turn_at is None or (decision.paused and not decision.fetch_closed) else [turn_at - now]
     change = seconds_to_change(spec.distribution.windows, now)
     waits += [] if change is None else [change]
     if rollout is not None and rollout.step not in FINISHED and decision.measures:

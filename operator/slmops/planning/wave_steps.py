@@ -149,6 +149,9 @@ def _flipping(
         if decision.closed:
             message = f"{message}; no window of spec.rollout.windows is open for the others"
             return replace(decision, hold=Hold(reason="OutsideWindow", message=message))
+    elif decision.fetch_closed and view.pending_prefetch:
+        # Without nodes that may not fetch now the wave cannot be judged: no deadline is to pass meanwhile.
+        return replace(decision, rollout=_prefetch_again(rollout, now))
     else:
         hold = Hold(reason="QuorumMissing", message=_quorum_text(view, view.settled, fleet))
         if decision.closed:
@@ -176,8 +179,7 @@ def _analysing(
     if not view.has_quorum(view.settled, quorum):
         if view.joinable and view.has_quorum(view.settled + view.joinable, quorum):
             # Nodes joined the wave after it had moved its nodes; judging it would need them, too.
-            again = {"step": "Prefetching", "step_started_at": times.to_text(now), "metrics": []}
-            return replace(decision, rollout=rollout.model_copy(update=again))
+            return replace(decision, rollout=_prefetch_again(rollout, now))
         hold = Hold(reason="QuorumMissing", message=_quorum_text(view, view.settled, fleet))
         return _wait(decision, rollout, fleet, hold, now)
     if rollout.promoted_at is not None:
@@ -185,6 +187,11 @@ def _analysing(
     if judgement.passed:
         return _pass_wave(decision, rollout, now, "Pass")
     return _wait(decision, rollout, fleet, Hold(reason=judgement.reason, message=judgement.summary), now)
+
+
+def _prefetch_again(rollout: RolloutStatus, now: float) -> RolloutStatus:
+    again = {"step": "Prefetching", "step_started_at": times.to_text(now), "metrics": []}
+    return running(rollout).model_copy(update=again)
 
 
 def soak_seconds(spec: Rollout, wave: int) -> float:

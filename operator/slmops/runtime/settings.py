@@ -12,7 +12,7 @@ from typing import Final
 
 from slmops.model.config import OperatorConfig
 from slmops.model.urls import is_allowed_url
-from slmwire.paths import AGENT_PORT
+from slmwire.paths import AGENT_PORT, DEFAULT_STORE_PATH
 
 DEFAULT_METRICS_PORT: Final = 9090
 DEFAULT_HEALTH_PORT: Final = 8081
@@ -114,6 +114,9 @@ def read_settings(
             store_agent_port=_port(
                 "SLMOPS_STORE_AGENT_PORT", text("SLMOPS_STORE_AGENT_PORT", str(AGENT_PORT))
             ),
+            store_agent_path=_path(
+                "SLMOPS_STORE_AGENT_PATH", text("SLMOPS_STORE_AGENT_PATH", DEFAULT_STORE_PATH)
+            ),
         ),
         prometheus_url=url,
         prometheus_credentials_dir=credentials_dir,
@@ -158,11 +161,13 @@ def _seconds(name: str, value: str) -> float:
 
 
 def _paths(name: str, value: str) -> tuple[str, ...]:
-    paths = _list(value)
-    for path in paths:
-        if not path.startswith("/") or ".." in path.split("/"):
-            raise SettingsError(f"{name}: {path!r} must be an absolute path without ..")
-    return paths
+    return tuple(_path(name, path) for path in _list(value))
+
+
+def _path(name: str, value: str) -> str:
+    if not value.startswith("/") or ".." in value.split("/"):
+        raise SettingsError(f"{name}: {value!r} must be an absolute path without ..")
+    return value
 
 
 def _urls(name: str, value: str) -> tuple[str, ...]:

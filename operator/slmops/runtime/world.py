@@ -179,7 +179,8 @@ class World:
         """
         mark = self._marks.get((meta.kind, meta.namespace, meta.name))
         if mark is None or mark.uid != meta.uid:
-            # The content of these two is immutable: that they exist is all there is to say.
+            # The content of these two is immutable, or told by a digest: that they exist is all there is to
+            # say.
             return meta.kind not in (OwnedKind.CONFIG_MAP, OwnedKind.CONTROLLER_REVISION)
         return (
             mark.generation != meta.generation

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from slmops.adapters.trim import seconds_of, trim_node, trim_owned, trim_pod
-from slmops.model.observed import OwnedKind
+from slmops.model.observed import DistributionView, OwnedKind
 from slmwire.labels import DEPLOYMENT, REVISION, ROLE, SITE, VARIANT, Role
 from slmwire.reasons import Reason, Termination
 
@@ -43,12 +43,16 @@ def test_the_internal_address_is_kept() -> None:
 
 
 def test_the_content_of_a_config_map_is_told_by_a_digest() -> None:
-    def content(**data: str) -> str:
-        return trim_owned(OwnedKind.CONFIG_MAP, {"metadata": {"name": "c"}, "data": data}).content
+    def content(text: str, at: str = "", key: str = "distribution.json") -> DistributionView | None:
+        metadata = {"name": "c", "annotations": {"slmops.dev/written-at": at}}
+        return trim_owned(OwnedKind.CONFIG_MAP, {"metadata": metadata, "data": {key: text}}).content
 
-    assert content() == content(**{"manifest.json": "{}"}) == ""
-    one, other = content(**{"distribution.json": "{}"}), content(**{"distribution.json": "{ }"})
-    assert one and other and one != other
+    assert content("{}", key="manifest.json") is None and content("nonsense") is None
+    one, other = content("{}"), content("{ }", at="1970-01-01T00:01:00Z")
+    assert one and other and one.digest != other.digest
+    assert (one.limits, one.written_at, other.written_at) == ((0, 0), 0.0, 60.0)
+    limited = content('{"rateLimitBytesPerSecond": 5, "peerPort": 8491}')
+    assert limited and limited.limits == (5, 8491)
 
 
 def test_heartbeats_do_not_change_a_node_view() -> None:

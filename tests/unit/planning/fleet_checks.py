@@ -213,11 +213,17 @@ def check_places(sim: FleetSim, look: Look) -> None:
             for key, value in labels.items()
             if key.startswith(prefix) and key.endswith(".prefetch") and value is not None
         }
-        if state.online and state.matched:
+        settle = observed.config.node_settle_seconds
+        told_at = [state.node.ready_since, *(pod.ready_changed_at for pod in state.pods)]
+        # It was told before, and has not said yet that it is done.
+        silent = state.prefetch == ahead and any(abs(look.at - at) < settle for at in told_at)
+        if state.online and state.matched and not silent:
             fetching[site_of(state.node, "site")] += any(not state.cached(*pair) for pair in ahead.items())
     rollout = look.plan.status.rollout
     paused = any(c.type == "Progressing" and c.reason == "Paused" for c in look.plan.status.conditions)
-    closed = not is_open(limits.windows, look.at)
+    pinned, stable = look.plan.status.pinned, observed.deployment.status.stable_revision
+    undone = pinned is not None and pinned.revision != stable
+    closed = not is_open(limits.windows, look.at) and not undone
     allowed = 0 if closed else limits.max_concurrent_per_site
     if allowed is not None and (closed or not paused):
         assert max(fetching.values(), default=0) <= allowed, f"{fetching}, {allowed} allowed\n{sim.explain()}"

@@ -403,7 +403,9 @@ class FleetSim:
 
         def answer() -> None:
             memory.asked.discard(request.source_hash)
-            if request.known is None and any(part in url for part in self.unresolvable):
+            # A signature that was read once is kept with the revision; others lie at the source.
+            kept = request.known and request.known.signature and request.known.signature.text
+            if not kept and any(part in url for part in self.unresolvable):
                 memory.resolutions[request.source_hash] = ResolveFailure(
                     reason=Reason.SOURCE_UNAVAILABLE, message=f"{url}: 404", retry_at=self.now + 30
                 )

@@ -17,6 +17,8 @@ from tests.unit.planning.fleet_situations import installed
 from tests.unit.planning.fleet_spec import merged, spec_body
 from tests.unit.planning.replica_sim import installed as replicas_installed
 
+PATH = "/var/lib/slmops"
+
 
 def spec_of(**distribution: Any) -> SLMDeploymentSpec:
     return SLMDeploymentSpec.model_validate(merged(spec_body(), {"distribution": distribution}))
@@ -36,13 +38,36 @@ def told(sim: FleetSim) -> Distribution:
 def test_only_nodes_of_one_site_are_neighbours() -> None:
     nodes = [node("1", "b"), node("2", "a"), node("3", "b"), node("4"), node("5"), node("6", "c"),
              node("7", "c", address=""), node("8", "b", ready=False)]  # fmt: skip
-    found = share(spec_of(), nodes, peer_port=8491).file
+    found = share(spec_of(), nodes, peer_port=8491, agent_path=PATH).file
     assert found.sites == {"b": {"1": "10.0.0.1", "3": "10.0.0.3", "8": "10.0.0.8"}}
     assert (found.peer_port, found.rate_limit_bytes_per_second) == (8491, 0)
     alone = Distribution()
-    assert share(spec_of(), nodes[1:2], peer_port=8491).file == alone
-    assert share(spec_of(peers="None"), nodes, peer_port=8491).file == alone
-    assert share(spec_of(), nodes, peer_port=0).file == alone, "no store agents run"
+    assert share(spec_of(), nodes[1:2], peer_port=8491, agent_path=PATH).file == alone
+    assert share(spec_of(peers="None"), nodes, peer_port=8491, agent_path=PATH).file == alone
+    assert share(spec_of(), nodes, peer_port=0, agent_path=PATH).file == alone, "no store agents run"
+
+
+@pytest.mark.parametrize(
+    ("host_path", "agent_path", "expected"),
+    [
+        ("/var/lib/slmops", "/var/lib/slmops", True),
+        ("/var/lib/slmops", "/var/lib/slmops/", True),
+        ("/var/lib//slmops", "/var/lib/slmops", True),
+        ("/var/lib/slmops/team-a", "/var/lib/slmops", True),
+        ("/var/lib/slmops/.team-a", "/var/lib/slmops", False),
+        ("/var/lib/slmops/team-a/chat", "/var/lib/slmops", False),
+        ("/var/lib/slmops", "/var/lib/slmops/team-a", False),
+        ("/var/lib/slmops-b", "/var/lib/slmops", False),
+        ("/data", "/var/lib/slmops", False),
+    ],
+)
+def test_only_stores_that_agents_serve_are_shared(host_path: str, agent_path: str, expected: bool) -> None:
+    spec = SLMDeploymentSpec.model_validate(merged(spec_body(), {"cache": {"hostPath": host_path}}))
+    nodes = [node("1", "a"), node("2", "a")]
+    found = share(spec, nodes, peer_port=8491, agent_path=agent_path)
+    assert bool(found.file.sites) is expected and bool(found.file.peer_port) is expected
+    assert found.note == "" if expected else host_path in found.note and agent_path in found.note
+    assert share(spec, nodes[:1], peer_port=8491, agent_path=agent_path).note == "", "nobody to ask"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +141,28 @@ def test_it_is_written_when_it_says_something_else_and_only_then() -> None:
     sim.cluster.objects[OwnedKind.CONFIG_MAP, "orders-distribution"]["data"][FILE_KEY] = "{}"
     sim.run(10)
     assert told(sim).rate_limit_bytes_per_second == 2_000_000, "put right although the spec is the same"
+
+
+def test_a_large_fleet_hears_of_new_nodes_in_batches_and_of_limits_at_once() -> None:
+    sim = installed(1)
+    for index in range(600):
+        sim.add_node(f"x{index:03}", labels={"site": "berlin"}, online=False)
+    sim.run(5)
+    assert len(told(sim).sites["berlin"]) == 600
+    sim.run(70)
+    looks = len(sim.looks)
+    for index in range(20):
+        sim.add_node(f"y{index:02}", labels={"site": "berlin"}, online=False)
+        sim.run(1)
+    assert _written(sim, looks) == ["neighbours changed"], "the first at once, the others wait"
+    sim.run(45)
+    assert len(told(sim).sites["berlin"]) == 620 and len(_written(sim, looks)) == 2
+    sim.add_node("z0", labels={"site": "berlin"}, online=False)
+    sim.run(1)
+    sim.edit(distribution={"rateLimit": "2M"})
+    sim.run(2)
+    assert told(sim).rate_limit_bytes_per_second == 2_000_000
+    assert len(told(sim).sites["berlin"]) == 621
 
 
 def test_replicas_share_among_all_nodes_that_they_may_come_to() -> None:

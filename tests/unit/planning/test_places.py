@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may fetch ahead: windows, so many nodes of a site at a time, and what broken nodes may not block."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from slmops.model.observed import PodView
 from slmops.planning.places import TURN_SECONDS
 from slmops.planning.windows import next_opening
 from slmwire.labels import Role
@@ -138,6 +141,26 @@ def test_outside_the_windows_nothing_is_fetched_and_no_deadline_passes() -> None
     assert set(sim.versions().values()) == {"v2"}
 
 
+def test_a_wave_waits_without_a_deadline_for_nodes_that_may_not_fetch_yet() -> None:
+    sim = fleet(nodes=10, distribution={}, waves=ALL, onDeadline="Rollback", progressDeadline="10m")
+    sim.settle()
+    late = ("n0", "n1", "n2")
+    for name in late:
+        sim.set_online(name, online=False)
+    sim.set_version("v2")
+    reach(sim, "Flipping")
+    sim.edit(distribution={"windows": [minutes_from_now(sim, 60, 120)]})
+    waiting = next(name for name, version in sim.versions().items() if version == "v1" and name not in late)
+    sim.set_online(waiting, online=False)
+    for name in late:
+        sim.set_online(name, online=True)
+    sim.run(30 * 60)
+    assert not sim.status.failed_revisions, sim.explain()
+    assert sim.condition("Progressing") == ("False", "OutsideWindow")
+    assert "3 node(s) lack the model" in message(sim)
+    assert sim.run_until(lambda: sim.step == "Completed", limit_seconds=4 * 3600), sim.explain()
+
+
 def test_a_first_installation_waits_for_its_window() -> None:
     sim = fleet(nodes=4, distribution={})
     sim.edit(distribution={"windows": [minutes_from_now(sim, 60, 120)]})
@@ -174,6 +197,21 @@ def test_a_rollback_fetches_nothing_and_waits_for_no_window() -> None:
     assert sim.step == "Failed" and set(sim.versions().values()) == {"v1"}
 
 
+def test_the_way_back_by_hand_waits_for_no_window_and_late_nodes_do() -> None:
+    sim = installed(4, waves=ALL)
+    sim.set_version("v2")
+    sim.settle()
+    before = sim.revision_of("v1")
+    sim.set_online("n3", online=False)
+    sim.edit(distribution={"windows": [minutes_from_now(sim, 600, 660)], "maxConcurrentPerSite": 1})
+    assert sim.ask("undo", before).outcome == "Done"
+    assert sim.run_until(lambda: sim.step == "Completed", limit_seconds=1800), sim.explain()
+    assert sim.versions() == {"n0": "v1", "n1": "v1", "n2": "v1", "n3": "v2"}
+    sim.set_online("n3", online=True)
+    sim.run(600)
+    assert sim.versions()["n3"] == "v2" and sim.condition("Progressing") == ("False", "OutsideWindow")
+
+
 def test_what_is_fetched_already_is_rolled_out_outside_the_windows() -> None:
     sim = installed(4, waves=[{"name": "all", "percent": 100, "approval": "Manual"}])
     sim.set_version("v2")
@@ -184,6 +222,49 @@ def test_what_is_fetched_already_is_rolled_out_outside_the_windows() -> None:
     assert sim.ask("promote", sim.revision_of("v2")).outcome == "Done"
     sim.settle()
     assert set(sim.versions().values()) == {"v2"}
+
+
+@pytest.mark.parametrize("cause", ["link", "kubelet"])
+@pytest.mark.parametrize("paused", [False, True])
+def test_what_was_fetched_in_a_window_is_not_lost_to_a_moments_silence(cause: str, paused: bool) -> None:
+    sim = installed(4, waves=[{"name": "all", "percent": 100, "approval": "Manual"}])
+    sim.set_version("v2")
+    sim.run(120)
+    sim.edit(distribution={"windows": [minutes_from_now(sim, 600, 660)], "maxConcurrentPerSite": 1})
+    sim.edit(rollout={"paused": paused})
+    sim.run(10)
+    views, silent_at = sim.cluster.pod_views, sim.now
+    if cause == "link":
+        sim.set_online("n1", online=False)
+        sim.run(60)
+        sim.set_online("n1", online=True)
+        silent_at = sim.now
+
+    def silent_for(seconds: float) -> Callable[[], tuple[PodView, ...]]:
+        def pod_views() -> tuple[PodView, ...]:
+            return tuple(
+                replace(v, ready=False, ready_changed_at=silent_at if cause == "kubelet" else 0.0)
+                if v.node == "n1" and 0 <= sim.now - silent_at < seconds
+                else v
+                for v in views()
+            )
+
+        return pod_views
+
+    held = {node for node, labels in sim.our_labels().items() if any("prefetch" in key for key in labels)}
+    assert held == {"n0", "n1", "n2", "n3"}
+    sim.cluster.pod_views = silent_for(10)  # type: ignore[method-assign]
+    sim.run(60)
+    assert {n for n, labels in sim.our_labels().items() if any("prefetch" in k for k in labels)} == held
+    if cause == "link":
+        sim.set_online("n1", online=False)
+        sim.run(5)
+        sim.set_online("n1", online=True)
+    silent_at = sim.now
+    sim.cluster.pod_views = silent_for(9999)  # type: ignore[method-assign]
+    sim.run(60)
+    left = {n for n, labels in sim.our_labels().items() if any("prefetch" in k for k in labels)}
+    assert left == held - {"n1"}, "it does not hold the model after all, and the window is closed"
 
 
 def test_a_fetch_does_not_outlast_its_window_because_of_a_pause() -> None:

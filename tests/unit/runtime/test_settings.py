@@ -21,6 +21,7 @@ def test_defaults() -> None:
     assert found.planner.allowed_prometheus_urls == ()
     assert (found.metrics_port, found.health_port) == (9090, 8081)
     assert found.planner.store_agent_port == 8491
+    assert found.planner.store_agent_path == "/var/lib/slmops"
     assert (found.log_format, found.log_level) == ("json", logging.INFO)
 
 
@@ -43,6 +44,7 @@ def test_everything_set(tmp_path: Path) -> None:
             "SLMOPS_HEALTH_PORT": "1234",
             "SLMOPS_NODE_SETTLE_SECONDS": "0",
             "SLMOPS_STORE_AGENT_PORT": "0",
+            "SLMOPS_STORE_AGENT_PATH": "/data/models",
         }
     )
     assert found.watch_namespaces == ("a", "b")
@@ -51,6 +53,7 @@ def test_everything_set(tmp_path: Path) -> None:
     assert found.planner.allowed_prometheus_urls == ("https://metrics.example/team-a", "http://prom:9090")
     assert found.planner.runtime_pull_policy == "Always"
     assert found.planner.store_agent_port == 0
+    assert found.planner.store_agent_path == "/data/models"
     assert found.planner.allowed_host_paths == ("/data", "/var/lib/slmops")
     assert found.planner.node_settle_seconds == 0
     assert (found.log_format, found.log_level, found.metrics_port) == ("text", logging.DEBUG, 0)
@@ -80,6 +83,8 @@ def test_everything_set(tmp_path: Path) -> None:
         ("SLMOPS_HEALTH_PORT", "-1", "port number"),
         ("SLMOPS_NODE_SETTLE_SECONDS", "1m", "from 0 to 600"),
         ("SLMOPS_STORE_AGENT_PORT", "http", "port number"),
+        ("SLMOPS_STORE_AGENT_PATH", "models", "absolute path"),
+        ("SLMOPS_STORE_AGENT_PATH", "/var/../etc", "without .."),
     ],
 )
 def test_wrong_value_names_the_variable_and_the_cure(name: str, value: str, cure: str) -> None:

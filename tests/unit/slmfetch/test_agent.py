@@ -272,6 +272,18 @@ def test_orphans_go_and_what_is_pinned_or_under_way_stays(
     assert list(store.blobs.iterdir()) == []
 
 
+def test_nobody_learns_from_it_what_to_ask_for(agent: RunningAgent) -> None:
+    coming, bad = "ab" * 32, "cd" * 32
+    for folder, name in ((agent.store.partial, f"{coming}.part"), (agent.store.quarantine, f"{bad}.json")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"123")
+    for path in ("/v1/store", "/metrics"):
+        text = agent.get(path).body.decode()
+        assert coming[:20] not in text and bad[:20] not in text
+    body = json.loads(agent.get("/v1/store").body)
+    assert body["partials"] == [{"sha256": coming[:12], "bytes": 3}] and body["quarantined"] == [bad[:12]]
+
+
 def test_stores_in_folders_below_are_served_and_tidied_up_too(agent: RunningAgent, tmp_path: Path) -> None:
     team = Store(agent.store.root / "team-a")
     team.prepare()

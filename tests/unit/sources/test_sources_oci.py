@@ -2,6 +2,7 @@
 """oci sources against a registry on loopback."""
 
 import base64
+import gzip
 import hashlib
 import json
 import tarfile
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 
 from slmops.adapters.sources import build_resolver
+from slmops.adapters.sources.oci_source import MAX_ROWS
 from slmops.adapters.sources.registry import parse_image, read_docker_config
 from slmops.api.source import Source
 from slmops.ports.sources import SourceError, SourceResolver
 from slmwire.reasons import Reason
-from tests.unit.slmfetch.origin import Origin
+from tests.unit.slmfetch.origin import Fault, Origin
 from tests.unit.sources.fake_registry import FakeRegistry, digest_of, serve_registry, tar_of
 
 MODEL, TOKENIZER = b"weights" * 999, b"{}"
@@ -134,6 +136,45 @@ async def test_packed_layers_need_an_image_volume(registry: FakeRegistry, resolv
     assert (file.path, file.size, file.url, file.offset) == ("model.onnx", len(MODEL), "", 0)
     assert file.sha256 == hashlib.sha256(MODEL).hexdigest()
     assert resolved.reference == f"{registry.name}@{digest}"
+
+
+async def test_an_image_volume_has_no_choice_of_files(
+    registry: FakeRegistry, resolver: SourceResolver
+) -> None:
+    registry.push(registry.tar(tar_of({"model.onnx": MODEL, "tokenizer.json": TOKENIZER})))
+    error = await failure(resolver, source_of(registry, delivery="ImageVolume", files=["*.onnx"]))
+    assert error.permanent and "ImageVolume mounts /" in str(error)
+
+
+@pytest.mark.parametrize("link", ["models", "models/chat"])
+async def test_a_folder_that_is_a_link_in_any_layer_is_refused(
+    registry: FakeRegistry, resolver: SourceResolver, link: str
+) -> None:
+    # A mount would show what the link leads to, and layers may put anything there.
+    info = tarfile.TarInfo(link)
+    info.type, info.linkname = tarfile.SYMTYPE, "/else"
+    registry.push(
+        registry.tar(tar_of({}, members=(info,))),
+        registry.tar(tar_of({"models/chat/model.onnx": MODEL})),
+        registry.tar(tar_of({"else/model.onnx": b"other"})),
+    )
+    error = await failure(resolver, source_of(registry, delivery="ImageVolume", path="models/chat"))
+    assert error.permanent and f"the folder {link} is a link" in str(error)
+
+
+async def test_files_without_end_are_refused(registry: FakeRegistry, resolver: SourceResolver) -> None:
+    half = {f"a/{index}": b"" for index in range(MAX_ROWS // 2 + 1)}
+    registry.push(registry.targz(tar_of(half)), registry.targz(tar_of({f"b/{p}": b"" for p in half})))
+    error = await failure(resolver, source_of(registry, delivery="ImageVolume"))
+    assert error.permanent and f"more than {MAX_ROWS} files" in str(error)
+
+
+async def test_a_packed_layer_that_says_it_is_not_is_refused(
+    registry: FakeRegistry, resolver: SourceResolver
+) -> None:
+    registry.push(registry.tar(gzip.compress(tar_of({"model.onnx": MODEL}))))
+    error = await failure(resolver, source_of(registry))
+    assert error.permanent and "says that it is not packed" in str(error)
 
 
 async def test_artifacts_cannot_be_mounted(registry: FakeRegistry, resolver: SourceResolver) -> None:
@@ -268,6 +309,20 @@ async def test_credentials_do_not_follow_to_object_storage(
         resolved.manifest.files[0].url
     )
     assert origin.seen and all("authorization" not in seen.headers for seen in origin.seen)
+
+
+async def test_object_storage_cannot_ask_for_the_registrys_login(
+    registry: FakeRegistry, resolver: SourceResolver, origin: Origin
+) -> None:
+    registry.auth, registry.cdn = "bearer", origin.url
+    body = tar_of({"a": b"1"})
+    registry.push(registry.tar(body))
+    challenge = ("WWW-Authenticate", f'Bearer realm="{origin.url}/token",service="reg"')
+    origin.faults[f"/{digest_of(body)}"] = [Fault(status=401, headers=(challenge,)) for _ in range(3)]
+    error = await failure(resolver, source_of(registry), secret=docker_config(registry.host))
+    assert error.reason is Reason.ACCESS_DENIED
+    assert [seen.path.partition("?")[0] for seen in origin.seen] == [f"/{digest_of(body)}"]
+    assert all("authorization" not in seen.headers for seen in origin.seen)
 
 
 async def test_metadata_services_are_no_realm_no_registry_and_no_storage(

@@ -4,7 +4,7 @@
 import asyncio
 import fnmatch
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,13 +21,17 @@ from slmops.adapters.sources.web import WebClient
 from slmops.api.source import OciSource
 from slmops.model.observed import Resolved
 from slmops.ports.sources import SourceError
-from slmwire.manifest import ManifestFile
+from slmwire.manifest import MAX_FILES, ManifestFile
 from slmwire.reasons import Reason
 
 MAX_LAYERS: Final = 500
 MAX_LAYER_BYTES: Final = 64 << 30
 MAX_UNPACKED_BYTES: Final = 128 << 30
+MAX_ROWS: Final = 20 * MAX_FILES
+"""Files at a time while layers are read; later ones may take some away again."""
 PIECE_BYTES: Final = 1 << 20
+_PACKED: Final = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0")
+"""How gzip, zstd, bzip2 and xz begin. Some runtimes go by this and not by the media type."""
 _TITLE: Final = "org.opencontainers.image.title"
 _FILE_PATH: Final = "org.cncf.model.filepath"
 """Of the ModelPack specification, on raw layers and on tar layers."""
@@ -83,9 +87,16 @@ async def resolve_oci(source: OciSource, client: WebClient, *, docker_config: st
                     path=path, size=layer.size, sha256=layer.digest.removeprefix("sha256:"), url=url
                 )
             continue
-        scanner = await _scan(registry, layer, wants, where=where)
+        scanner = await _scan(registry, layer, source, wants, where=where)
+        _refuse_links(scanner.links, where=where)
         rows = {path: row for path, row in rows.items() if not _is_removed(path, scanner.removed)}
         rows |= {path: _row(found, url) for path, found in scanner.files.items()}
+        if len(rows) > MAX_ROWS:
+            raise SourceError(
+                Reason.UNFIT,
+                f"{where} holds more than {MAX_ROWS} files; narrow it down with source.oci.path",
+                permanent=True,
+            )
     if not rows:
         raise SourceError(
             Reason.UNFIT,
@@ -208,6 +219,13 @@ def _parse_layers(manifest: Mapping[str, Any], *, where: str) -> list[_Layer]:
 
 def _check_delivery(layers: Iterable[_Layer], source: OciSource, *, where: str) -> None:
     """Refuse what nodes could not use, before anything large is read."""
+    if source.delivery == "ImageVolume" and source.files:
+        raise SourceError(
+            Reason.UNFIT,
+            f"source.oci.files: delivery ImageVolume mounts {source.path or '/'}, so a choice of files "
+            "would leave the others there unverified; leave files out, or use delivery: Pull",
+            permanent=True,
+        )
     for layer in layers:
         if source.delivery == "ImageVolume":
             if layer.title or layer.packing not in ("tar", "gzip"):
@@ -249,6 +267,16 @@ def _selection(source: OciSource) -> Callable[[str], bool]:
     return wants
 
 
+def _refuse_links(links: Collection[str], *, where: str) -> None:
+    """Refuse a link in the place of the model's folder or above it: what a mount shows is something else."""
+    for link in sorted(links):
+        raise SourceError(
+            Reason.UNFIT,
+            f"{where}: the folder {link} is a link in one of the layers; put the files themselves there",
+            permanent=True,
+        )
+
+
 def _is_removed(path: str, removed: Iterable[str]) -> bool:
     for entry in removed:
         if entry == "/" or path == entry or path.startswith(entry if entry.endswith("/") else f"{entry}/"):
@@ -256,12 +284,18 @@ def _is_removed(path: str, removed: Iterable[str]) -> bool:
     return False
 
 
-async def _scan(registry: Registry, layer: _Layer, wants: Callable[[str], bool], *, where: str) -> TarScanner:
-    scanner = TarScanner(wants=wants)
+async def _scan(
+    registry: Registry, layer: _Layer, source: OciSource, wants: Callable[[str], bool], *, where: str
+) -> TarScanner:
+    scanner = TarScanner(wants=wants, folder=source.path or "")
     unpack = gunzip(MAX_UNPACKED_BYTES) if layer.packing == "gzip" else None
     hasher, total = hashlib.sha256(), 0
 
     def take(piece: bytes) -> None:
+        if not unpack and scanner.is_at_start and piece.startswith(_PACKED):
+            raise TarError(
+                f"its media type ({layer.media_type}) says that it is not packed, and it is; push it afresh"
+            )
         hasher.update(piece)
         for unpacked in unpack(piece) if unpack else (piece,):
             scanner.feed(unpacked)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import aiohttp
+from yarl import URL
 
 from slmops.adapters.sources.authorize import Authorize, basic_header, use_bearer, use_header
 from slmops.adapters.sources.failures import plain_url
@@ -169,7 +170,8 @@ class Registry:
         self, url: str, headers: Mapping[str, str], *, expected: tuple[int, ...] = (200,)
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         async with self._client.open("GET", url, headers=headers, authorize=self._authorize) as response:
-            if response.status != 401:
+            # Whoever a registry redirects to may not say where our login is to be sent.
+            if response.status != 401 or response.url.origin() != URL(url).origin():
                 yield self._checked(url, response, expected)
                 return
             challenges = response.headers.getall("WWW-Authenticate", [])

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads through a tar archive as it comes in: where each file lies, and its hash. Keeps no content."""
+"""Reads through a tar archive as it comes in: where each file lies, and its hash. Keeps no content.
+
+A container runtime reads the same archive by its own lights. What the two could take for different things
+is refused, or else an image could show us files that were signed and the node others.
+"""
 
 import hashlib
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -15,7 +20,21 @@ MAX_EXTENDED_BYTES: Final = 1 << 20
 _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
 _REGULAR: Final = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_EXTENDED: Final = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+_EXTENDED: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE)
+_BODYLESS: Final = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+)
+"""No content follows their header, whatever size that gives."""
+_USTAR, _GNU = b"ustar\x0000", b"ustar  \0"
+_NUMBER: Final = re.compile(rb" *[0-7]*[ \0]*|[\x80\xff].*", re.DOTALL)
+MAX_PATH_LENGTH: Final = 4096
+MAX_KEPT_BYTES: Final = 8 << 20
+"""Most that the names of one archive's files and whiteouts may take: the names pack well, memory does not."""
 _LONG: Final = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
@@ -35,22 +54,31 @@ class TarFile:
 
 class TarScanner:
     """Takes an archive piece by piece. `files` has the wanted files in order, a later one of the same
-    path in the place of an earlier one; `removed` the paths that a layer takes away from those below it.
+    path in the place of an earlier one; `removed` the paths that a layer takes away from those below it;
+    `links` the symbolic links in the place of `folder` or above it.
 
     `wants` is asked with the path of each member; links, devices and sparse files that it wants are
     refused. A path that leaves the archive's folder is refused whether wanted or not.
     """
 
-    def __init__(self, *, wants: Callable[[str], bool]) -> None:
+    def __init__(self, *, wants: Callable[[str], bool], folder: str = "") -> None:
         self._wants = wants
+        self._folder = f"{folder}/"
+        self._kept_bytes = 0
         self.files: dict[str, TarFile] = {}
         self.removed: set[str] = set()
         """Paths; those that end in / are emptied folders."""
+        self.links: set[str] = set()
         self._position = 0
         self._pending = bytearray()
         self._steps = self._run()
         self._needed = next(self._steps)
         self._over = False
+
+    @property
+    def is_at_start(self) -> bool:
+        """Nothing has come yet."""
+        return not (self._position or self._pending)
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take the next piece; TarError if the archive is not acceptable."""
@@ -99,14 +127,19 @@ class TarScanner:
                 body = bytes((yield _padded(member.size)) if member.size else b"")[: member.size]
                 if member.type == tarfile.GNUTYPE_LONGNAME:
                     name = body.rstrip(b"\0").decode("utf-8", "surrogateescape")
-                elif member.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+                elif member.type == tarfile.XHDTYPE:
                     records = _parse_pax(body)
+                elif member.type == tarfile.XGLTYPE:
+                    name, records = "", {}  # runtimes forget what came before it
                 continue
-            path = _clean(records.get("path") or name or member.name)
-            size = _size_of(records, member.size, path)
-            sparse = any(key.startswith("GNU.sparse") for key in records)
+            full_name = records.get("path") or name or member.name
+            path = _clean(full_name)
+            _refuse_two_readings(block, full_name, path, long_name=name, records=records)
+            size = 0 if member.type in _BODYLESS else _size_of(records, member.size, path)
             name, records = "", {}
-            wanted = self._judge(path, member, sparse=sparse)
+            if member.issym() and self._folder.startswith(f"{path}/"):
+                self.links.add(path)
+            wanted = self._judge(path, member)
             start, hasher, left = self._position, hashlib.sha256(), size
             while left:
                 piece = yield -left
@@ -114,15 +147,23 @@ class TarScanner:
                 if wanted:
                     hasher.update(piece)
             if wanted:
+                self._keep(path)
                 self.files.pop(path, None)
                 self.files[path] = TarFile(path=path, offset=start, size=size, sha256=hasher.hexdigest())
             if size % BLOCK:
                 yield BLOCK - size % BLOCK
         raise TarError(f"the archive has more than {MAX_MEMBERS} members")
 
-    def _judge(self, path: str, member: tarfile.TarInfo, *, sparse: bool) -> bool:
+    def _keep(self, path: str) -> None:
+        self._kept_bytes += len(path)
+        if self._kept_bytes > MAX_KEPT_BYTES:
+            raise TarError(f"the names of its files take more than {MAX_KEPT_BYTES} bytes")
+
+    def _judge(self, path: str, member: tarfile.TarInfo) -> bool:
         """Whether the member is a file to take; notes what a whiteout takes away."""
         folder, _, base = path.rpartition("/")
+        if base.startswith(_WHITEOUT):
+            self._keep(path)
         if base == _OPAQUE:
             self.removed.add(f"{folder}/" if folder else "/")
             return False
@@ -131,7 +172,7 @@ class TarScanner:
             return False
         if member.isdir() or not path or not self._wants(path):
             return False
-        if member.type not in _REGULAR or sparse:
+        if member.type not in _REGULAR:
             raise TarError(
                 f"{path} is {_kind(member)}; only regular files are taken: put the file itself there, or "
                 "leave it out with path or files"
@@ -140,10 +181,35 @@ class TarScanner:
 
 
 def _parse_header(block: bytes) -> tarfile.TarInfo:
+    magic = block[257:265]
+    if magic not in (_USTAR, _GNU) or (magic == _GNU and block[345]) or block[508:] == b"tar\0":
+        # The place of the name's first part is used for something else in other formats.
+        raise TarError(
+            "a header that is neither of the formats ustar and pax nor plainly of GNU tar; pack it afresh "
+            "with one of these formats"
+        )
+    if not _NUMBER.fullmatch(block[124:136]):
+        raise TarError(f"a damaged header (size {block[124:136]!r})")
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         raise TarError(f"a damaged header ({error})") from error
+
+
+def _refuse_two_readings(
+    header: bytes | memoryview, name: str, path: str, *, long_name: str, records: dict[str, str]
+) -> None:
+    """Refuse, wanted or not, a member that programs read in different ways. `name` is the path as written."""
+    kind = bytes(header[156:157])
+    if kind == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in records):
+        raise TarError(f"{path} is a sparse file; pack it without --sparse")
+    if long_name and records.get("path"):
+        raise TarError(f"{path} has two long names; pack it with one format, ustar, pax or gnu")
+    is_folder = name.endswith("/") or bytes(header[:100]).rstrip(b"\0").endswith(b"/")
+    if kind == tarfile.AREGTYPE and is_folder and bytes(header[124:136]).strip(b"0 \0"):
+        raise TarError(f"{path} is a folder that has content")
+    if len(path) > MAX_PATH_LENGTH:
+        raise TarError(f"{path[:200]!r}... has {len(path)} characters; at most {MAX_PATH_LENGTH} are taken")
 
 
 def _parse_pax(body: bytes) -> dict[str, str]:
@@ -186,7 +252,7 @@ def _kind(member: tarfile.TarInfo) -> str:
         return "a link"
     if member.isdev():
         return "a device or pipe"
-    return "a sparse file or of an unknown type"
+    return "of an unknown type"
 
 
 def gunzip(limit_bytes: int) -> Callable[[bytes], Iterator[bytes]]:
@@ -194,13 +260,17 @@ def gunzip(limit_bytes: int) -> Callable[[bytes], Iterator[bytes]]:
     1 MiB; TarError beyond `limit_bytes` in all, or when the data is damaged."""
     unpacker = zlib.decompressobj(wbits=31)
     total = 0
+    padded = False
 
     def unpack(data: bytes) -> Iterator[bytes]:
-        nonlocal unpacker, total
+        nonlocal unpacker, total, padded
         while data:
             if unpacker.eof:  # several members one after the other, as seekable layers have
                 if not data.strip(b"\0"):
+                    padded = True
                     return
+                if padded:  # some programs end there, others go on
+                    raise TarError("the compressed layer is damaged (it goes on after its end)")
                 unpacker = zlib.decompressobj(wbits=31)
             try:
                 piece = unpacker.decompress(data, 1 << 20)
