@@ -168,9 +168,11 @@ class Partial:
         if actual != self._file.sha256:
             return actual
         try:
-            os.fchmod(self._fd, BLOB_MODE)
             os.fsync(self._fd)
             self._path.rename(self._store.blob(self._file.sha256))
+            # Not before: without capabilities nobody could open a read-only .part again, be it another
+            # fetch while we sync or the next one after a crash. A blob that missed this is mended.
+            os.fchmod(self._fd, BLOB_MODE)
             fsync_dir(self._store.blobs)
             self.discard_ahead()
             self._meta.unlink(missing_ok=True)
