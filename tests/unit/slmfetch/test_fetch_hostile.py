@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Crashes at the worst instant, sources that mean harm, disks that fill up under a fetch."""
 
+import contextlib
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
+from slmfetch.errors import FetchError
+from slmfetch.fetch import fetch
+from slmfetch.oci import parse_challenges
 from slmfetch.store import Store
 from slmwire.manifest import Manifest
-from tests.unit.slmfetch.kit import assert_consistent, environment, manifest_of, noise
+from slmwire.reasons import Reason
+from tests.unit.slmfetch.kit import assert_consistent, environment, job_of, manifest_of, noise, settings_of
 from tests.unit.slmfetch.origin import Origin
 
 DATA = noise(300_000, seed=8)
@@ -85,3 +96,84 @@ def test_a_second_fetch_waits_while_the_first_puts_the_file_on_disk(
     first.communicate(timeout=20)
     assert first.returncode == 0
     assert_consistent(store)
+
+
+@contextlib.contextmanager
+def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """URL of something that reads a request and then sends what it likes."""
+
+    def talk(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(10)
+            while b"\r\n\r\n" not in connection.recv(4096):
+                pass
+            answer(connection)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=talk, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def _fail(store: Store, url: str) -> FetchError:
+    began = time.monotonic()
+    settings = settings_of(store, stall_timeout_seconds=0.3, attempts=2, timeout_seconds=60)
+    with pytest.raises(FetchError) as caught:
+        fetch(store, job_of(manifest_of({"model.onnx": DATA}, url)), settings)
+    assert time.monotonic() - began < 5
+    return caught.value
+
+
+def _drip(connection: socket.socket, data: bytes) -> None:
+    for _ in range(2000):
+        connection.sendall(data)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("begin", "data"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"X: y\r\n"),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 60000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 403 No\r\nContent-Length: 60000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /m/other\r\nContent-Length: 60000\r\n\r\n", b"x"),
+    ],
+)
+def test_a_source_that_only_drips_is_given_up(store: Store, begin: bytes, data: bytes) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(begin)
+        _drip(connection, data)
+
+    with raw_server(answer) as url:
+        assert _fail(store, url).reason in (Reason.SOURCE_UNAVAILABLE, Reason.ACCESS_DENIED)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"200 OK\r\nContent-Length: " + b"9" * 5000,
+        b"206 Partial Content\r\nContent-Range: bytes 0-1/" + b"9" * 5000,
+        b"206 Partial Content\r\nContent-Range: bytes " + b"9" * 5000 + b"-1/2",
+        b"503 Busy\r\nRetry-After: " + b"9" * 5000,
+    ],
+)
+def test_absurd_numbers_from_a_source_are_no_internal_error(store: Store, header: bytes) -> None:
+    with raw_server(lambda connection: connection.sendall(b"HTTP/1.1 " + header + b"\r\n\r\n")) as url:
+        error = _fail(store, url)
+    assert error.reason in (Reason.SOURCE_UNAVAILABLE, Reason.INTEGRITY_MISMATCH)
+    assert len(error.message) < 600
+
+
+def test_a_challenge_without_sense_costs_no_time() -> None:
+    began = time.monotonic()
+    parse_challenges(["A" * 60_000])
+    assert time.monotonic() - began < 2
+    assert parse_challenges(['Bearer realm="https://r/t",service=s'])["bearer"]["service"] == "s"
