@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from slmfetch.config import Owner
 from slmfetch.errors import FetchError
 from slmfetch.fetch import fetch
 from slmfetch.oci import parse_challenges
-from slmfetch.store import Store
+from slmfetch.partial import open_partial
+from slmfetch.refs import new_ref, write_ref
+from slmfetch.store import Store, scan
 from slmwire.manifest import Manifest
 from slmwire.reasons import Reason
 from tests.unit.slmfetch.kit import assert_consistent, environment, job_of, manifest_of, noise, settings_of
-from tests.unit.slmfetch.origin import Origin
+from tests.unit.slmfetch.origin import Origin, Reply, Seen
 
 DATA = noise(300_000, seed=8)
 
@@ -177,3 +180,59 @@ def test_a_challenge_without_sense_costs_no_time() -> None:
     parse_challenges(["A" * 60_000])
     assert time.monotonic() - began < 2
     assert parse_challenges(['Bearer realm="https://r/t",service=s'])["bearer"]["service"] == "s"
+
+
+def _fill_disk(monkeypatch: pytest.MonkeyPatch, free: list[int]) -> None:
+    monkeypatch.setattr(Store, "free_bytes", lambda store: (free[0], 1000_000))
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_disk_that_others_fill_meanwhile_is_not_filled_further(
+    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch, connections: int, settled: bool
+) -> None:
+    """A kubelet evicts what serves before the disk is full: ENOSPC would come too late."""
+    monkeypatch.setattr("slmfetch.room.WATCH_BYTES", 10_000)
+    monkeypatch.setattr("slmfetch.download.PIECE_BYTES", 40_000)
+    monkeypatch.setattr("slmfetch.download.PROBE_BYTES", 20_000)
+    free = [900_000]
+    _fill_disk(monkeypatch, free)
+    other = manifest_of({"other.onnx": DATA[:5000]}, "http://127.0.0.1:1")
+    rival = open_partial(store, other.files[0])
+    assert rival is not None
+    if not settled:
+        write_ref(store, Owner(namespace="a", deployment="b"), new_ref("r9", other))
+
+    def fill(_: Seen) -> Reply | None:
+        free[0] = 100_000
+        return None
+
+    origin.services["/m"] = fill
+    settings = settings_of(store, high_watermark_percent=80, reserve_bytes=None, connections=connections)
+    with pytest.raises(FetchError) as caught:
+        fetch(store, job_of(_manifest(origin)), settings)
+    assert caught.value.reason is Reason.INSUFFICIENT_CAPACITY
+    assert "100000 of 1000000" in caught.value.message
+    part = store.partial / f"{_manifest(origin).files[0].sha256}.part"
+    assert part.exists() is settled, "it makes room for a fetch that is under way, and else keeps what it has"
+    rival.close()
+
+
+def test_two_fetches_that_do_not_fit_together_do_not_both_begin(
+    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill_disk(monkeypatch, [700_000])
+    other = manifest_of({"other.onnx": noise(400_000, 9)}, "http://127.0.0.1:1")
+    write_ref(store, Owner(namespace="a", deployment="b"), new_ref("r9", other))
+    rival = open_partial(store, other.files[0])
+    assert rival is not None
+    settings = settings_of(store, high_watermark_percent=95, reserve_bytes=None)
+    with pytest.raises(FetchError) as caught:
+        fetch(store, job_of(_manifest(origin)), settings)
+    assert caught.value.reason is Reason.INSUFFICIENT_CAPACITY
+    assert "400000 of them for other fetches" in caught.value.message
+    assert origin.seen == []
+    rival.close()  # a fetch that died promises nothing
+    fetch(store, job_of(_manifest(origin)), settings)
+    assert_consistent(store)
+    assert scan(store.partial) != []
