@@ -4,7 +4,7 @@
 import asyncio
 import fnmatch
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ from slmwire.manifest import ManifestFile
 from slmwire.reasons import Reason
 
 MAX_LAYERS: Final = 500
+MAX_ROWS: Final = 10_000
+"""Files that match, in the layers that were read so far."""
 MAX_LAYER_BYTES: Final = 64 << 30
 MAX_UNPACKED_BYTES: Final = 128 << 30
 PIECE_BYTES: Final = 1 << 20
@@ -86,6 +88,12 @@ async def resolve_oci(source: OciSource, client: WebClient, *, docker_config: st
         scanner = await _scan(registry, layer, wants, where=where)
         rows = {path: row for path, row in rows.items() if not _is_removed(path, scanner.removed)}
         rows |= {path: _row(found, url) for path, found in scanner.files.items()}
+        if len(rows) > MAX_ROWS:
+            raise SourceError(
+                Reason.UNFIT,
+                f"{where} holds more than {MAX_ROWS} files that match; name path or files",
+                permanent=True,
+            )
     if not rows:
         raise SourceError(
             Reason.UNFIT,
@@ -249,11 +257,13 @@ def _selection(source: OciSource) -> Callable[[str], bool]:
     return wants
 
 
-def _is_removed(path: str, removed: Iterable[str]) -> bool:
-    for entry in removed:
-        if entry == "/" or path == entry or path.startswith(entry if entry.endswith("/") else f"{entry}/"):
-            return True
-    return False
+def _is_removed(path: str, removed: Set[str]) -> bool:
+    """Looked up, not searched: a hostile layer may take away a hundred thousand paths."""
+    if "/" in removed or path in removed:
+        return True
+    parts = path.split("/")
+    parents = ["/".join(parts[:count]) for count in range(1, len(parts))]
+    return any(parent in removed or f"{parent}/" in removed for parent in parents)
 
 
 async def _scan(registry: Registry, layer: _Layer, wants: Callable[[str], bool], *, where: str) -> TarScanner:

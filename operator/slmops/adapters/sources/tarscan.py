@@ -12,6 +12,11 @@ BLOCK: Final = tarfile.BLOCKSIZE
 MAX_MEMBERS: Final = 100_000
 MAX_EXTENDED_BYTES: Final = 1 << 20
 """Most that an extended header (long names, PAX records) may hold."""
+MAX_PATH_CHARACTERS: Final = 4096
+"""As Linux has it. Packed archives can hold any number of long names in a few bytes."""
+MAX_KEPT_CHARACTERS: Final = 8 << 20
+"""Most that the paths together may have that are kept: of wanted files, and of what is taken away."""
+MAX_GZIP_MEMBERS: Final = 200_000
 _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
 _REGULAR: Final = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -46,6 +51,7 @@ class TarScanner:
         self.files: dict[str, TarFile] = {}
         self.removed: set[str] = set()
         """Paths; those that end in / are emptied folders."""
+        self._kept_characters = 0
         self._position = 0
         self._pending = bytearray()
         self._steps = self._run()
@@ -114,6 +120,7 @@ class TarScanner:
                 if wanted:
                     hasher.update(piece)
             if wanted:
+                self._keep(path)
                 self.files.pop(path, None)
                 self.files[path] = TarFile(path=path, offset=start, size=size, sha256=hasher.hexdigest())
             if size % BLOCK:
@@ -124,9 +131,11 @@ class TarScanner:
         """Whether the member is a file to take; notes what a whiteout takes away."""
         folder, _, base = path.rpartition("/")
         if base == _OPAQUE:
+            self._keep(path)
             self.removed.add(f"{folder}/" if folder else "/")
             return False
         if base.startswith(_WHITEOUT):
+            self._keep(path)
             self.removed.add(f"{folder}/{base[4:]}".lstrip("/"))
             return False
         if member.isdir() or not path or not self._wants(path):
@@ -137,6 +146,11 @@ class TarScanner:
                 "leave it out with path or files"
             )
         return True
+
+    def _keep(self, path: str) -> None:
+        self._kept_characters += len(path)
+        if self._kept_characters > MAX_KEPT_CHARACTERS:
+            raise TarError(f"the paths in it have more than {MAX_KEPT_CHARACTERS} characters")
 
 
 def _parse_header(block: bytes) -> tarfile.TarInfo:
@@ -149,16 +163,18 @@ def _parse_header(block: bytes) -> tarfile.TarInfo:
 def _parse_pax(body: bytes) -> dict[str, str]:
     """Records "<length> <key>=<value>\\n" of a PAX header."""
     records: dict[str, str] = {}
-    rest = body
-    while rest.rstrip(b"\0"):
-        length, space, _ = rest.partition(b" ")
-        if not space or not length.isdigit() or len(length) > 8 or not 0 < int(length) <= len(rest):
-            raise TarError("a damaged PAX header")
-        record, rest = rest[len(length) + 1 : int(length)], rest[int(length) :]
-        key, equals, value = record.partition(b"=")
-        if not equals or not value.endswith(b"\n"):
+    body = body.rstrip(b"\0")
+    at = 0
+    while at < len(body):
+        # In place: copies of the rest would take time that grows with the square of the size.
+        space = body.find(b" ", at, at + 9)
+        length = body[at:space] if space > at else b""
+        end = at + int(length) if length.isdigit() else 0
+        key, equals, value = body[space + 1 : end].partition(b"=")
+        if not space < end <= len(body) or not equals or not value.endswith(b"\n"):
             raise TarError("a damaged PAX header")
         records[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
+        at = end
     return records
 
 
@@ -171,6 +187,8 @@ def _size_of(records: dict[str, str], size: int, path: str) -> int:
 
 def _clean(path: str) -> str:
     """The path without ./ and double slashes; TarError if it leaves the archive's folder."""
+    if len(path) > MAX_PATH_CHARACTERS:
+        raise TarError(f"a path of {len(path)} characters; at most {MAX_PATH_CHARACTERS} are taken")
     segments = [segment for segment in path.split("/") if segment not in ("", ".")]
     if path.startswith("/") or ".." in segments or "\0" in path:
         raise TarError(f"{path[:200]!r} leads out of the archive")
@@ -193,14 +211,17 @@ def gunzip(limit_bytes: int) -> Callable[[bytes], Iterator[bytes]]:
     """A function that takes gzip data piece by piece and gives what it unpacks to, in pieces of at most
     1 MiB; TarError beyond `limit_bytes` in all, or when the data is damaged."""
     unpacker = zlib.decompressobj(wbits=31)
-    total = 0
+    total, members = 0, 1
 
     def unpack(data: bytes) -> Iterator[bytes]:
-        nonlocal unpacker, total
+        nonlocal unpacker, total, members
         while data:
             if unpacker.eof:  # several members one after the other, as seekable layers have
                 if not data.strip(b"\0"):
                     return
+                members += 1
+                if members > MAX_GZIP_MEMBERS:
+                    raise TarError(f"the layer is packed in more than {MAX_GZIP_MEMBERS} parts")
                 unpacker = zlib.decompressobj(wbits=31)
             try:
                 piece = unpacker.decompress(data, 1 << 20)
