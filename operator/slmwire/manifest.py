@@ -114,8 +114,8 @@ def _parse_file(index: int, row: Any) -> ManifestFile:
         raise ManifestError(f"{where}.size: {size!r} is not a number of bytes")
     if not isinstance(sha256, str) or not _HEX.fullmatch(sha256):
         raise ManifestError(f"{where}.sha256: must be 64 lower-case hexadecimal digits")
-    if not isinstance(url, str):
-        raise ManifestError(f"{where}.url: must be a string")
+    if not isinstance(url, str) or any("\ud800" <= character <= "\udfff" for character in url):
+        raise ManifestError(f"{where}.url: must be a string of Unicode text")
     offset = row.get("offset", 0)
     if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
         raise ManifestError(f"{where}.offset: {offset!r} is not a number of bytes")

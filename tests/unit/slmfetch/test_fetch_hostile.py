@@ -2,6 +2,8 @@
 """Crashes at the worst instant, sources that mean harm, disks that fill up under a fetch."""
 
 import contextlib
+import errno
+import json
 import signal
 import socket
 import subprocess
@@ -17,10 +19,11 @@ from slmfetch.config import Owner
 from slmfetch.errors import FetchError
 from slmfetch.fetch import fetch
 from slmfetch.oci import parse_challenges
-from slmfetch.partial import open_partial
+from slmfetch.partial import _boot_id, open_partial, trusted_bytes
 from slmfetch.refs import new_ref, write_ref
 from slmfetch.store import Store, scan
-from slmwire.manifest import Manifest
+from slmwire.distribution import parse_distribution
+from slmwire.manifest import Manifest, ManifestError, parse_manifest
 from slmwire.reasons import Reason
 from tests.unit.slmfetch.kit import assert_consistent, environment, job_of, manifest_of, noise, settings_of
 from tests.unit.slmfetch.origin import Origin, Reply, Seen
@@ -236,3 +239,87 @@ def test_two_fetches_that_do_not_fit_together_do_not_both_begin(
     fetch(store, job_of(_manifest(origin)), settings)
     assert_consistent(store)
     assert scan(store.partial) != []
+
+
+def _limits(folder: Path, text: str) -> Path:
+    path = folder / "distribution.json"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("rate", [1 << 60, 10**400])
+def test_a_rate_beyond_all_links_is_no_limit(origin: Origin, store: Store, tmp_path: Path, rate: int) -> None:
+    sites = '{"s":{"n1":"127.0.2.1","n2":"127.0.2.2"}}'
+    path = _limits(tmp_path, f'{{"rateLimitBytesPerSecond":{rate},"peerPort":1,"sites":{sites}}}')
+    fetch(store, job_of(_manifest(origin)), settings_of(store, distribution_file=path, node="n1"))
+    assert_consistent(store)
+    with pytest.raises(ValueError, match="peerPort"):
+        parse_distribution('{"peerPort":65536}')
+
+
+def test_a_byte_a_second_does_not_outlast_the_deadline(origin: Origin, store: Store, tmp_path: Path) -> None:
+    path = _limits(tmp_path, '{"rateLimitBytesPerSecond":1}')
+    began = time.monotonic()
+    with pytest.raises(FetchError, match="not done within"):
+        fetch(
+            store, job_of(_manifest(origin)), settings_of(store, distribution_file=path, timeout_seconds=0.5)
+        )
+    assert time.monotonic() - began < 4
+
+
+def test_a_clock_that_jumps_back_does_not_lengthen_what_a_source_asked_for(
+    origin: Origin, store: Store
+) -> None:
+    manifest = _manifest(origin)
+    partial = open_partial(store, manifest.files[0])
+    assert partial is not None
+    now = time.time()
+    partial.hold_off(now + 60, origin="o")
+    partial.close()
+    partial = open_partial(store, manifest.files[0])
+    assert partial is not None
+    partial.restore()
+    assert 55 < partial.hold_off_seconds("o", now) <= 62
+    assert 0 < partial.hold_off_seconds("o", now - 86_400) <= 62
+    assert partial.hold_off_seconds("o", now + 100) == 0
+    partial.close()
+
+
+def test_bytes_that_were_thrown_away_do_not_count_as_synced(origin: Origin, store: Store) -> None:
+    manifest = _manifest(origin)
+    partial = open_partial(store, manifest.files[0])
+    assert partial is not None
+    partial.restore()
+    meta = store.partial / f"{manifest.files[0].sha256}.json"
+    meta.write_text(json.dumps({"synced": 5000, "bootId": _boot_id()}))
+    partial.write(memoryview(DATA)[:9000])
+    partial.close()
+    partial = open_partial(store, manifest.files[0])
+    assert partial is not None
+    partial.restore()
+    partial.reset()
+    partial.describe(etag="", origin="")
+    partial.write(memoryview(DATA)[:7000])
+    # A power cut now: nothing of these bytes was synced.
+    assert trusted_bytes(json.loads(meta.read_text()) | {"bootId": "before"}, 7000) == 0
+    partial.close()
+
+
+def test_a_full_disk_does_not_hide_that_bytes_are_wrong(
+    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("slmfetch.quarantine.write_json", full)
+    manifest = _manifest(origin)
+    origin.files["/m/model.onnx"] = noise(len(DATA), 99)
+    with pytest.raises(FetchError, match="the manifest promises") as caught:
+        fetch(store, job_of(manifest), settings_of(store))
+    assert caught.value.reason is Reason.INTEGRITY_MISMATCH
+
+
+def test_a_url_that_is_no_text_is_refused(origin: Origin) -> None:
+    (row,) = json.loads(_manifest(origin).to_json())["files"]
+    with pytest.raises(ManifestError, match=r"url"):
+        parse_manifest(json.dumps({"files": [row | {"url": "http://h/\ud800"}]}))
