@@ -21,7 +21,7 @@ from slmfetch.fetch import fetch
 from slmfetch.oci import parse_challenges
 from slmfetch.partial import _boot_id, open_partial, trusted_bytes
 from slmfetch.refs import new_ref, write_ref
-from slmfetch.store import Store, scan
+from slmfetch.store import Store, scan, write_json
 from slmwire.distribution import parse_distribution
 from slmwire.manifest import Manifest, ManifestError, parse_manifest
 from slmwire.reasons import Reason
@@ -323,3 +323,25 @@ def test_a_url_that_is_no_text_is_refused(origin: Origin) -> None:
     (row,) = json.loads(_manifest(origin).to_json())["files"]
     with pytest.raises(ManifestError, match=r"url"):
         parse_manifest(json.dumps({"files": [row | {"url": "http://h/\ud800"}]}))
+
+
+def test_a_disk_that_fills_up_at_the_very_last_byte_is_told_as_such(
+    origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmfetch.download.PIECE_BYTES", 40_000)
+    monkeypatch.setattr("slmfetch.download.PROBE_BYTES", 20_000)
+    monkeypatch.setattr("slmfetch.partial.CHECKPOINT_BYTES", 1)
+
+    def write(path: Path, body: dict[str, object]) -> None:
+        if body.get("synced") == len(DATA):
+            raise OSError(errno.ENOSPC, "full")
+        write_json(path, body)
+
+    monkeypatch.setattr("slmfetch.partial.write_json", write)
+    manifest = _manifest(origin)
+    origin.etags["/m/model.onnx"] = '"v1"'
+    with pytest.raises(FetchError) as caught:
+        fetch(store, job_of(manifest), settings_of(store))
+    assert len(origin.seen) > 2, "over several connections"
+    assert caught.value.reason is Reason.INSUFFICIENT_CAPACITY, caught.value.message
+    assert scan(store.partial) == []
