@@ -287,8 +287,11 @@ async def test_metadata_services_are_no_realm_no_registry_and_no_storage(
     assert error.permanent and "loopback" in str(error)
 
 
-async def test_a_realm_that_is_no_url_is_refused(registry: FakeRegistry, resolver: SourceResolver) -> None:
-    registry.auth, registry.realm = "bearer", "file:///etc/passwd"
+@pytest.mark.parametrize("realm", ["file:///etc/passwd", "http://[::1/token", ""])
+async def test_a_realm_that_is_no_url_is_refused(
+    registry: FakeRegistry, resolver: SourceResolver, realm: str
+) -> None:
+    registry.auth, registry.realm = "bearer", realm or " "
     registry.push(registry.raw("a", b"1"))
     error = await failure(resolver, source_of(registry))
     assert error.reason is Reason.ACCESS_DENIED and "not https" in str(error)
