@@ -185,3 +185,13 @@ async def test_unreachable_endpoint(resolver: SourceResolver) -> None:
     error = await failure(resolver, source)
     assert error.reason is Reason.SOURCE_UNAVAILABLE and not error.permanent
     assert "a/b@main" in str(error)
+
+
+async def test_a_name_that_leads_elsewhere_the_second_time_gains_nothing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was answered there is not even told apart by status."""
+    monkeypatch.setattr("slmops.adapters.sources.addresses._lookup", lambda host: ["93.184.216.34"])
+    endpoint = hub.url.replace("127.0.0.1", "localhost")
+    error = await failure(build_resolver(), source_of(hub, endpoint=endpoint))
+    assert error.reason is Reason.ACCESS_DENIED and "localhost leads to 127.0.0.1" in str(error)

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit, urlunsplit
 from slmops.ports.sources import SourceError
 from slmwire.reasons import Reason
 
-
 MAX_RETRY_AFTER_SECONDS: Final = 86_400.0
 """Whatever a source asks for, it is tried once a day; a time beyond the calendar could not even be shown."""
 

@@ -121,6 +121,16 @@ def _check_request(request: "httpx2.Request") -> None:
         policy.check_host(request.url.host)
 
 
+def _check_peer(response: "httpx2.Response") -> None:
+    """The client looked the name up once more to connect: it may lead elsewhere by now (DNS rebinding)."""
+    stream = response.extensions.get("network_stream")
+    if stream is None or _is_proxied(response.request):
+        return
+    address = stream.get_extra_info("server_addr")
+    if address:
+        _policy.get(AddressPolicy()).check_address(str(address[0]), host=response.request.url.host)
+
+
 def _is_proxied(request: "httpx2.Request") -> bool:
     from urllib.request import getproxies, proxy_bypass
 
@@ -131,6 +141,8 @@ def _is_proxied(request: "httpx2.Request") -> bool:
 def _bound_response(response: "httpx2.Response") -> None:
     """Runs before the body is read."""
     import httpx2
+
+    _check_peer(response)
 
     inner = response.stream
 
