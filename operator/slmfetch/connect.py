@@ -211,5 +211,6 @@ def network_error(url: str, error: Exception) -> TransferError:
         # Their own texts quote the whole URL or header, secrets included.
         return TransferError(Reason.SOURCE_UNAVAILABLE, f"{where} is not a valid URL", retryable=False)
     else:
-        text = f"{where}: {error or type(error).__name__}"
+        # A server may say what it likes where a status is due.
+        text = f"{where}: {str(error)[:200] or type(error).__name__}"
     return TransferError(Reason.SOURCE_UNAVAILABLE, text, retryable=True)

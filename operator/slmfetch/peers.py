@@ -45,7 +45,7 @@ REFUSED_SECONDS: Final = 10.0
 BUSY_SECONDS: Final = 1.0
 SILENCE_SECONDS: Final = 60.0
 TRIAL_SECONDS: Final = 60.0
-"""Who promised bytes is judged, over all that was asked of it, after so much time."""
+"""A node is judged, over all that was asked of it, after so much time."""
 TRIAL_LEFT_SECONDS: Final = 300.0
 FOREVER: Final = float("inf")
 
@@ -87,7 +87,7 @@ class Peers:
     _silences: Counter[str] = field(default_factory=Counter)
     _given: dict[str, Counter[str]] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
-    """What taking promised bytes from a node has cost, since it was last judged."""
+    """What taking from a node, or waiting for it, has cost since it was last judged."""
     _brought: Counter[str] = field(default_factory=Counter)
     _grace_left: float = GRACE_BUDGET_SECONDS
     _best: float = 0.0
@@ -138,10 +138,8 @@ class Peers:
             if target is not None:
                 _touch(marker)
                 self._take(target, file, partial, site, views)
-                if target.have > start:
-                    self._judge(
-                        target.name, site, seconds=time.monotonic() - began, count=partial.offset - start
-                    )
+                count, seconds = partial.offset - start, time.monotonic() - began
+                self._judge(target.name, site, seconds=seconds, count=count)
                 continue
             living = sum(view.name in site.elders for view in views)
             now = time.monotonic()
@@ -266,7 +264,7 @@ class Peers:
             self.sleep(POLL_SECONDS)  # what it said has changed meanwhile; not to spin
 
     def _judge(self, name: str, site: _Site, *, seconds: float, count: int) -> None:
-        """Leave, for a while, whoever brings next to nothing of what it says to have.
+        """Leave, for a while, whoever brings next to nothing of what it has, or says to get.
 
         No single answer shows that: each may be quick, and short.
         """

@@ -12,6 +12,7 @@ import pytest
 
 from slmfetch.peer_link import look
 from tests.unit.slmfetch import test_peers
+from tests.unit.slmfetch.kit import manifest_of
 from tests.unit.slmfetch.test_peers import DATA, NODES, Node
 
 Send = Callable[[bytes], object]
@@ -207,3 +208,20 @@ def test_chunks_are_not_taken(node: Node) -> None:
 def test_an_address_that_is_none_is_passed_over(node: Node) -> None:
     node.tell(**{NODES[0]: "127.0.2.2\0", NODES[2]: "\ud800"})
     assert fetched_within(node, 5) == 0
+
+
+def test_one_that_only_says_to_be_at_the_source_does_not_delay_each_file(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmfetch.peers.TRIAL_SECONDS", 0.8)
+    files = {f"f{number}": DATA[number : number + 100_000] for number in range(12)}
+    node.origin.files |= {f"/m/{path}": data for path, data in files.items()}
+    manifest = manifest_of({"m.onnx": DATA, **files}, f"{node.origin.url}/m")
+    node.manifest = manifest
+
+    def answer(offset: int, send: Send) -> None:
+        time.sleep(0.1)
+        send(head("204 No Content", state="source", have=0))
+
+    with rogue(node, answer, view=head("204 No Content", state="source", have=0)):
+        assert fetched_within(node, 4) == 0
