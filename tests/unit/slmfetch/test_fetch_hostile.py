@@ -345,3 +345,13 @@ def test_a_disk_that_fills_up_at_the_very_last_byte_is_told_as_such(
     assert len(origin.seen) > 2, "over several connections"
     assert caught.value.reason is Reason.INSUFFICIENT_CAPACITY, caught.value.message
     assert scan(store.partial) == []
+
+
+@pytest.mark.parametrize("key", ["size", "offset"])
+def test_no_file_has_more_bytes_than_sums_can_hold(origin: Origin, key: str) -> None:
+    (row,) = json.loads(_manifest(origin).to_json())["files"]
+    parse_manifest(json.dumps({"files": [row | {key: 1 << 50}]}))
+    for value in ((1 << 50) + 1, int("9" * 4000)):
+        with pytest.raises(ManifestError, match=f"files.0..{key}") as caught:
+            parse_manifest(json.dumps({"files": [row | {key: value}]}))
+        assert len(str(caught.value)) < 400
