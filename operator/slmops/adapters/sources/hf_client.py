@@ -104,6 +104,7 @@ def _build_client() -> "httpx2.Client":
         follow_redirects=True,
         max_redirects=5,
         timeout=TIMEOUT_SECONDS,
+        headers={"Accept-Encoding": "identity"},
         event_hooks={"request": [_check_request], "response": [_bound_response]},
     )
 
@@ -143,6 +144,13 @@ def _bound_response(response: "httpx2.Response") -> None:
     import httpx2
 
     _check_peer(response)
+    # The bound below is on what comes over the wire: a megabyte of gzip unfolds to a gigabyte.
+    if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise SourceError(
+            Reason.SOURCE_UNAVAILABLE,
+            f"{response.url.host} sends compressed answers though told not to; turn that off for the API",
+            permanent=True,
+        )
 
     inner = response.stream
 
