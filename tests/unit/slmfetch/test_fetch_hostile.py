@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from slmfetch.config import Owner
+from slmfetch.connect import Session
 from slmfetch.errors import FetchError
 from slmfetch.fetch import fetch
+from slmfetch.network import Network
 from slmfetch.oci import parse_challenges
 from slmfetch.partial import _boot_id, open_partial, trusted_bytes
 from slmfetch.refs import new_ref, write_ref
@@ -355,3 +357,25 @@ def test_no_file_has_more_bytes_than_sums_can_hold(origin: Origin, key: str) -> 
         with pytest.raises(ManifestError, match=f"files.0..{key}") as caught:
             parse_manifest(json.dumps({"files": [row | {key: value}]}))
         assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(("rate", "sessions"), [(60_000, 2), (4_000_000, 5)])
+def test_under_a_low_limit_one_connection_does(
+    origin: Origin, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int, sessions: int
+) -> None:
+    monkeypatch.setattr("slmfetch.download.PIECE_BYTES", 20_000)
+    monkeypatch.setattr("slmfetch.download.PROBE_BYTES", 10_000)
+    opened: list[Session] = []
+    open_session = Network.open_session
+
+    def count(network: Network) -> Session:
+        opened.append(open_session(network))
+        return opened[-1]
+
+    monkeypatch.setattr(Network, "open_session", count)
+    origin.files["/m/model.onnx"], origin.etags["/m/model.onnx"] = DATA[:90_000], '"v1"'
+    manifest = manifest_of({"model.onnx": DATA[:90_000]}, f"{origin.url}/m")
+    path = _limits(tmp_path, f'{{"rateLimitBytesPerSecond":{rate}}}')
+    fetch(store, job_of(manifest), settings_of(store, distribution_file=path, stall_timeout_seconds=5.0))
+    assert len(opened) == sessions, "one of them for the first piece"
+    assert_consistent(store)
