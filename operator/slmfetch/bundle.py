@@ -267,13 +267,26 @@ def _close(fds: list[int]) -> None:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended headers, which are read into memory, are bounded."""
+    """A member whose extended headers, which are read into memory, are bounded.
+
+    Maps of sparse files are not: they are refused before they are read.
+    """
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         extended = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
         if self.type in (*extended, tarfile.SOLARIS_XHDTYPE) and self.size > MAX_EXTENDED_BYTES:
             raise tarfile.ReadError("an extended header is too large")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._refuse_sparse()
         return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
+
+    def _refuse_sparse(self, *_: object) -> None:
+        raise FetchError(
+            Reason.UNFIT,
+            f"{self.name[:200]!r} in the bundle is not a regular file but a sparse one; leave --sparse out",
+        )
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
 
 
 def _import_tar(store: Store, stream: BinaryIO) -> Imported:
@@ -283,6 +296,9 @@ def _import_tar(store: Store, stream: BinaryIO) -> Imported:
         # A stream: no seeking, so that a pipe will do, and one pass over the bytes.
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member, bufsize=CHUNK_BYTES) as archive:
             for member in archive:
+                # It would keep them all, with their records.
+                archive.members.clear()  # type: ignore[attr-defined]
+                archive.pax_headers = {}
                 name = member.name.removeprefix("./")
                 if member.isdir():
                     folders += 1

@@ -128,7 +128,7 @@ def _remove_idle_partial(store: Store, sha256: str) -> int | None:
     """Bytes freed, None if a fetch is working on it."""
     path = store.partial / f"{sha256}.part"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return None
     try:

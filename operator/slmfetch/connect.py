@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
+from slmfetch.answer import Answer
 from slmfetch.errors import TransferError
 from slmfetch.log import plain_url
 from slmwire import env
@@ -21,6 +22,10 @@ from slmwire.reasons import Reason
 
 DRAIN_BYTES: Final = 64 << 10
 """Most of an answer that is read only to be able to use its connection again."""
+
+DRAIN_SECONDS: Final = 0.5
+HEAD_TIMEOUTS: Final = 2
+"""Headers may take so many times the longest silence, however they trickle in."""
 
 Origin = tuple[str, str, int]
 
@@ -43,9 +48,7 @@ class Session:
         self._kept: dict[Origin, http.client.HTTPConnection] = {}
         self._busy: http.client.HTTPConnection | None = None
 
-    def send(
-        self, url: str, headers: Mapping[str, str], *, form: bytes | None = None
-    ) -> http.client.HTTPResponse:
+    def send(self, url: str, headers: Mapping[str, str], *, form: bytes | None = None) -> Answer:
         """GET, or POST when there is a `form`; the answer must be given to `finish`. TransferError.
 
         A kept connection that the other side closed meanwhile is replaced once, silently.
@@ -60,12 +63,18 @@ class Session:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise network_error(url, error) from error
 
-    def finish(self, url: str, response: http.client.HTTPResponse) -> None:
+    @property
+    def patience_seconds(self) -> float:
+        """Longest that one step of an answer may take."""
+        return HEAD_TIMEOUTS * self._timeout
+
+    def finish(self, url: str, response: Answer) -> None:
         """Done with an answer: the connection is kept if little of it is unread, else it is closed."""
         connection, self._busy = self._busy, None
         keep = not response.will_close and response.length is not None and response.length <= DRAIN_BYTES
         if keep and response.length:
             try:
+                response.within(DRAIN_SECONDS)
                 response.read()
             except (OSError, http.client.HTTPException):
                 keep = False
@@ -100,7 +109,7 @@ class Session:
         url: str,
         headers: Mapping[str, str],
         form: bytes | None,
-    ) -> http.client.HTTPResponse:
+    ) -> Answer:
         parts = urlsplit(url)
         fresh, target, extra = self._connect(parts)
         connection = connection or fresh
@@ -110,9 +119,13 @@ class Session:
                 connection.connect()
                 connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer)
             self._busy = connection
+            # mypy knows this as a class, but any callable will do.
+            connection.response_class = functools.partial(  # type: ignore[assignment]
+                Answer, head_seconds=self.patience_seconds
+            )
             method = "GET" if form is None else "POST"
             connection.request(method, target, body=form, headers={**headers, **extra})
-            return connection.getresponse()
+            return cast("Answer", connection.getresponse())
         except BaseException:
             self._busy = None
             connection.close()
@@ -198,5 +211,6 @@ def network_error(url: str, error: Exception) -> TransferError:
         # Their own texts quote the whole URL or header, secrets included.
         return TransferError(Reason.SOURCE_UNAVAILABLE, f"{where} is not a valid URL", retryable=False)
     else:
-        text = f"{where}: {error or type(error).__name__}"
+        # A server may say what it likes where a status is due.
+        text = f"{where}: {str(error)[:200] or type(error).__name__}"
     return TransferError(Reason.SOURCE_UNAVAILABLE, text, retryable=True)

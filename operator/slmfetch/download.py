@@ -17,6 +17,7 @@ from slmfetch.partial import MAX_RETRY_AFTER_SECONDS, Partial, open_partial
 from slmfetch.peers import Peers
 from slmfetch.progress import From, Reporter, Tally
 from slmfetch.quarantine import SAMPLE_BYTES, add_record, clear_record, read_record
+from slmfetch.room import NoRoom, RoomWatch, promised_bytes
 from slmfetch.store import CHUNK_BYTES, Store, wait_for_lock
 from slmwire.manifest import ManifestFile
 from slmwire.reasons import Reason
@@ -51,11 +52,13 @@ class Downloader:
     """Limits and peers as they are now."""
     _pace: Pace = field(init=False)
     _peers: Peers = field(init=False)
+    _room: RoomWatch = field(init=False)
     _connections: int = field(init=False)
     """For the files to come; fewer once a source could not bear so many."""
 
     def __post_init__(self) -> None:
         self._connections = self.settings.connections
+        self._room = RoomWatch(self.store, self.settings)
         self.distribution = DistributionFile(self.settings.distribution_file)
         self._pace = Pace(lambda: self.distribution.current().rate_limit_bytes_per_second)
         self._peers = Peers(
@@ -81,6 +84,11 @@ class Downloader:
             try:
                 if not self.store.check_blob(file):
                     self._fill(file, partial)
+            except NoRoom:
+                # Of two that do not fit together, one makes room; it comes back when the other is done.
+                if promised_bytes(self.store, except_for={file.sha256}):
+                    partial.remove()
+                raise
             finally:
                 partial.close()
         self.reporter.end(file)
@@ -267,12 +275,19 @@ class Downloader:
                 partial.reset()
             raise
 
+    def _pause(self, seconds: float) -> bool:
+        """Whether time is up: at a byte a second a single read is paid for over an hour."""
+        self.sleep(seconds)
+        return time.monotonic() >= self.deadline
+
     def _count(self, count: int) -> None:
         self.tally.add(count, From.SOURCE)
+        self._room.count(count)
 
     def _count_from_peers(self, count: int) -> None:
         self.tally.add(count, From.PEERS)
         self.reporter.advance(count, From.PEERS)
+        self._room.count(count)
 
     def _connect(self) -> "Network":
         """Made when it is needed first: a cached model starts without the modules behind it."""
@@ -295,7 +310,7 @@ class Downloader:
             partial.write(memoryview(data))
             self._count(len(data))
             self.reporter.update(partial.offset, From.SOURCE)
-            pace.pay(len(data), self.sleep)
+            pace.pay(len(data), self._pause)
             if time.monotonic() >= self.deadline and partial.offset < file.size:
                 raise self._out_of_time(file, partial, "the source is too slow")
 

@@ -3,7 +3,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from urllib.parse import urlsplit
@@ -13,10 +12,10 @@ from slmfetch.config import Owner, Settings
 from slmfetch.download import Downloader
 from slmfetch.errors import FetchError
 from slmfetch.log import log
-from slmfetch.partial import list_ahead
 from slmfetch.progress import Reporter, Tally, clear_progress, progress_path
 from slmfetch.refs import Ref, UnreadableRef, new_ref, next_stamp, read_refs, write_ref
-from slmfetch.store import NO_SPACE, Store, default_reserve_bytes, discard, is_tree_in_use
+from slmfetch.room import find_shortage
+from slmfetch.store import NO_SPACE, Store, discard, is_tree_in_use
 from slmfetch.tree import is_tree_intact, publish_tree
 from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason
@@ -215,56 +214,13 @@ def _check_url(file: ManifestFile) -> None:
 
 def _preflight(store: Store, job: Job, settings: Settings, missing: Sequence[ManifestFile]) -> None:
     """Refuse before the first byte what cannot fit; old versions nobody pins make room first."""
-    if not _shortage(store, settings, missing):
+    if not find_shortage(store, settings, missing):
         return
     with store.locked():
         _clean(store, job, settings)
-    shortage = _shortage(store, settings, missing)
+    shortage = find_shortage(store, settings, missing)
     if shortage:
         raise FetchError(
             Reason.INSUFFICIENT_CAPACITY,
             f"revision {job.revision} ({job.manifest.size_bytes} bytes) does not fit this node: {shortage}",
         )
-
-
-def _shortage(store: Store, settings: Settings, missing: Sequence[ManifestFile]) -> str:
-    """What is lacking, with the numbers and the cure; empty if all fits."""
-    needed = sum(max(file.size - _partial_bytes(store, file), 0) for file in missing)
-    held = store.held_bytes()
-    limit = settings.size_limit_bytes
-    if limit and held + needed > limit:
-        return (
-            f"{needed} bytes are missing, the store holds {held} of at most {limit}; "
-            "raise cache.sizeLimit or lower cache.keepPrevious"
-        )
-    free, total = store.free_bytes()
-    percent = settings.high_watermark_percent
-    if percent and needed > free - (total - total * percent // 100):
-        return (
-            f"{needed} bytes are missing, {total - free} of {total} are in use on the file system of "
-            f"{store.root}, which may be filled to {percent} %; free space there, lower "
-            "cache.keepPrevious or raise cache.highWatermarkPercent"
-        )
-    reserve = _reserve_bytes(settings, total)
-    if needed > free - reserve:
-        return (
-            f"{needed} bytes are missing, {free} of {total} are free on the file system of {store.root}, and "
-            f"{reserve} of them are left for the node; free space there or lower cache.keepPrevious"
-        )
-    return ""
-
-
-def _reserve_bytes(settings: Settings, total_bytes: int) -> int:
-    if settings.reserve_bytes is not None:
-        return settings.reserve_bytes
-    # A watermark takes the place of the rule of thumb.
-    return 0 if settings.high_watermark_percent else default_reserve_bytes(total_bytes)
-
-
-def _partial_bytes(store: Store, file: ManifestFile) -> int:
-    paths = [store.partial / f"{file.sha256}.part", *list_ahead(store, file.sha256).values()]
-    sizes = 0
-    for path in paths:
-        with suppress(FileNotFoundError):  # another fetch on this node is at it
-            sizes += path.stat().st_size
-    return sizes

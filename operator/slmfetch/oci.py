@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
+from slmfetch.answer import Answer
 from slmfetch.auth import basic
 from slmfetch.connect import Session, network_error, origin_of, parse_retry_after
 from slmfetch.errors import FetchError, TransferError
@@ -27,6 +28,7 @@ CONFIG_FILE: Final = "config.json"
 DEFAULT_TOKEN_SECONDS: Final = 60.0
 """What the specification says when a token service does not."""
 MAX_TOKEN_BYTES: Final = 256 << 10
+MAX_CHALLENGE_CHARACTERS: Final = 4096
 CLIENT_ID: Final = "slmfetch"
 _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:blobs|manifests)/")
 _CHALLENGE: Final = re.compile(r'([A-Za-z]+)\s+((?:[A-Za-z_-]+\s*=\s*(?:"[^"]*"|[^\s,"]+)\s*,?\s*)+)')
@@ -178,7 +180,8 @@ def parse_challenges(headers: Sequence[str]) -> dict[str, dict[str, str]]:
     """WWW-Authenticate headers as {scheme: {parameter: value}}, names in lower case."""
     found: dict[str, dict[str, str]] = {}
     for header in headers:
-        for scheme, text in _CHALLENGE.findall(header):
+        # Beyond any real one, the time to look through it would grow with its square.
+        for scheme, text in _CHALLENGE.findall(header[:MAX_CHALLENGE_CHARACTERS]):
             values = {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(text)}
             found.setdefault(scheme.lower(), values)
     return found
@@ -215,6 +218,7 @@ def _ask_realm(realm: str, fields: Mapping[str, str], login: Login, session: Ses
     try:
         if response.status != 200:
             raise _realm_error(realm, response, login)
+        response.within(session.patience_seconds)
         text = response.read(MAX_TOKEN_BYTES)
     except (OSError, http.client.HTTPException) as error:
         raise network_error(realm, error) from error
@@ -227,7 +231,7 @@ def _ask_realm(realm: str, fields: Mapping[str, str], login: Login, session: Ses
     return body if isinstance(body, dict) else {}
 
 
-def _realm_error(realm: str, response: http.client.HTTPResponse, login: Login) -> TransferError:
+def _realm_error(realm: str, response: Answer, login: Login) -> TransferError:
     where, status = plain_url(realm), response.status
     wait = parse_retry_after(response.getheader("Retry-After", ""), time.time())
     if status == 429 or status >= 500:

@@ -21,6 +21,9 @@ PROGRESS_BYTES: Final = 64 << 10
 RETRY_SECONDS: Final = 0.2
 LOOK_SECONDS: Final = 0.5
 END_SECONDS: Final = 5.0
+LEAST_RATE: Final = 64 << 10
+"""Under a lower limit one connection does: several would wait so long for their turn that each piece looked
+stuck and was asked for again, and what the kernel had taken of it came twice."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +54,8 @@ class Crew:
         """Until all is here, or nobody goes on: then the error that weighs most. `look` is called now and
         then and may raise to end it all."""
         threads = []
-        for _ in range(self.size):
+        rate = self.network.pace.rate()
+        for _ in range(1 if 0 < rate < LEAST_RATE else self.size):
             session = self.network.open_session()
             self._sessions.append(session)
             threads.append(threading.Thread(target=self._work, args=(session,), daemon=True))

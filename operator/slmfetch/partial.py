@@ -4,6 +4,7 @@
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -57,7 +58,7 @@ class Partial:
         """Identity of that source; a validator means nothing to another one."""
         self.not_before = 0.0
         """Seconds since the epoch before which the source `_held_by` asked not to be bothered."""
-        self._held_by = ""
+        self._held_by, self._held_seconds = "", 0.0
         self.splits = False
         """Whether that source serves ranges of what cannot change unnoticed."""
         self._recorded = False
@@ -86,6 +87,7 @@ class Partial:
         self.splits = meta.get("splits") is True
         self.not_before = float(_number(meta.get("notBefore")))
         self._held_by = str(meta.get("heldBy", ""))
+        self._held_seconds = float(_number(meta.get("heldSeconds")))
         self._rehash(usable)
         self._synced = min(_number(meta.get("synced")), usable)
 
@@ -98,6 +100,7 @@ class Partial:
         self.offset = self._synced = 0
         self.etag = self.origin = ""
         self.splits = False
+        self._recorded = False  # on disk, it still says how much of the old bytes was synced
 
     def describe(self, *, etag: str, origin: str) -> None:
         """Record where the bytes that follow come from, before the first of them is written."""
@@ -133,11 +136,12 @@ class Partial:
     def hold_off(self, until: float, *, origin: str) -> None:
         """Remember, for runs to come too, not to ask the source `origin` before `until`."""
         self.not_before, self._held_by = until, origin
+        self._held_seconds = max(until - time.time(), 0.0)
         self._write_meta()
 
     def hold_off_seconds(self, origin: str, now: float) -> float:
-        """Seconds to wait before asking `origin`; a time beyond any Retry-After is a clock's error."""
-        wait = self.not_before - now
+        """Seconds to wait before asking `origin`, never more than it asked for: clocks jump back."""
+        wait = min(self.not_before - now, self._held_seconds + 1.0)
         return wait if origin == self._held_by and 0 < wait <= 2 * MAX_RETRY_AFTER_SECONDS else 0.0
 
     def write(self, data: memoryview) -> None:
@@ -168,9 +172,11 @@ class Partial:
         if actual != self._file.sha256:
             return actual
         try:
-            os.fchmod(self._fd, BLOB_MODE)
             os.fsync(self._fd)
             self._path.rename(self._store.blob(self._file.sha256))
+            # Not before: without capabilities nobody could open a read-only .part again, be it another
+            # fetch while we sync or the next one after a crash. A blob that missed this is mended.
+            os.fchmod(self._fd, BLOB_MODE)
             fsync_dir(self._store.blobs)
             self.discard_ahead()
             self._meta.unlink(missing_ok=True)
@@ -209,6 +215,7 @@ class Partial:
             "bootId": _boot_id(),
             "notBefore": self.not_before,
             "heldBy": self._held_by,
+            "heldSeconds": self._held_seconds,
             "splits": self.splits,
         }
         try:

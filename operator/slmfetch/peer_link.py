@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final, cast
 
+from slmfetch.answer import Answer
 from slmfetch.exchange import HAVE_HEADER, STATE_HEADER, State
 from slmfetch.store import CHUNK_BYTES
 from slmwire.manifest import ManifestFile
@@ -23,6 +25,8 @@ LOOK_SECONDS: Final = 1.5
 """Longest that a look at all peers together takes."""
 SILENT_SECONDS: Final = 4.0
 """Longest silence within an answer; an agent that waits for bytes says so before that."""
+HEAD_SECONDS: Final = 8.0
+"""Longest that the headers of an answer take, however they trickle in."""
 WAIT_SECONDS: Final = 2
 """How long an agent is asked to wait for bytes that are not there yet."""
 MEASURE_SECONDS: Final = 5.0
@@ -32,7 +36,10 @@ LOWEST_BYTES_PER_SECOND: Final = 64 << 10
 BEST_SHARE: Final = 1 / 16
 CREEP_SECONDS: Final = 60.0
 """Over so long a node that is at the source must get the lowest speed that its followers put up with."""
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+BEHIND_SECONDS: Final = 600.0
+"""How long a node that gets bytes may give us none because we are ahead of it."""
+PAUSE_SECONDS: Final = 0.25
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +95,7 @@ class Link:
     def __init__(self, *, name: str, address: str, port: int) -> None:
         self._name = name
         self._connection = http.client.HTTPConnection(address, port, timeout=CONNECT_SECONDS)
+        self._connection.response_class = partial(Answer, head_seconds=HEAD_SECONDS)  # type: ignore[assignment]
         self.bytes_taken = 0
         self.best_bytes_per_second = 0.0
 
@@ -114,12 +122,12 @@ class Link:
         What `sink` raises goes through.
         """
         offset, alive, have = start, time.monotonic(), 0
-        marked_at, mark = alive, start
+        marked_at, mark, given_at = alive, start, alive
         while offset < file.size:
             now = time.monotonic()
             if now >= bounds.deadline:
                 return End.DEADLINE
-            if now - alive > bounds.patience_seconds:
+            if now - alive > bounds.patience_seconds or now - given_at > BEHIND_SECONDS:
                 return End.SILENT
             if now - marked_at >= CREEP_SECONDS:
                 # What it got counts as well as what we got: it may be behind us, or far ahead.
@@ -135,9 +143,13 @@ class Link:
                     state, size = _describe(response)
                     if state is not State.SOURCE:
                         return End.NO_MORE
+                    if size > offset:
+                        return End.GONE  # it says that it has more, and gives none
                     if size > have:
                         # Behind us, but it gets bytes.
                         have, alive = size, time.monotonic()
+                    if time.monotonic() - now < PAUSE_SECONDS:
+                        time.sleep(PAUSE_SECONDS)  # it does not wait as it was asked to; not to spin
                     continue
             except TimeoutError:
                 return End.TIMEOUT
@@ -147,10 +159,13 @@ class Link:
                 return _refusal(response.status)
             if not _fits(response, file, offset):
                 return End.GONE
+            whole = response.getheader(STATE_HEADER) == State.WHOLE
             end, offset = self._receive(response, file, offset, sink, bounds)
             if end is not None:
                 return end
-            alive = time.monotonic()
+            if whole and offset < file.size:
+                return End.GONE  # who has all gives all at once
+            alive = given_at = time.monotonic()
         return End.DONE
 
     def _ask(self, method: str, file: ManifestFile, headers: Mapping[str, str]) -> http.client.HTTPResponse:
@@ -159,7 +174,10 @@ class Link:
             # The short timeout was for connecting only.
             cast("socket.socket", self._connection.sock).settimeout(SILENT_SECONDS)
         self._connection.request(method, f"{AGENT_BLOBS}{file.sha256}", headers=dict(headers))
-        return self._connection.getresponse()
+        response = self._connection.getresponse()
+        if response.chunked:
+            raise http.client.HTTPException("an agent sends no chunks")
+        return response
 
     def _receive(
         self,
@@ -245,7 +263,7 @@ def look(
 def is_address(text: str) -> bool:
     """Whether it is a literal IP address: names are never looked up."""
     for family in (socket.AF_INET, socket.AF_INET6):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             socket.inet_pton(family, text)
             return True
     return False

@@ -44,6 +44,9 @@ POLL_SECONDS: Final = 0.25
 REFUSED_SECONDS: Final = 10.0
 BUSY_SECONDS: Final = 1.0
 SILENCE_SECONDS: Final = 60.0
+TRIAL_SECONDS: Final = 60.0
+"""A node is judged, over all that was asked of it, after so much time."""
+TRIAL_LEFT_SECONDS: Final = 300.0
 FOREVER: Final = float("inf")
 
 
@@ -83,6 +86,9 @@ class Peers:
     _silent: set[str] = field(default_factory=set)
     _silences: Counter[str] = field(default_factory=Counter)
     _given: dict[str, Counter[str]] = field(default_factory=dict)
+    _seconds: dict[str, float] = field(default_factory=dict)
+    """What taking from a node, or waiting for it, has cost since it was last judged."""
+    _brought: Counter[str] = field(default_factory=Counter)
     _grace_left: float = GRACE_BUDGET_SECONDS
     _best: float = 0.0
 
@@ -126,11 +132,14 @@ class Peers:
             site = self._site(file)
             if site is None:
                 return
+            began, start = time.monotonic(), partial.offset
             views = self._look(file, site)
-            target = self._choose(file, site, views, offset=partial.offset)
+            target = self._choose(file, site, views, offset=start)
             if target is not None:
                 _touch(marker)
                 self._take(target, file, partial, site, views)
+                count, seconds = partial.offset - start, time.monotonic() - began
+                self._judge(target.name, site, seconds=seconds, count=count)
                 continue
             living = sum(view.name in site.elders for view in views)
             now = time.monotonic()
@@ -253,6 +262,20 @@ class Peers:
             self._silent.add(target.name)
         elif end is End.NO_MORE and not taken:
             self.sleep(POLL_SECONDS)  # what it said has changed meanwhile; not to spin
+
+    def _judge(self, name: str, site: _Site, *, seconds: float, count: int) -> None:
+        """Leave, for a while, whoever brings next to nothing of what it has, or says to get.
+
+        No single answer shows that: each may be quick, and short.
+        """
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        self._brought[name] += count
+        if self._seconds[name] < TRIAL_SECONDS:
+            return
+        if self._brought[name] < site.creep_bytes_per_second * self._seconds[name]:
+            log("a node of the site gives too little", level="warning", node=name, bytes=self._brought[name])
+            self._left_until[name] = time.monotonic() + TRIAL_LEFT_SECONDS
+        del self._seconds[name], self._brought[name]
 
     def _leave_silent(self, name: str) -> None:
         # It cost time, and would again: twice as long each time.

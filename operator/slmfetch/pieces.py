@@ -61,6 +61,7 @@ class Pieces:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _taking: bool = True
     _open: bool = True
+    _failed: bool = False
 
     def __post_init__(self) -> None:
         with self._changed:
@@ -80,8 +81,8 @@ class Pieces:
 
     @property
     def complete(self) -> bool:
-        """Whether the partial has the file's size."""
-        return self.partial.offset >= self.size
+        """Whether the partial has the file's size, and all of it could be written."""
+        return self.partial.offset >= self.size and not self._failed
 
     def take(self) -> Piece | None:
         """The first piece that nobody brings, or one that does not move; None when that is it.
@@ -124,6 +125,7 @@ class Pieces:
             except BaseException:
                 # Nobody writes after that: a full disk has cost the partial, and nothing may be left.
                 self._taking = self._open = False
+                self._failed = True
                 self._changed.notify_all()
                 raise
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from slmfetch.log import plain_url
+from slmfetch.log import log, plain_url
 from slmfetch.store import Store, discard, read_json, scan, write_json
 from slmwire.manifest import ManifestFile
 
@@ -61,21 +61,23 @@ def add_record(store: Store, file: ManifestFile, *, actual_sha256: str, sample: 
     now = time.time()
     wait = min(HOLD_OFF_SECONDS * 2 ** min(failures - 1, 20), MAX_HOLD_OFF_SECONDS)
     record = Record(failures=failures, actual_sha256=actual_sha256, not_before=now + wait, url=url)
-    write_json(
-        store.quarantine / f"{file.sha256}.json",
-        {
-            "path": file.path,
-            "url": url,
-            "expectedSha256": file.sha256,
-            "actualSha256": actual_sha256,
-            "size": file.size,
-            "failures": failures,
-            "at": now,
-            "notBefore": record.not_before,
-            "sample": base64.b64encode(sample[:SAMPLE_BYTES]).decode(),
-        },
-    )
-    _bound(store)
+    body = {
+        "path": file.path,
+        "url": url,
+        "expectedSha256": file.sha256,
+        "actualSha256": actual_sha256,
+        "size": file.size,
+        "failures": failures,
+        "at": now,
+        "notBefore": record.not_before,
+        "sample": base64.b64encode(sample[:SAMPLE_BYTES]).decode(),
+    }
+    try:
+        write_json(store.quarantine / f"{file.sha256}.json", body)
+        _bound(store)
+    except OSError as error:
+        # A full disk must not hide what is wrong with the source.
+        log("the failed verification cannot be recorded", level="warning", why=str(error))
     return record
 
 

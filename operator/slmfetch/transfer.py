@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
+from slmfetch.answer import Answer
 from slmfetch.auth import Access
 from slmfetch.connect import Session, network_error, origin_of, parse_retry_after
 from slmfetch.errors import FetchError, IntegrityError, TransferError
@@ -15,7 +16,9 @@ from slmfetch.log import plain_url
 from slmwire.reasons import Reason
 
 MAX_REDIRECTS: Final = 5
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+ERROR_SECONDS: Final = 2.0
+"""Longest that the text of an error is read."""
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _OCI_BLOB: Final = re.compile(r"/v2/.+/blobs/sha256:[0-9a-f]{64}")
 _S3_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -47,9 +50,7 @@ class Request:
 class Body:
     """An answer whose bytes start at `start` of the file."""
 
-    def __init__(
-        self, session: Session, response: http.client.HTTPResponse, *, url: str, start: int, etag: str
-    ) -> None:
+    def __init__(self, session: Session, response: Answer, *, url: str, start: int, etag: str) -> None:
         self._session, self._response, self._url = session, response, url
         self.start = start
         self.etag = etag
@@ -63,6 +64,7 @@ class Body:
         Waiting for a full buffer instead would lose it when we are killed on a slow link.
         """
         try:
+            self._response.within(self._session.patience_seconds)
             return self._response.read1(count)
         except (OSError, http.client.HTTPException) as error:
             raise network_error(self._url, error) from error
@@ -143,9 +145,7 @@ def _redirected(url: str, target: str) -> str:
     return new
 
 
-def _judge(
-    request: Request, url: str, session: Session, response: http.client.HTTPResponse, refusal: str
-) -> Body:
+def _judge(request: Request, url: str, session: Session, response: Answer, refusal: str) -> Body:
     where = plain_url(url)
     status = response.status
     if status not in (200, 206):
@@ -174,8 +174,9 @@ def _judge_whole(request: Request, where: str, length: str) -> None:
             "support Range requests, or serve the file by itself",
             retryable=False,
         )
-    if length.isdecimal() and int(length) != request.size:
-        raise _size_error(where, int(length), request.size)
+    # As a text first: beyond some length Python makes no number of it.
+    if length.isdecimal() and (len(length) > 18 or int(length) != request.size):
+        raise _size_error(where, length, request.size)
 
 
 def _judge_range(request: Request, where: str, text: str) -> None:
@@ -184,7 +185,7 @@ def _judge_range(request: Request, where: str, text: str) -> None:
         raise TransferError(
             Reason.SOURCE_UNAVAILABLE,
             f"{where} answers with bytes that were not asked for "
-            f"(Content-Range {text!r}, asked from {request.base + request.start})",
+            f"(Content-Range {text[:100]!r}, asked from {request.base + request.start})",
             retryable=True,
         )
     if match[3] == "*":
@@ -192,12 +193,12 @@ def _judge_range(request: Request, where: str, text: str) -> None:
     total = int(match[3])
     # With a base, the total is that of the archive around the file.
     if total < request.base + request.size if request.base else total != request.size:
-        raise _size_error(where, total, request.base + request.size)
+        raise _size_error(where, match[3], request.base + request.size)
 
 
-def _size_error(where: str, actual: int, expected: int) -> IntegrityError:
+def _size_error(where: str, actual: str, expected: int) -> IntegrityError:
     return IntegrityError(
-        f"{where} has {actual} bytes, the manifest promises {expected}; "
+        f"{where} has {actual[:30]} bytes, the manifest promises {expected}; "
         "the file was changed, or a proxy answers in its place"
     )
 
@@ -206,9 +207,7 @@ def _denied(where: str, answer: str, refusal: str) -> TransferError:
     return TransferError(Reason.ACCESS_DENIED, f"{where} answered {answer}: {refusal}", retryable=False)
 
 
-def _status_error(
-    request: Request, where: str, response: http.client.HTTPResponse, refusal: str
-) -> TransferError:
+def _status_error(request: Request, where: str, response: Answer, refusal: str) -> TransferError:
     status = response.status
     wait = parse_retry_after(response.getheader("Retry-After", ""), time.time())
     if status in (401, 403):
@@ -237,9 +236,10 @@ def _status_error(
     )
 
 
-def _s3_code(response: http.client.HTTPResponse) -> str:
+def _s3_code(response: Answer) -> str:
     """S3 says why in the body: RequestTimeTooSkewed is a clock's fault, not a key's."""
     try:
+        response.within(ERROR_SECONDS)
         match = _S3_CODE.search(response.read(2048))
     except (OSError, http.client.HTTPException):
         match = None

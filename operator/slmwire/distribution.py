@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+MAX_PORT: Final = 65535
+MAX_RATE: Final = 1 << 50
 FILE_KEY: Final = "distribution.json"
 
 
@@ -49,9 +51,13 @@ def parse_distribution(text: str | bytes) -> Distribution:
     sites = body.get("sites", {})
     if not isinstance(sites, dict) or not all(_is_text_map(nodes) for nodes in sites.values()):
         raise ValueError("sites must map each site to {node: address}")
+    peer_port = _count(body, "peerPort")
+    if peer_port > MAX_PORT:
+        raise ValueError(f"peerPort must be at most {MAX_PORT}")
     return Distribution(
-        rate_limit_bytes_per_second=_count(body, "rateLimitBytesPerSecond"),
-        peer_port=_count(body, "peerPort"),
+        # More than any link has is no limit, and would overflow where it is calculated with.
+        rate_limit_bytes_per_second=min(_count(body, "rateLimitBytesPerSecond"), MAX_RATE),
+        peer_port=peer_port,
         sites=sites,
     )
 

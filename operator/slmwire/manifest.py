@@ -12,6 +12,8 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _PATH: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._+@-]*)*")
 MAX_PATH_LENGTH: Final = 200
 MAX_FILES: Final = 500
+MAX_BYTES: Final = 1 << 50
+"""A pebibyte: sums of such sizes still fit into every integer that they are put into."""
 
 
 class ManifestError(ValueError):
@@ -107,16 +109,21 @@ def _parse_file(index: int, row: Any) -> ManifestFile:
     path, size, sha256, url = row.get("path"), row.get("size"), row.get("sha256"), row.get("url", "")
     if not isinstance(path, str) or len(path) > MAX_PATH_LENGTH or not _PATH.fullmatch(path):
         raise ManifestError(
-            f"{where}.path: {path!r} is not a plain relative path (letters, digits, . _ + @ - and /, "
+            f"{where}.path: {_shown(path)} is not a plain relative path (letters, digits, . _ + @ - and /, "
             f"at most {MAX_PATH_LENGTH} characters, no segment may start with a dot)"
         )
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise ManifestError(f"{where}.size: {size!r} is not a number of bytes")
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_BYTES:
+        raise ManifestError(f"{where}.size: {_shown(size)} is not a number of bytes up to {MAX_BYTES}")
     if not isinstance(sha256, str) or not _HEX.fullmatch(sha256):
         raise ManifestError(f"{where}.sha256: must be 64 lower-case hexadecimal digits")
-    if not isinstance(url, str):
-        raise ManifestError(f"{where}.url: must be a string")
+    if not isinstance(url, str) or any("\ud800" <= character <= "\udfff" for character in url):
+        raise ManifestError(f"{where}.url: must be a string of Unicode text")
     offset = row.get("offset", 0)
-    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
-        raise ManifestError(f"{where}.offset: {offset!r} is not a number of bytes")
+    if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset <= MAX_BYTES:
+        raise ManifestError(f"{where}.offset: {_shown(offset)} is not a number of bytes up to {MAX_BYTES}")
     return ManifestFile(path=path, size=size, sha256=sha256, url=url, offset=offset)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 250 else f"{text[:250]}..."

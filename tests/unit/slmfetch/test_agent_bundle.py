@@ -3,12 +3,13 @@
 
 import gzip
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -282,3 +283,46 @@ def test_the_program_takes_a_tar_on_standard_input(store: Store, tmp_path: Path)
     code, output = run_import(store, tmp_path)
     assert (code, "name a bundle, or --forget" in output) == (2, True)
     assert not (tmp_path / "termination").exists(), "the message belongs to the pod, not to an exec in it"
+
+
+class _Endless(io.RawIOBase):
+    """A stream that says how much was read of it."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest, self.given = pieces, b"", 0
+
+    def read(self, count: int = -1) -> bytes:
+        while len(self._rest) < count:
+            self._rest += next(self._pieces)
+        data, self._rest = self._rest[:count], self._rest[count:]
+        self.given += count
+        return data
+
+
+def _old_sparse_map() -> Iterator[bytes]:
+    head = bytearray(member("a", type=tarfile.GNUTYPE_SPARSE)[0].tobuf(tarfile.GNU_FORMAT))
+    head[482] = 1  # it goes on in the next block
+    head[148:156] = b"%06o\0 " % (sum(head[:148]) + sum(head[156:]) + 8 * 32)
+    yield bytes(head)
+    while True:
+        yield (b"%011o\0%011o\0" % (1, 1)) * 21 + b"\1" + bytes(7)
+
+
+def _new_sparse_map() -> Iterator[bytes]:
+    info = tarfile.TarInfo("a")
+    info.size = 1 << 40
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a"}
+    yield info.tobuf(tarfile.PAX_FORMAT)
+    yield b"99999999\n".ljust(512, b"0")
+    while True:
+        yield b"0\n" * 256
+
+
+@pytest.mark.parametrize("tail", [_old_sparse_map, _new_sparse_map])
+def test_the_map_of_a_sparse_file_is_not_read(store: Store, tail: Callable[[], Iterator[bytes]]) -> None:
+    text = MANIFEST.to_json().encode()
+    head = member("manifest.json", text)[0].tobuf() + text + bytes(-len(text) % 512)
+    stream = _Endless(itertools.chain([head], tail()))
+    with pytest.raises(FetchError, match="sparse"):
+        import_bundle(store, stream)  # type: ignore[arg-type]
+    assert stream.given < 1 << 20

@@ -265,7 +265,7 @@ def test_disk_that_fills_up_under_several_connections_leaves_nothing(
     monkeypatch.setattr("slmfetch.download.PIECE_BYTES", 200_000)
     data = noise(3 << 20, 72)
     manifest = publish(origin, data)
-    monkeypatch.setattr("slmfetch.fetch._shortage", lambda *_: "")
+    monkeypatch.setattr("slmfetch.fetch.find_shortage", lambda *_: "")
     (small_store.root / "ballast").write_bytes(b"x" * (2 << 20))
     with pytest.raises(FetchError) as caught:
         fetch(small_store, job_of(manifest), settings_of(small_store))

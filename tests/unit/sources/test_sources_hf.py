@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """hf sources through the real huggingface_hub client against an endpoint of our own."""
 
+import gzip
 import hashlib
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +187,25 @@ async def test_unreachable_endpoint(resolver: SourceResolver) -> None:
     error = await failure(resolver, source)
     assert error.reason is Reason.SOURCE_UNAVAILABLE and not error.permanent
     assert "a/b@main" in str(error)
+
+
+async def test_a_name_that_leads_elsewhere_the_second_time_gains_nothing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was answered there is not even told apart by status."""
+    monkeypatch.setattr("slmops.adapters.sources.addresses._lookup", lambda host: ["93.184.216.34"])
+    endpoint = hub.url.replace("127.0.0.1", "localhost")
+    error = await failure(build_resolver(), source_of(hub, endpoint=endpoint))
+    assert error.reason is Reason.ACCESS_DENIED and "localhost leads to 127.0.0.1" in str(error)
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_an_answer_that_would_unfold_is_refused_before_it_is_read(
+    hub: Hub, resolver: SourceResolver, status: int
+) -> None:
+    bomb = gzip.compress(b" " * (300 << 20), compresslevel=1)
+    hub.answers.append((status, {"Content-Encoding": "gzip"}, bomb))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    error = await failure(resolver, source_of(hub))
+    assert error.reason is Reason.SOURCE_UNAVAILABLE and "compressed" in str(error)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000

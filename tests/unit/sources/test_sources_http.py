@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import socket
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from slmops.adapters.sources.addresses import AddressPolicy
 from slmops.adapters.sources.http_source import file_url
 from slmops.adapters.sources.resolver import Resolver
 from slmops.api.source import Source
+from slmops.planning.times import to_text
 from slmops.ports.sources import SourceError, SourceResolver
 from slmwire.reasons import Reason
 from tests.unit.slmfetch.origin import Fault, Origin, serve_origin
@@ -265,3 +267,16 @@ async def test_file_source_without_size_or_with_dots(resolver: SourceResolver) -
 )
 def test_file_urls(base: str, path: str, url: str) -> None:
     assert file_url(base, path) == url
+
+
+@pytest.mark.parametrize("asked", ["99999999999999", "9" * 400])
+async def test_whatever_a_source_asks_for_it_is_tried_once_a_day(
+    origin: Origin, resolver: SourceResolver, asked: str
+) -> None:
+    """A time beyond the calendar, in a condition's message, would stop the whole deployment's planning."""
+    url, _ = put_manifest(origin)
+    fault = Fault(status=503, headers=(("Retry-After", asked),))
+    origin.faults["/m/v1/slm-manifest.json"] = [fault]
+    error = await failure(resolver, source_of("http", url=url))
+    assert error.retry_after_seconds == 86_400.0
+    assert to_text(time.time() + error.retry_after_seconds)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from slmops.adapters.sources import build_resolver
+from slmops.adapters.sources import build_resolver, oci_source
 from slmops.adapters.sources.oci_source import MAX_ROWS
 from slmops.adapters.sources.registry import parse_image, read_docker_config
 from slmops.api.source import Source
@@ -340,8 +342,11 @@ async def test_metadata_services_are_no_realm_no_registry_and_no_storage(
     assert error.permanent and "loopback" in str(error)
 
 
-async def test_a_realm_that_is_no_url_is_refused(registry: FakeRegistry, resolver: SourceResolver) -> None:
-    registry.auth, registry.realm = "bearer", "file:///etc/passwd"
+@pytest.mark.parametrize("realm", ["file:///etc/passwd", "http://[::1/token", ""])
+async def test_a_realm_that_is_no_url_is_refused(
+    registry: FakeRegistry, resolver: SourceResolver, realm: str
+) -> None:
+    registry.auth, registry.realm = "bearer", realm or " "
     registry.push(registry.raw("a", b"1"))
     error = await failure(resolver, source_of(registry))
     assert error.reason is Reason.ACCESS_DENIED and "not https" in str(error)
@@ -371,3 +376,21 @@ def test_docker_configurations(tmp_path: Path) -> None:
             read_docker_config(text, "r.example")
     with pytest.raises(SourceError, match="identity tokens"):
         read_docker_config('{"auths": {"r.example": {"identitytoken": "x"}}}', "r.example")
+
+
+@given(
+    st.lists(st.sampled_from("ab"), min_size=1, max_size=4).map("/".join),
+    st.sets(st.sampled_from(["/", "a", "b/", "a/b", "a/b/", "b/a/a", "a/a/", "ab", "c"]), max_size=4),
+)
+def test_what_a_layer_takes_away_is_what_lies_there_or_below(path: str, removed: set[str]) -> None:
+    below = any(path.startswith(entry if entry.endswith("/") else f"{entry}/") for entry in removed)
+    assert oci_source._is_removed(path, removed) is ("/" in removed or path in removed or below)
+
+
+async def test_countless_files_that_match_are_refused(
+    registry: FakeRegistry, resolver: SourceResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oci_source, "MAX_ROWS", 3)
+    registry.push(registry.tar(tar_of({"a": b"", "b": b""})), registry.tar(tar_of({"c": b"", "d": b""})))
+    error = await failure(resolver, source_of(registry))
+    assert error.reason is Reason.UNFIT and "more than 3 files" in str(error)

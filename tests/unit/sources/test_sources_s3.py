@@ -155,6 +155,10 @@ async def test_too_many_objects_are_refused(store: FakeS3, resolver: SourceResol
     [
         b"<html>",
         b'<!DOCTYPE x [<!ENTITY a "b">]><ListBucketResult/>',
+        '<!DOCTYPE x [<!ENTITY a "b">]><ListBucketResult/>'.encode("utf-16"),
+        b'<?xml version="1.0" encoding="cp037"?>'
+        + '<!DOCTYPE x [<!ENTITY a "b">]><ListBucketResult><Contents><Key>m/&a;</Key><Size>1</Size>'
+        "</Contents></ListBucketResult>".encode("cp037"),
         b"<ListBucketResult><Contents><Key>m/a</Key><Size>x</Size></Contents></ListBucketResult>",
     ],
 )

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmops.adapters.sources.tarscan import MAX_EXTENDED_BYTES, MAX_KEPT_BYTES, TarError, TarScanner, gunzip
+from slmops.adapters.sources.tarscan import (
+    MAX_EXTENDED_BYTES,
+    MAX_KEPT_BYTES,
+    MAX_PATH_CHARACTERS,
+    TarError,
+    TarScanner,
+    gunzip,
+)
 from tests.unit.sources.fake_registry import tar_of
 
 names = st.lists(st.text("abcé-_.", min_size=1, max_size=70).filter(lambda s: set(s) != {"."}), min_size=1)
@@ -225,3 +232,55 @@ def test_gzip_data_behind_the_padding_is_refused() -> None:
 def test_damaged_gzip_is_refused() -> None:
     with pytest.raises(TarError, match="damaged"):
         list(gunzip(100)(b"not gzip at all"))
+
+
+def _extended(records: bytes, path: str = "y", kind: bytes = tarfile.XHDTYPE) -> bytes:
+    head = tarfile.TarInfo("x")
+    head.type, head.size = kind, len(records)
+    member = tarfile.TarInfo(path).tobuf(tarfile.USTAR_FORMAT)
+    return head.tobuf(tarfile.USTAR_FORMAT) + records + b"\0" * (-len(records) % 512) + member
+
+
+def _record(key: str, value: str) -> bytes:
+    text = f" {key}={value}\n"
+    length = len(text) + 1
+    while len(str(length)) + len(text) != length:
+        length += 1
+    return f"{length}{text}".encode()
+
+
+@pytest.mark.timeout(30)
+def test_many_short_records_do_not_take_for_ever() -> None:
+    scanner = TarScanner(wants=lambda path: True)
+    scanner.feed(_extended(b"5 a=\n" * (MAX_EXTENDED_BYTES // 5)))
+    assert not scanner.is_at_start
+
+
+@pytest.mark.parametrize("prefix", [".wh.", ".wh..wh..opq/", "a/"])
+def test_long_names_take_no_memory(prefix: str) -> None:
+    scanner = TarScanner(wants=lambda path: True)
+    with pytest.raises(TarError, match="characters"):
+        scanner.feed(_extended(_record("path", prefix + "n" * MAX_PATH_CHARACTERS)))
+
+
+def test_names_that_are_kept_are_bounded_together() -> None:
+    scanner = TarScanner(wants=lambda path: True)
+    with pytest.raises(TarError, match="names"):
+        for number in range(5000):
+            scanner.feed(_extended(_record("path", f".wh.{number}" + "n" * 4000)))
+    assert sum(map(len, scanner.removed)) < 10 << 20
+
+
+@pytest.mark.parametrize(
+    "records", [b"x a=b\n", b"6 a=b", b"60 a=b\n", b"0 a=b\n", b"6  a=b\n"[:6], b"-6 a=b\n"]
+)
+def test_damaged_records_are_refused(records: bytes) -> None:
+    with pytest.raises(TarError, match="damaged"):
+        TarScanner(wants=lambda path: True).feed(_extended(records))
+
+
+def test_a_layer_of_countless_parts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slmops.adapters.sources.tarscan.MAX_GZIP_MEMBERS", 100)
+    assert b"".join(gunzip(1000)(gzip.compress(b"a") * 99)) == b"a" * 99
+    with pytest.raises(TarError, match="100 parts"):
+        list(gunzip(1000)(gzip.compress(b"") * 101))

@@ -3,15 +3,22 @@
 
 import time
 from email.utils import parsedate_to_datetime
+from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from slmops.ports.sources import SourceError
 from slmwire.reasons import Reason
 
+MAX_RETRY_AFTER_SECONDS: Final = 86_400.0
+"""Whatever a source asks for, it is tried once a day; a time beyond the calendar could not even be shown."""
+
 
 def plain_url(url: str) -> str:
     """The URL without user info, query and fragment: they may hold credentials."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(no valid URL)"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -46,11 +53,12 @@ def build_status_error(
 
 
 def parse_retry_after(text: str) -> float | None:
-    """Seconds of a Retry-After header (number or date); None if it says nothing."""
+    """Seconds of a Retry-After header (number or date), at most a day; None if it says nothing."""
     text = text.strip()
     if text.isdecimal():
-        return float(text)
+        return min(float(text), MAX_RETRY_AFTER_SECONDS)
     try:
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+        wait = parsedate_to_datetime(text).timestamp() - time.time()
+        return min(max(wait, 0.0), MAX_RETRY_AFTER_SECONDS)
     except (ValueError, TypeError, OverflowError):
         return None

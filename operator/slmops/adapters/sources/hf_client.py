@@ -104,6 +104,7 @@ def _build_client() -> "httpx2.Client":
         follow_redirects=True,
         max_redirects=5,
         timeout=TIMEOUT_SECONDS,
+        headers={"Accept-Encoding": "identity"},
         event_hooks={"request": [_check_request], "response": [_bound_response]},
     )
 
@@ -121,6 +122,16 @@ def _check_request(request: "httpx2.Request") -> None:
         policy.check_host(request.url.host)
 
 
+def _check_peer(response: "httpx2.Response") -> None:
+    """The client looked the name up once more to connect: it may lead elsewhere by now (DNS rebinding)."""
+    stream = response.extensions.get("network_stream")
+    if stream is None or _is_proxied(response.request):
+        return
+    address = stream.get_extra_info("server_addr")
+    if address:
+        _policy.get(AddressPolicy()).check_address(str(address[0]), host=response.request.url.host)
+
+
 def _is_proxied(request: "httpx2.Request") -> bool:
     from urllib.request import getproxies, proxy_bypass
 
@@ -131,6 +142,15 @@ def _is_proxied(request: "httpx2.Request") -> bool:
 def _bound_response(response: "httpx2.Response") -> None:
     """Runs before the body is read."""
     import httpx2
+
+    _check_peer(response)
+    # The bound below is on what comes over the wire: a megabyte of gzip unfolds to a gigabyte.
+    if response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise SourceError(
+            Reason.SOURCE_UNAVAILABLE,
+            f"{response.url.host} sends compressed answers though told not to; turn that off for the API",
+            permanent=True,
+        )
 
     inner = response.stream
 

@@ -4,7 +4,7 @@
 import asyncio
 import fnmatch
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -94,7 +94,7 @@ async def resolve_oci(source: OciSource, client: WebClient, *, docker_config: st
         if len(rows) > MAX_ROWS:
             raise SourceError(
                 Reason.UNFIT,
-                f"{where} holds more than {MAX_ROWS} files; narrow it down with source.oci.path",
+                f"{where} holds more than {MAX_ROWS} files that match; name path or files",
                 permanent=True,
             )
     if not rows:
@@ -277,11 +277,13 @@ def _refuse_links(links: Collection[str], *, where: str) -> None:
         )
 
 
-def _is_removed(path: str, removed: Iterable[str]) -> bool:
-    for entry in removed:
-        if entry == "/" or path == entry or path.startswith(entry if entry.endswith("/") else f"{entry}/"):
-            return True
-    return False
+def _is_removed(path: str, removed: Set[str]) -> bool:
+    """Looked up, not searched: a hostile layer may take away a hundred thousand paths."""
+    if "/" in removed or path in removed:
+        return True
+    parts = path.split("/")
+    parents = ["/".join(parts[:count]) for count in range(1, len(parts))]
+    return any(parent in removed or f"{parent}/" in removed for parent in parents)
 
 
 async def _scan(

@@ -203,8 +203,12 @@ class Registry:
         return None
 
     async def _ask_token(self, challenge: dict[str, str]) -> Authorize | None:
-        parts = urlsplit(challenge.get("realm", ""))
-        where = plain_url(challenge.get("realm", ""))
+        realm = challenge.get("realm", "")
+        where = plain_url(realm)
+        try:
+            parts = urlsplit(realm)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or (self._scheme == "https" and parts.scheme != "https"):
             raise SourceError(
                 Reason.ACCESS_DENIED,

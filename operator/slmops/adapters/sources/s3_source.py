@@ -176,9 +176,11 @@ async def _list_objects(
 def _parse_listing(body: bytes, *, where: str) -> tuple[list[tuple[str, int]], str]:
     """(keys and sizes, token of the next page) of an answer to ListObjectsV2."""
     try:
-        if b"<!DOCTYPE" in body:  # entities could unfold to any size
+        # As text, which is UTF-8 whatever the declaration says: in another encoding it would not be seen.
+        text = body.decode("utf-8-sig")
+        if "<!DOCTYPE" in text:  # entities could unfold to any size
             raise ValueError("it has a document type")
-        tree = ElementTree.fromstring(body)  # noqa: S314
+        tree = ElementTree.fromstring(text)  # noqa: S314
         for element in tree.iter():
             element.tag = element.tag.rpartition("}")[2]
         rows = [

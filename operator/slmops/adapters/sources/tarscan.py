@@ -17,6 +17,9 @@ BLOCK: Final = tarfile.BLOCKSIZE
 MAX_MEMBERS: Final = 100_000
 MAX_EXTENDED_BYTES: Final = 1 << 20
 """Most that an extended header (long names, PAX records) may hold."""
+MAX_PATH_CHARACTERS: Final = 4096
+"""As Linux has it. Packed archives can hold any number of long names in a few bytes."""
+MAX_GZIP_MEMBERS: Final = 200_000
 _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
 _REGULAR: Final = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -32,7 +35,6 @@ _BODYLESS: Final = (
 """No content follows their header, whatever size that gives."""
 _USTAR, _GNU = b"ustar\x0000", b"ustar  \0"
 _NUMBER: Final = re.compile(rb" *[0-7]*[ \0]*|[\x80\xff].*", re.DOTALL)
-MAX_PATH_LENGTH: Final = 4096
 MAX_KEPT_BYTES: Final = 8 << 20
 """Most that the names of one archive's files and whiteouts may take: the names pack well, memory does not."""
 _LONG: Final = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -208,23 +210,23 @@ def _refuse_two_readings(
     is_folder = name.endswith("/") or bytes(header[:100]).rstrip(b"\0").endswith(b"/")
     if kind == tarfile.AREGTYPE and is_folder and bytes(header[124:136]).strip(b"0 \0"):
         raise TarError(f"{path} is a folder that has content")
-    if len(path) > MAX_PATH_LENGTH:
-        raise TarError(f"{path[:200]!r}... has {len(path)} characters; at most {MAX_PATH_LENGTH} are taken")
 
 
 def _parse_pax(body: bytes) -> dict[str, str]:
     """Records "<length> <key>=<value>\\n" of a PAX header."""
     records: dict[str, str] = {}
-    rest = body
-    while rest.rstrip(b"\0"):
-        length, space, _ = rest.partition(b" ")
-        if not space or not length.isdigit() or len(length) > 8 or not 0 < int(length) <= len(rest):
-            raise TarError("a damaged PAX header")
-        record, rest = rest[len(length) + 1 : int(length)], rest[int(length) :]
-        key, equals, value = record.partition(b"=")
-        if not equals or not value.endswith(b"\n"):
+    body = body.rstrip(b"\0")
+    at = 0
+    while at < len(body):
+        # In place: copies of the rest would take time that grows with the square of the size.
+        space = body.find(b" ", at, at + 9)
+        length = body[at:space] if space > at else b""
+        end = at + int(length) if length.isdigit() else 0
+        key, equals, value = body[space + 1 : end].partition(b"=")
+        if not space < end <= len(body) or not equals or not value.endswith(b"\n"):
             raise TarError("a damaged PAX header")
         records[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
+        at = end
     return records
 
 
@@ -237,6 +239,8 @@ def _size_of(records: dict[str, str], size: int, path: str) -> int:
 
 def _clean(path: str) -> str:
     """The path without ./ and double slashes; TarError if it leaves the archive's folder."""
+    if len(path) > MAX_PATH_CHARACTERS:
+        raise TarError(f"a path of {len(path)} characters; at most {MAX_PATH_CHARACTERS} are taken")
     segments = [segment for segment in path.split("/") if segment not in ("", ".")]
     if path.startswith("/") or ".." in segments or "\0" in path:
         raise TarError(f"{path[:200]!r} leads out of the archive")
@@ -259,11 +263,11 @@ def gunzip(limit_bytes: int) -> Callable[[bytes], Iterator[bytes]]:
     """A function that takes gzip data piece by piece and gives what it unpacks to, in pieces of at most
     1 MiB; TarError beyond `limit_bytes` in all, or when the data is damaged."""
     unpacker = zlib.decompressobj(wbits=31)
-    total = 0
+    total, members = 0, 1
     padded = False
 
     def unpack(data: bytes) -> Iterator[bytes]:
-        nonlocal unpacker, total, padded
+        nonlocal unpacker, total, members, padded
         while data:
             if unpacker.eof:  # several members one after the other, as seekable layers have
                 if not data.strip(b"\0"):
@@ -271,6 +275,9 @@ def gunzip(limit_bytes: int) -> Callable[[bytes], Iterator[bytes]]:
                     return
                 if padded:  # some programs end there, others go on
                     raise TarError("the compressed layer is damaged (it goes on after its end)")
+                members += 1
+                if members > MAX_GZIP_MEMBERS:
+                    raise TarError(f"the layer is packed in more than {MAX_GZIP_MEMBERS} parts")
                 unpacker = zlib.decompressobj(wbits=31)
             try:
                 piece = unpacker.decompress(data, 1 << 20)
