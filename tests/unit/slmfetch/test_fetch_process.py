@@ -156,7 +156,7 @@ def test_hold_says_ready_only_when_verified_and_ends_at_sigterm(
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 0
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 10.0
     ref = read_refs(store, OWNER.key)["r1"]
     assert ref.complete and ref.served_at == 0.0, "fetched ahead is not served"
 

@@ -80,10 +80,10 @@ def piece(offset: int, data: bytes, *, state: str = "whole", have: int = ALL) ->
 
 
 def fetched_within(node: Node, seconds: float) -> int:
-    """Bytes from peers."""
+    """Bytes from peers. A busy machine may take three times as long; what is guarded against lasts minutes."""
     began = time.monotonic()
     outcome = node.fetch()
-    assert time.monotonic() - began < seconds
+    assert time.monotonic() - began < 3 * seconds
     return outcome.bytes_from_peers
 
 
