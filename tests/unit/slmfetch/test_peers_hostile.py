@@ -80,7 +80,7 @@ def piece(offset: int, data: bytes, *, state: str = "whole", have: int = ALL) ->
 
 
 def fetched_within(node: Node, seconds: float) -> int:
-    """Bytes from peers. A busy machine may take three times as long; what is guarded against lasts minutes."""
+    """Bytes from peers. A busy machine may take three times as long; what is guarded against, minutes."""
     began = time.monotonic()
     outcome = node.fetch()
     assert time.monotonic() - began < 3 * seconds
