@@ -38,7 +38,7 @@ unit: venv ## pure tests, no cluster
 
 .PHONY: apiserver
 apiserver: venv ## the control loop on a real kube-apiserver
-	$(PYTEST) -n auto --dist loadfile tests/apiserver
+	$(PYTEST) -n auto --dist worksteal tests/apiserver
 
 .PHONY: e2e
 e2e: venv ## real nodes, containers, Prometheus, faults

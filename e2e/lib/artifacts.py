@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pushes models to an OCI registry on plain HTTP: as an artifact with a layer per file, or as an image."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from e2e.rig.oci import architecture
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE: Final = "application/vnd.oci.image.config.v1+json"
 TAR_TYPE: Final = "application/vnd.oci.image.layer.v1.tar"
+GZIP_TYPE: Final = f"{TAR_TYPE}+gzip"
 TITLE: Final = "org.opencontainers.image.title"
 _EMPTY: Final = b"{}"
 
@@ -42,20 +44,21 @@ class Repository:
             {"artifactType": "application/vnd.slmops.model", "config": config, "layers": layers}, tag
         )
 
-    def push_image(self, folder: Path, tag: str, *, inside: str) -> str:
-        """The folder as an image of one uncompressed layer, below `inside`; the manifest's digest."""
+    def push_image(self, folder: Path, tag: str, *, inside: str, kind: str = TAR_TYPE) -> str:
+        """The folder as an image of one layer of that media type, below `inside`; the manifest's digest."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             for file in sorted(folder.iterdir()):
                 info = tarfile.TarInfo(f"{inside}/{file.name}")
                 info.size, info.mode = file.stat().st_size, 0o644
                 archive.addfile(info, io.BytesIO(file.read_bytes()))
-        layer = self._push_blob(packed.getvalue(), kind=TAR_TYPE)
+        content = packed.getvalue()
+        layer = self._push_blob(gzip.compress(content) if kind == GZIP_TYPE else content, kind=kind)
         config = {
             "architecture": architecture(),
             "os": "linux",
             "config": {},
-            "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(content)]},
         }
         described = self._push_blob(json.dumps(config).encode(), kind=CONFIG_TYPE)
         return self._push_manifest({"config": described, "layers": [layer]}, tag)

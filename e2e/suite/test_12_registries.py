@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from e2e.lib import Cluster, Deployment, NodeClient
-from e2e.lib.artifacts import Repository
+from e2e.lib.artifacts import GZIP_TYPE, Repository
 from e2e.lib.manifests import model_dir
 from e2e.lib.observe import condition
 from e2e.rig import Rig
@@ -22,8 +22,10 @@ from e2e.suite.faults import fetch_report, put_secret, wait_answer
 REPOSITORY = "e2e-models/orders"
 INSIDE = "models/orders"
 """Folder of the model in the image."""
+CLAIMED = "/var/lib/e2e-claimed"
 ARTIFACT_TAG = "v1-files"
 IMAGE_TAG = "v1-image"
+PACKED_TAG = "v1-packed"
 
 Json = dict[str, Any]
 
@@ -37,6 +39,7 @@ def digests(cluster: Cluster) -> dict[str, str]:
     return {
         ARTIFACT_TAG: repository.push_files(model_dir("v1"), ARTIFACT_TAG),
         IMAGE_TAG: repository.push_image(model_dir("v1"), IMAGE_TAG, inside=INSIDE),
+        PACKED_TAG: repository.push_image(model_dir("v1"), PACKED_TAG, inside=INSIDE, kind=GZIP_TYPE),
     }
 
 
@@ -184,3 +187,69 @@ def test_a_registry_that_refuses_and_cuts_off_only_takes_longer(
     rig.set_registry_faults({blobs: {"cut_after_bytes": half}})
     orders.wait_installed(timeout_seconds=180)
     check_serving(orders, node, clients[node])
+
+
+def test_a_packed_image_is_mounted_as_the_models_folder(
+    digests: dict[str, str], make_from: Any, cluster: Cluster, rig: Rig, clients: dict[str, NodeClient]
+) -> None:
+    node = cluster.edge_nodes[0]
+    packed = oci(REGISTRY, PACKED_TAG, path=INSIDE, delivery="ImageVolume")
+    orders = make_from("mounted", node, packed)
+    orders.wait_installed()
+    wait_answer(orders, clients[node])
+    pod = orders.pod_on(node)["spec"]
+    images = [volume["image"]["reference"] for volume in pod["volumes"] if "image" in volume]
+    assert images == [f"{REGISTRY}/{REPOSITORY}@{digests[PACKED_TAG]}"], "by digest, whatever the tag becomes"
+    assert "initContainers" not in pod, "nothing is fetched"
+    assert not rig.node_path(node, f"{STORE}/e2e-12-mounted").exists(), "nothing is stored"
+
+    # The same model as files is another revision: it is fetched ahead, judged by nothing, and taken over.
+    cluster.apply(with_source(orders, oci(REGISTRY, ARTIFACT_TAG, files=model_files()), version="v1-files"))
+    orders.wait_promoted("v1-files")
+    wait_answer(orders, clients[node])
+
+
+def test_a_claim_gives_its_files_to_the_store(
+    make_from: Any, make_deployment: Make, cluster: Cluster, rig: Rig, clients: dict[str, NodeClient]
+) -> None:
+    node = cluster.edge_nodes[1]
+    namespace = make_deployment("nothing").namespace
+    there = rig.node_path(node, CLAIMED)
+    shutil.rmtree(there, ignore_errors=True)
+    shutil.copytree(model_dir("v1"), there / "orders")
+    spec = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "",
+        "volumeName": "e2e-12-models",
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
+    volume = {
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"],
+        "persistentVolumeReclaimPolicy": "Retain",
+        "storageClassName": "",
+        "hostPath": {"path": CLAIMED},
+    }
+    named = {"name": "e2e-12-models"}
+    cluster.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": named, "spec": volume})
+    claim = {"name": "models", "namespace": namespace}
+    cluster.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": claim, "spec": spec})
+    try:
+        source = {"pvc": {"claimName": "models", "path": "orders", "files": manifest_files()}}
+        orders = make_from("claimed", node, source)
+        orders.wait_installed()
+        check_serving(orders, node, clients[node])
+        orders.delete()
+    finally:
+        cluster.delete("persistentvolumeclaim", "models", namespace=namespace)
+        cluster.delete("persistentvolume", "e2e-12-models")
+        shutil.rmtree(there, ignore_errors=True)
+
+
+def with_source(deployment: Deployment, source: Json, *, version: str) -> Json:
+    """The deployment's manifest with another source and version, and nothing to judge it by."""
+    body = deployment.manifest("v1")
+    body["spec"]["variants"][0]["source"] = source
+    body["spec"]["model"]["version"] = version
+    body["spec"]["rollout"] = {}
+    return body

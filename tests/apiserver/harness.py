@@ -232,7 +232,12 @@ class Cluster:
                 provider=self.provider,
                 resolver=self.resolver,
                 clock=SystemClock(),
-                config=OperatorConfig(runtime_image="registry.example/runtime:1", release_timeout_seconds=20),
+                config=OperatorConfig(
+                    runtime_image="registry.example/runtime:1",
+                    release_timeout_seconds=20,
+                    # The nodes of a test have just come up, and have no proxy to wait for.
+                    node_settle_seconds=0,
+                ),
                 namespace=self.namespace,
                 identity=f"operator-{self.runs}",
                 watch_namespaces=(self.namespace,),
