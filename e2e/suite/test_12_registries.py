@@ -22,7 +22,7 @@ from e2e.suite.faults import fetch_report, put_secret, wait_answer
 REPOSITORY = "e2e-models/orders"
 INSIDE = "models/orders"
 """Folder of the model in the image."""
-CLAIMED = "/var/lib/e2e-claimed"
+CLAIMED = f"{STORE}/e2e-claimed"
 ARTIFACT_TAG = "v1-files"
 IMAGE_TAG = "v1-image"
 PACKED_TAG = "v1-packed"
