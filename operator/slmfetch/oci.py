@@ -5,10 +5,8 @@ After the "Docker Registry v2 authentication" and "OAuth2 token authentication" 
 distribution/distribution.
 """
 
-import base64
 import http.client
 import json
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,29 +21,13 @@ from slmfetch.connect import Session, network_error, origin_of, parse_retry_afte
 from slmfetch.errors import FetchError, TransferError
 from slmfetch.log import plain_url
 from slmwire.reasons import Reason
+from slmwire.registry import REPOSITORY, Login, LoginError, find_login, parse_challenges
 
 CONFIG_FILE: Final = "config.json"
 DEFAULT_TOKEN_SECONDS: Final = 60.0
 """What the specification says when a token service does not."""
 MAX_TOKEN_BYTES: Final = 256 << 10
-MAX_CHALLENGE_CHARACTERS: Final = 4096
 CLIENT_ID: Final = "slmfetch"
-_REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:blobs|manifests)/")
-_CHALLENGE: Final = re.compile(r'([A-Za-z]+)\s+((?:[A-Za-z_-]+\s*=\s*(?:"[^"]*"|[^\s,"]+)\s*,?\s*)+)')
-_PARAMETER: Final = re.compile(r'([A-Za-z_-]+)\s*=\s*(?:"([^"]*)"|([^\s,"]+))')
-_DOCKER_HUB: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Login:
-    """What a Docker configuration holds for one registry; all empty means anonymous."""
-
-    username: str = ""
-    password: str = ""
-    identity_token: str = ""
-    """OAuth2 refresh token."""
-    registry_token: str = ""
-    """Bearer token for the registry itself."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,7 +87,10 @@ class Oci:
             raise FetchError(
                 Reason.ACCESS_DENIED, f"the pull secret cannot be read: {error.strerror}"
             ) from error
-        return find_login(text, url)
+        try:
+            return find_login(text, url)
+        except LoginError as error:
+            raise FetchError(Reason.ACCESS_DENIED, str(error)) from error
 
     def _bearer(self, url: str, challenge: Mapping[str, str], login: Login, session: Session) -> _Token:
         if login.registry_token:
@@ -113,7 +98,7 @@ class Oci:
         realm = challenge.get("realm", "")
         _check_realm(url, realm)
         fields = {"service": challenge.get("service", ""), "scope": challenge.get("scope", "")}
-        if not fields["scope"] and (match := _REPOSITORY.search(urlsplit(url).path)):
+        if not fields["scope"] and (match := REPOSITORY.search(urlsplit(url).path)):
             fields["scope"] = f"repository:{match[1]}:pull"
         fields = {name: value for name, value in fields.items() if value}
         body = _ask_realm(realm, fields, login, session)
@@ -127,64 +112,6 @@ class Oci:
         # Renewed before it ends, at nine tenths; how long ago it was issued is not known exactly.
         lifetime = float(seconds) if valid and seconds is not None else DEFAULT_TOKEN_SECONDS
         return _Token(header=f"Bearer {token}", good_until=time.monotonic() + lifetime * 0.9)
-
-
-def find_login(config: bytes, url: str) -> Login:
-    """The entry of a Docker configuration for `url`: by host, or by host and the longest path.
-
-    FetchError (AccessDenied) when the configuration cannot be read; its text is never quoted.
-    """
-    try:
-        auths = json.loads(config)["auths"]
-        rows = {str(name): dict(row) for name, row in auths.items() if isinstance(row, Mapping)}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FetchError(
-            Reason.ACCESS_DENIED,
-            'the pull secret is not a Docker configuration; it must be {"auths": {"registry": {...}}}',
-        ) from error
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2].lower()
-    repository = match[1] if (match := _REPOSITORY.search(parts.path)) else ""
-    best, length = Login(), -1
-    for name, row in rows.items():
-        registry, _, path = _without_scheme(name).partition("/")
-        path = path.strip("/")
-        if path in ("v1", "v2"):
-            path = ""
-        same = registry == host or {registry, host} <= _DOCKER_HUB
-        if same and (not path or f"{repository}/".startswith(f"{path}/")) and len(path) > length:
-            best, length = _read_login(name, row), len(path)
-    return best
-
-
-def _read_login(name: str, row: Mapping[str, Any]) -> Login:
-    user, password = str(row.get("username") or ""), str(row.get("password") or "")
-    if row.get("auth"):
-        try:
-            text = base64.b64decode(str(row["auth"]), validate=True).decode()
-        except ValueError as error:
-            raise FetchError(
-                Reason.ACCESS_DENIED, f"the pull secret's entry for {name} has an `auth` that is no base64"
-            ) from error
-        user, _, password = text.partition(":")
-        password = password.rstrip("\0")
-    return Login(
-        username=user,
-        password=password,
-        identity_token=str(row.get("identitytoken") or ""),
-        registry_token=str(row.get("registrytoken") or ""),
-    )
-
-
-def parse_challenges(headers: Sequence[str]) -> dict[str, dict[str, str]]:
-    """WWW-Authenticate headers as {scheme: {parameter: value}}, names in lower case."""
-    found: dict[str, dict[str, str]] = {}
-    for header in headers:
-        # Beyond any real one, the time to look through it would grow with its square.
-        for scheme, text in _CHALLENGE.findall(header[:MAX_CHALLENGE_CHARACTERS]):
-            values = {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(text)}
-            found.setdefault(scheme.lower(), values)
-    return found
 
 
 def _check_realm(url: str, realm: str) -> None:
@@ -253,9 +180,5 @@ def _realm_error(realm: str, response: Answer, login: Login) -> TransferError:
 
 
 def _key(url: str) -> tuple[Any, ...]:
-    match = _REPOSITORY.search(urlsplit(url).path)
+    match = REPOSITORY.search(urlsplit(url).path)
     return (*origin_of(url), match[1] if match else "")
-
-
-def _without_scheme(name: str) -> str:
-    return name.lower().removeprefix("https://").removeprefix("http://")

@@ -11,12 +11,14 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from slmfetch.config import Auth
+from slmfetch.connect import Session
 from slmfetch.errors import FetchError
 from slmfetch.fetch import fetch
-from slmfetch.oci import find_login, parse_challenges
+from slmfetch.oci import Oci
 from slmfetch.store import Store
 from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason
+from slmwire.registry import find_login, parse_challenges
 from tests.unit.slmfetch.kit import job_of, manifest_of, noise, settings_of, start_fetcher, tree_content
 from tests.unit.slmfetch.origin import Fault, Origin, Reply, Seen, serve_origin
 
@@ -329,9 +331,11 @@ def test_longest_path_wins() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"auths": 3}', '{"auths": {"r.test": {"auth": "%%"}}}'])
-def test_pull_secret_that_cannot_be_read_says_so(text: str) -> None:
+def test_pull_secret_that_cannot_be_read_says_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    session = Session(timeout_seconds=1.0)
     with pytest.raises(FetchError) as caught:
-        find_login(text.encode(), "https://r.test/v2/a/blobs/x")
+        Oci(tmp_path).answer("https://r.test/v2/a/blobs/x", ['Basic realm="x"'], sent="", session=session)
     assert caught.value.reason is Reason.ACCESS_DENIED and "pull secret" in caught.value.message
 
 

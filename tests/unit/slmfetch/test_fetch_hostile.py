@@ -20,13 +20,13 @@ from slmfetch.connect import Session
 from slmfetch.errors import FetchError
 from slmfetch.fetch import fetch
 from slmfetch.network import Network
-from slmfetch.oci import parse_challenges
 from slmfetch.partial import _boot_id, open_partial, trusted_bytes
 from slmfetch.refs import new_ref, write_ref
 from slmfetch.store import Store, scan, write_json
 from slmwire.distribution import parse_distribution
 from slmwire.manifest import Manifest, ManifestError, parse_manifest
 from slmwire.reasons import Reason
+from slmwire.registry import parse_challenges
 from tests.unit.slmfetch.kit import assert_consistent, environment, job_of, manifest_of, noise, settings_of
 from tests.unit.slmfetch.origin import Origin, Reply, Seen
 

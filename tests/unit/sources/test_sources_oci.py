@@ -8,7 +8,6 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from slmops.adapters.sources.registry import parse_image, read_docker_config
 from slmops.api.source import Source
 from slmops.ports.sources import SourceError, SourceResolver
 from slmwire.reasons import Reason
+from slmwire.registry import find_login
 from tests.unit.slmfetch.origin import Fault, Origin
 from tests.unit.sources.fake_registry import FakeRegistry, digest_of, serve_registry, tar_of
 
@@ -364,18 +364,28 @@ def test_image_names() -> None:
     assert parse_image("docker.io/library/x").reference == "latest"
 
 
-def test_docker_configurations(tmp_path: Path) -> None:
-    assert read_docker_config(docker_config("r.example")["config.json"], "r.example") == ("edge", "pass")
-    assert read_docker_config(docker_config("r.example")["config.json"], "s.example") is None
+def test_docker_configurations() -> None:
+    image, elsewhere = parse_image("r.example/team/model"), parse_image("s.example/team/model")
+    config = docker_config("r.example")["config.json"]
+    assert read_docker_config(config, image) == ("edge", "pass")
+    assert read_docker_config(config, elsewhere) is None
     plain = json.dumps({"auths": {"r.example": {"username": "u", "password": "p:q"}}})
-    assert read_docker_config(plain, "r.example") == ("u", "p:q")
+    assert read_docker_config(plain, image) == ("u", "p:q")
     hub = json.dumps({"auths": {"https://index.docker.io/v1/": {"username": "u", "password": "p"}}})
-    assert read_docker_config(hub, "docker.io") == ("u", "p")
+    assert read_docker_config(hub, parse_image("docker.io/library/x")) == ("u", "p")
     for text in ("", "[]", "{}", '{"auths": 1}', '{"auths": {"r.example": {"auth": "!"}}}'):
         with pytest.raises(SourceError, match="docker-registry"):
-            read_docker_config(text, "r.example")
+            read_docker_config(text, image)
     with pytest.raises(SourceError, match="identity tokens"):
-        read_docker_config('{"auths": {"r.example": {"identitytoken": "x"}}}', "r.example")
+        read_docker_config('{"auths": {"r.example": {"identitytoken": "x"}}}', image)
+
+
+def test_operator_and_nodes_take_the_same_login_of_several_for_one_registry() -> None:
+    rows = {f"r.example/{team}": {"username": team, "password": "p"} for team in ("other", "team", "team/x")}
+    config = json.dumps({"auths": rows})
+    assert read_docker_config(config, parse_image("r.example/team/model")) == ("team", "p")
+    assert find_login(config, "https://r.example/v2/team/model/blobs/sha256:0").username == "team"
+    assert read_docker_config(config, parse_image("r.example/nobody/model")) is None
 
 
 @given(

@@ -129,7 +129,7 @@ async def read_oci_file(
 
 def _build_registry(source: OciSource, client: WebClient, docker_config: str) -> Registry:
     image = parse_image(source.image)
-    login = read_docker_config(docker_config, image.registry) if docker_config else None
+    login = read_docker_config(docker_config, image) if docker_config else None
     scheme = "http" if source.plain_http else "https"
     return Registry(client, image, scheme=scheme, login=login)
 

@@ -2,11 +2,8 @@
 """A client of the OCI Distribution API: manifests and blobs, with the token that a registry asks for."""
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import json
-import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from slmops.adapters.sources.failures import plain_url
 from slmops.adapters.sources.web import WebClient, read_body
 from slmops.ports.sources import SourceError
 from slmwire.reasons import Reason
+from slmwire.registry import Login, LoginError, find_login, parse_challenges
 
 MAX_MANIFEST_BYTES: Final = 4 << 20
 MAX_TOKEN_BYTES: Final = 1 << 20
@@ -35,8 +33,6 @@ INDEX_TYPES: Final = (
 )
 DOCKER_HUB: Final = "docker.io"
 _HUB_HOST: Final = "registry-1.docker.io"
-_HUB_KEYS: Final = ("index.docker.io", "docker.io", "registry-1.docker.io")
-_PARAMETER: Final = re.compile(r'([A-Za-z_]+)="([^"]*)"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +43,11 @@ class ImageName:
     repository: str
     tag: str
     digest: str
+
+    @property
+    def host(self) -> str:
+        """Whom to ask: the Docker Hub's registry has another name."""
+        return _HUB_HOST if self.registry == DOCKER_HUB else self.registry
 
     @property
     def reference(self) -> str:
@@ -71,39 +72,24 @@ def parse_image(text: str) -> ImageName:
     )
 
 
-def read_docker_config(text: str, registry: str) -> tuple[str, str] | None:
-    """User and password for a registry in a Docker `config.json`; None if it has none.
+def read_docker_config(text: str, image: ImageName) -> tuple[str, str] | None:
+    """User and password for an image in a Docker `config.json`; None if it has none.
 
     SourceError if the text is no such file, or has only what this client cannot use.
     """
     try:
-        entries = json.loads(text)["auths"]
-        found = next((e for key, e in entries.items() if _is_for(key, registry)), None)
-        if found is None:
-            return None
-        if found.get("auth"):
-            user, _, password = base64.b64decode(found["auth"], validate=True).decode().partition(":")
-        else:
-            user, password = found.get("username", ""), found.get("password", "")
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        login = find_login(text, f"https://{image.host}/v2/{image.repository}/manifests/")
+    except LoginError as error:
+        raise SourceError(Reason.ACCESS_DENIED, str(error), permanent=True) from error
+    if login == Login():
+        return None
+    if not login.username or not login.password:
         raise SourceError(
             Reason.ACCESS_DENIED,
-            "the Secret holds no Docker configuration; make it with kubectl create secret docker-registry",
-            permanent=True,
-        ) from error
-    if not user or not password:
-        raise SourceError(
-            Reason.ACCESS_DENIED,
-            f"the Secret has no user and password for {registry}; identity tokens are not supported",
+            f"the Secret has no user and password for {image.registry}; identity tokens are not supported",
             permanent=True,
         )
-    return str(user), str(password)
-
-
-def _is_for(key: str, registry: str) -> bool:
-    host = key.partition("://")[2] or key
-    host = host.partition("/")[0].lower()
-    return host in _HUB_KEYS if registry == DOCKER_HUB else host == registry
+    return login.username, login.password
 
 
 class Registry:
@@ -113,8 +99,7 @@ class Registry:
         self, client: WebClient, image: ImageName, *, scheme: str, login: tuple[str, str] | None
     ) -> None:
         self._client, self._image, self._scheme, self._login = client, image, scheme, login
-        host = _HUB_HOST if image.registry == DOCKER_HUB else image.registry
-        self._base = f"{scheme}://{host}/v2/{image.repository}"
+        self._base = f"{scheme}://{image.host}/v2/{image.repository}"
         self._authorize: Authorize | None = None
 
     def blob_url(self, digest: str) -> str:
@@ -194,12 +179,11 @@ class Registry:
 
     async def _answer(self, challenges: list[str]) -> Authorize | None:
         """What the registry wants to see after its challenge; None if that is nothing we have."""
-        for challenge in challenges:
-            scheme, _, rest = challenge.partition(" ")
-            if scheme.lower() == "bearer":
-                return await self._ask_token(dict(_PARAMETER.findall(rest)))
-            if scheme.lower() == "basic" and self._login is not None:
-                return use_header(basic_header(*self._login))
+        offered = parse_challenges(challenges)
+        if "bearer" in offered:
+            return await self._ask_token(offered["bearer"])
+        if "basic" in offered and self._login is not None:
+            return use_header(basic_header(*self._login))
         return None
 
     async def _ask_token(self, challenge: dict[str, str]) -> Authorize | None:
