@@ -1,17 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The label changes of a look, as far as fetching is allowed now."""
+"""What each node is to serve, and the label changes of a look, as far as fetching is allowed now."""
 
 from collections.abc import Collection, Iterable, Mapping
 
+from slmops.api.status import RolloutStatus
 from slmops.model.plan import PatchNodeLabels
-from slmops.planning.decision import Decision
+from slmops.planning import times
+from slmops.planning.decision import ACTIVE, Decision
 from slmops.planning.fleet import Fleet
-from slmops.planning.moves import Limits, Wish, fetches_next, plan_moves
+from slmops.planning.moves import Limits, Wish, build_wishes, fetches_next, find_late, plan_moves
 from slmops.planning.names import Names
+from slmops.planning.nodes import NodeState
 from slmops.planning.places import Fetch, Places, assign_places, is_limited
 from slmops.planning.waves import stable_order
 
 Patches = tuple[PatchNodeLabels, ...]
+
+
+def find_wishes(fleet: Fleet, decision: Decision) -> dict[str, Wish]:
+    """What each matching node is to serve, as the rollout stands."""
+    rollout = decision.rollout
+    target = fleet.target.revision if fleet.target else ""
+    canary: list[str] = []
+    may_flip = True
+    left = ""
+    failed = frozenset(entry.revision for entry in decision.failed)
+    if rollout is not None and rollout.step in ACTIVE and rollout.revision == target:
+        may_flip = rollout.step == "Flipping" and not decision.closed
+        canary = [s.name for s in fleet.eligible if target in s.serve or _may_join(fleet, s, rollout, failed)]
+    elif rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled"):
+        left = rollout.revision
+    return build_wishes(
+        fleet,
+        stable=decision.stable_revision,
+        canary=canary,
+        may_flip_canary=may_flip,
+        left=left,
+        late=find_late(fleet, failed) if decision.outside_windows else frozenset(),
+    )
+
+
+def _may_join(fleet: Fleet, state: NodeState, rollout: RolloutStatus, failed: frozenset[str]) -> bool:
+    """Whether a node without the target is to get it in this wave."""
+    if fleet.wave_of[state.name] > rollout.wave:
+        return False
+    if fleet.stable is None or fleet.variant(fleet.stable, state) is None:
+        return True
+    # A new node serves the stable revision first, and a node with a failed one goes back to it first:
+    # neither may wait for a fetch and for a wave's turn.
+    return bool(state.serve) and failed.isdisjoint(state.serve)
+
+
+def cause_of(rollout: RolloutStatus | None) -> str:
+    """Label value that tells a rollout from every other of this deployment."""
+    return str(int(times.to_seconds(rollout.started_at))) if rollout is not None else "none"
 
 
 def place_nodes(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from slmops.api import PAUSED_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
-from slmops.api.status import ConditionType, RolloutStatus
+from slmops.api.status import ConditionType
 from slmops.model.observed import Observed, OwnedKind
 from slmops.model.plan import (
     Action,
@@ -14,7 +14,7 @@ from slmops.model.plan import (
     MeasureRequest,
     Plan,
 )
-from slmops.planning import build, conditions, times
+from slmops.planning import build, conditions
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
@@ -23,9 +23,9 @@ from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet
 from slmops.planning.history import parse_stored, with_target
 from slmops.planning.judge import due_measurements, fold_readings, forget_passes
-from slmops.planning.moves import Wish, build_wishes, count_moving, find_late, find_unsettled, limits_of
+from slmops.planning.moves import count_moving, find_unsettled, limits_of
 from slmops.planning.names import Names
-from slmops.planning.nodes import NodeMemory, NodeState, read_nodes
+from slmops.planning.nodes import NodeMemory, read_nodes
 from slmops.planning.objects import (
     apply_workloads,
     delete_unneeded,
@@ -33,7 +33,7 @@ from slmops.planning.objects import (
     revisions_to_keep,
 )
 from slmops.planning.operations import Standing
-from slmops.planning.placement import place_nodes
+from slmops.planning.placement import cause_of, find_wishes, place_nodes
 from slmops.planning.places import Places, say_closed
 from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
@@ -258,7 +258,7 @@ def _place(
     now: float,
 ) -> _Placement:
     spec, rollout = fleet.spec, decision.rollout
-    wishes = _wishes(fleet, decision)
+    wishes = find_wishes(fleet, decision)
     back = rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled")
     limits = limits_of(fleet, back=back)
     settle_seconds = observed.config.node_settle_seconds
@@ -269,7 +269,7 @@ def _place(
         wishes,
         decision,
         key=observed.deployment.uid,
-        cause=_cause(rollout),
+        cause=cause_of(rollout),
         limits=limits,
         unsettled=unsettled.keys(),
         settle_seconds=settle_seconds,
@@ -313,44 +313,6 @@ def _due_measurements(
         stable=decision.stable_revision,
         now=now,
     )
-
-
-def _wishes(fleet: Fleet, decision: Decision) -> dict[str, Wish]:
-    rollout = decision.rollout
-    target = fleet.target.revision if fleet.target else ""
-    canary: list[str] = []
-    may_flip = True
-    left = ""
-    failed = frozenset(entry.revision for entry in decision.failed)
-    if rollout is not None and rollout.step in ACTIVE and rollout.revision == target:
-        may_flip = rollout.step == "Flipping" and not decision.closed
-        canary = [s.name for s in fleet.eligible if target in s.serve or _may_join(fleet, s, rollout, failed)]
-    elif rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled"):
-        left = rollout.revision
-    return build_wishes(
-        fleet,
-        stable=decision.stable_revision,
-        canary=canary,
-        may_flip_canary=may_flip,
-        left=left,
-        late=find_late(fleet, failed) if decision.outside_windows else frozenset(),
-    )
-
-
-def _may_join(fleet: Fleet, state: NodeState, rollout: RolloutStatus, failed: frozenset[str]) -> bool:
-    """Whether a node without the target is to get it in this wave."""
-    if fleet.wave_of[state.name] > rollout.wave:
-        return False
-    if fleet.stable is None or fleet.variant(fleet.stable, state) is None:
-        return True
-    # A new node serves the stable revision first, and a node with a failed one goes back to it first:
-    # neither may wait for a fetch and for a wave's turn.
-    return bool(state.serve) and failed.isdisjoint(state.serve)
-
-
-def _cause(rollout: RolloutStatus | None) -> str:
-    """Label value that tells a rollout from every other of this deployment."""
-    return str(int(times.to_seconds(rollout.started_at))) if rollout is not None else "none"
 
 
 def _service(names: Names, spec: SLMDeploymentSpec, observed: Observed) -> tuple[ApplyObject, ...]:
