@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,3 +29,17 @@ def store(tmp_path: Path) -> Store:
     result = Store(tmp_path / "store")
     result.prepare()
     return result
+
+
+@pytest.fixture
+def small_store(tmp_path: Path) -> Iterator[Store]:
+    """A store on a file system of its own with 4 MiB."""
+    root = tmp_path / "small"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(root)], check=True)
+    try:
+        store = Store(root)
+        store.prepare()
+        yield store
+    finally:
+        subprocess.run(["umount", "-l", str(root)], check=True)

@@ -2,10 +2,8 @@
 """Bandwidth that may change meanwhile, progress that others can read, disks that are not filled."""
 
 import json
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -229,20 +227,6 @@ def test_setting_out_of_bounds_is_named(
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 2
     assert name in output and named in output
-
-
-@pytest.fixture
-def small_store(tmp_path: Path) -> Iterator[Store]:
-    """A store on a file system of its own with 4 MiB."""
-    root = tmp_path / "small"
-    root.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(root)], check=True)
-    try:
-        store = Store(root)
-        store.prepare()
-        yield store
-    finally:
-        subprocess.run(["umount", "-l", str(root)], check=True)
 
 
 def test_file_system_is_not_filled_beyond_the_watermark(origin: Origin, small_store: Store) -> None:

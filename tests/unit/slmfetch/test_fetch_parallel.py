@@ -4,10 +4,9 @@
 import hashlib
 import random
 import ssl
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from itertools import pairwise
@@ -31,12 +30,14 @@ from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason
 from tests.unit.slmfetch.kit import (
     assert_consistent,
+    finish,
     job_of,
     manifest_of,
     noise,
     settings_of,
     start_fetcher,
     tree_content,
+    wait_until,
 )
 from tests.unit.slmfetch.origin import Fault, Origin, Reply, Seen, serve_origin
 
@@ -432,18 +433,6 @@ def big_file(origin: Origin, mebibytes: int) -> Manifest:
     data = (block * (mebibytes + 1))[: mebibytes << 20]
     origin.files[PATH] = data
     return manifest_of({"model.onnx": data}, f"{origin.url}/m")
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.005)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output = process.communicate(timeout=60)[0]
-    return process.returncode, output
 
 
 def test_ten_kills_of_a_large_download_cost_at_most_two_percent(

@@ -4,9 +4,7 @@
 import json
 import random
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,26 +16,16 @@ from slmwire.reasons import Reason, parse_termination
 from tests.unit.slmfetch.kit import (
     OWNER,
     assert_consistent,
+    finish,
     job_of,
     manifest_of,
     noise,
     settings_of,
     start_fetcher,
     tree_content,
+    wait_until,
 )
 from tests.unit.slmfetch.origin import Fault, Origin
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.005)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output = process.communicate(timeout=60)[0]
-    return process.returncode, output
 
 
 def test_sigkill_at_random_bytes_costs_next_to_nothing(origin: Origin, store: Store, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,20 +29,6 @@ from tests.unit.slmfetch.kit import (
     tree_content,
 )
 from tests.unit.slmfetch.origin import Origin
-
-
-@pytest.fixture
-def small_store(tmp_path: Path) -> Iterator[Store]:
-    """A store on a file system of its own with 4 MiB."""
-    root = tmp_path / "small"
-    root.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(root)], check=True)
-    try:
-        store = Store(root)
-        store.prepare()
-        yield store
-    finally:
-        subprocess.run(["umount", "-l", str(root)], check=True)
 
 
 def local(folder: Path, files: dict[str, bytes]) -> Manifest:

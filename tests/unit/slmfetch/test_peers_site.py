@@ -17,9 +17,15 @@ from slmwire.distribution import Distribution
 from slmwire.manifest import Manifest
 from slmwire.reasons import Termination, parse_termination
 from tests.unit.slmfetch.agents import start_agent
-from tests.unit.slmfetch.kit import assert_consistent, manifest_of, noise, start_fetcher, tree_content
+from tests.unit.slmfetch.kit import (
+    assert_consistent,
+    manifest_of,
+    noise,
+    start_fetcher,
+    tree_content,
+    wait_until,
+)
 from tests.unit.slmfetch.origin import Fault, Origin
-from tests.unit.slmfetch.test_fetch_process import wait_until
 
 SIZE = 12_000_000
 FILES = {"model.onnx": noise(SIZE, 21), "tokenizer.json": noise(400_000, 22), "config.json": noise(900, 23)}

@@ -8,12 +8,12 @@ import hashlib
 import io
 import json
 import tarfile
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.unit.sources.serving import AnsweringHandler, serve
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -100,7 +100,7 @@ class FakeRegistry:
         return self.add_blob(gzip.compress(data)) | {"mediaType": TAR + "+gzip"}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(AnsweringHandler):
     protocol_version = "HTTP/1.1"
     registry: FakeRegistry
 
@@ -142,35 +142,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(206, {}, body[first : last + 1])
         return self._answer(404, {}, b"")
 
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):
-            self.wfile.write(body)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that hangs up is what some tests are about
-
 
 @contextlib.contextmanager
 def serve_registry() -> Iterator[FakeRegistry]:
     """Run a registry until the block ends."""
     registry = FakeRegistry()
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"registry": registry}))
-    registry.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serve(_Handler, registry=registry) as registry.port:
         yield registry
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -5,16 +5,15 @@ import base64
 import contextlib
 import hashlib
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from slmwire.sigv4 import sign_get
+from tests.unit.sources.serving import AnsweringHandler, serve
 
 
 @dataclass(slots=True)
@@ -44,7 +43,7 @@ class FakeS3:
         self.checksums[key] = ("COMPOSITE", f"{text}-{part_count}") if part_count else ("FULL_OBJECT", text)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(AnsweringHandler):
     protocol_version = "HTTP/1.1"
     store: FakeS3
 
@@ -111,36 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
         )
         return expected["Authorization"] == given
 
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            with contextlib.suppress(ConnectionError):
-                self.wfile.write(body)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that hangs up is what some tests are about
-
 
 @contextlib.contextmanager
 def serve_s3() -> Iterator[FakeS3]:
     """Run a store until the block ends."""
     store = FakeS3()
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": store}))
-    store.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serve(_Handler, store=store) as store.port:
         yield store
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
