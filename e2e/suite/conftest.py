@@ -71,11 +71,16 @@ def clients(cluster: Cluster, images: OperatorImages) -> Iterator[dict[str, Node
         cluster.delete("namespace", CLIENT_NAMESPACE)
 
 
+def need_rig(cluster: Cluster) -> None:
+    """Skip the test on a cluster of somebody's: it injects faults or uses the rig's own services."""
+    if not cluster.is_rig:
+        pytest.skip("needs the rig: unset SLMOPS_KUBECONFIG")
+
+
 @pytest.fixture
 def rig(cluster: Cluster) -> Iterator[Rig]:
     """The rig with its faults, healed afterwards."""
-    if not cluster.is_rig:
-        pytest.skip("injects faults, which needs the rig: unset SLMOPS_KUBECONFIG")
+    need_rig(cluster)
     yield cluster.rig
     heal(cluster.rig)
 

@@ -12,7 +12,7 @@ from e2e.lib import Cluster, Deployment, NodeClient
 from e2e.lib.chat import is_expected
 from e2e.lib.manifests import FOLDER, golden_cases
 from e2e.rig import Rig
-from e2e.suite.conftest import Make
+from e2e.suite.conftest import Make, need_rig
 from e2e.suite.faults import (
     fetch_report,
     fetch_state,
@@ -33,8 +33,7 @@ UNKNOWING_SECONDS = 8.0
 @pytest.fixture(scope="module")
 def node(cluster: Cluster) -> str:
     """The node that is left alone."""
-    if not cluster.is_rig:
-        pytest.skip("injects faults, which needs the rig: unset SLMOPS_KUBECONFIG")
+    need_rig(cluster)
     return cluster.edge_nodes[-1]
 
 

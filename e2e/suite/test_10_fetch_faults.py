@@ -13,7 +13,7 @@ from e2e.lib.chat import need_ok
 from e2e.lib.manifests import FOLDER, golden_cases, model_dir
 from e2e.lib.observe import rollout_of
 from e2e.rig import Rig, RigError
-from e2e.suite.conftest import STORE, Make
+from e2e.suite.conftest import STORE, Make, need_rig
 from e2e.suite.faults import model_bytes, model_requests
 
 DISK = f"{STORE}/e2e-10-small-disk"
@@ -38,8 +38,7 @@ RESENT_SHARE = 0.05
 @pytest.fixture(scope="module")
 def node(cluster: Cluster) -> Iterator[str]:
     """A node with a small disk for its models."""
-    if not cluster.is_rig:
-        pytest.skip("injects faults, which needs the rig: unset SLMOPS_KUBECONFIG")
+    need_rig(cluster)
     chosen = cluster.edge_nodes[0]
     cluster.rig.mount_disk(chosen, DISK, mebibytes=DISK_MEBIBYTES)
     yield chosen

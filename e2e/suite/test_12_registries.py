@@ -16,7 +16,7 @@ from e2e.lib.observe import condition
 from e2e.rig import Rig
 from e2e.rig.services import S3_BUCKET, S3_REGION
 from e2e.rig.topology import PASSWORD, REGISTRY, USER
-from e2e.suite.conftest import STORE, Make
+from e2e.suite.conftest import STORE, Make, need_rig
 from e2e.suite.faults import fetch_report, put_secret, wait_answer
 
 REPOSITORY = "e2e-models/orders"
@@ -33,8 +33,7 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def digests(cluster: Cluster) -> dict[str, str]:
     """The model in the registry, both ways; the manifests' digests by tag."""
-    if not cluster.is_rig:
-        pytest.skip("needs the rig's registries: unset SLMOPS_KUBECONFIG")
+    need_rig(cluster)
     repository = Repository(REGISTRY, REPOSITORY)
     return {
         ARTIFACT_TAG: repository.push_files(model_dir("v1"), ARTIFACT_TAG),
