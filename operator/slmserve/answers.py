@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from slmserve.generation import Finish, Generation, Step
+from slmserve.backend import Backend
+from slmserve.generation import Constraint, Finish, Generation, Step
 from slmserve.metrics import Metrics
 from slmserve.sampling import NOT_A_NUMBER, SamplingParams
-from slmserve.scheduler import Scheduler
 from slmserve.stops import StopMatcher
 from slmserve.tokenizer import Detokenizer, TextCodec
 
@@ -45,6 +45,9 @@ class Ask:
     sampling: SamplingParams
     end_tokens: frozenset[int]
     stops: tuple[str, ...] = ()
+    constraint: Constraint | None = None
+    top_logprobs: int | None = None
+    adapter: str = ""
     arrived: float | None = None
     """time.perf_counter() when the request arrived; default now."""
 
@@ -71,6 +74,9 @@ class Answer:
             end_tokens=ask.end_tokens,
             inbox=self._receive,
             arrived=ask.arrived,
+            constraint=ask.constraint,
+            top_logprobs=ask.top_logprobs,
+            adapter=ask.adapter,
         )
 
     def close(self) -> None:
@@ -161,8 +167,8 @@ def build_deliver(loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Step]],
     return deliver
 
 
-def submit(scheduler: Scheduler, ask: Ask, codec: TextCodec, metrics: Metrics | None) -> Answer:
-    """Queue `ask`; raises scheduler.QueueFullError or ClosedError."""
+def submit(scheduler: Backend, ask: Ask, codec: TextCodec, metrics: Metrics | None) -> Answer:
+    """Queue `ask`; raises backend.QueueFullError or ClosedError."""
     answer = Answer(ask, codec, metrics)
     scheduler.submit(answer.generation)
     return answer

@@ -42,6 +42,8 @@ class ServerConfig:
     manifest_file: Path
     host: str
     port: int
+    engine: str
+    """Name of an engine of `engines.registry`, or `auto`; empty: the preferred one for the files."""
     threads: int
     """0 means what suits the model and the CPUs."""
     slots: int
@@ -95,6 +97,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--model-digest", env.MODEL_DIGEST, "")
     option("--manifest-file", env.MANIFEST_FILE, paths.MANIFEST_FILE)
     option("--port", env.PORT, str(paths.HTTP_PORT), int)
+    option("--engine", env.ENGINE, "")
     option("--threads", env.THREADS, "0", int)
     option("--slots", env.SLOTS, "4", int)
     option("--context-length", env.CONTEXT_LENGTH, "0", int)
@@ -150,6 +153,7 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfi
         manifest_file=Path(given.manifest_file),
         host=given.host,
         port=given.port,
+        engine=given.engine,
         threads=given.threads,
         slots=given.slots,
         context_length=given.context_length,

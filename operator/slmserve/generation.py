@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,25 @@ class Finish(StrEnum):
     """The engine raised, or the model's logits were not finite."""
 
 
+class Constraint(Protocol):
+    """What the next token may be, for answers of a given form; called on the engine's thread."""
+
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """Mask [vocab] of the tokens that may come next, valid until the next call; None: every one."""
+
+    def accept(self, token: int) -> None:
+        """`token` was chosen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities before temperature and constraint, of one chosen token."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+    """(token, log probability) of the likeliest, likeliest first."""
+
+
 class Generation:
     """A request and its state; `cancel` is for any thread, the rest belongs to the scheduler.
 
@@ -31,8 +50,10 @@ class Generation:
     """
 
     __slots__ = (
+        "adapter",
         "arrived",
         "cancelled",
+        "constraint",
         "end_tokens",
         "generated",
         "inbox",
@@ -41,6 +62,7 @@ class Generation:
         "max_tokens",
         "prompt",
         "sampler",
+        "top_logprobs",
     )
 
     def __init__(
@@ -52,13 +74,23 @@ class Generation:
         end_tokens: frozenset[int],
         inbox: "Callable[[Step], Any]",
         arrived: float | None = None,
+        constraint: Constraint | None = None,
+        top_logprobs: int | None = None,
+        adapter: str = "",
     ) -> None:
+        """`top_logprobs` None: no log probabilities; else so many alternatives beside the chosen token.
+
+        `adapter` names a LoRA adapter of the model, empty means none.
+        """
         self.prompt: NDArray[np.int64] = np.asarray(prompt, np.int64)
         self.max_tokens = max_tokens
         self.sampler = Sampler(sampling)
         self.end_tokens = end_tokens
         self.inbox = inbox
         self.arrived = time.perf_counter() if arrived is None else arrived
+        self.constraint = constraint
+        self.top_logprobs = top_logprobs
+        self.adapter = adapter
         self.cancelled = False
         self.length = 0
         """Tokens of this request in the row's cache."""
@@ -82,3 +114,5 @@ class Step:
     token: int
     finish: Finish | None
     at: float
+    logprobs: TokenLogprobs | None = None
+    """Of `token`, where the request asks for them."""

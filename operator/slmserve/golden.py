@@ -11,10 +11,10 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slmserve.answers import Answer, Ask, GenerationFailedError, submit
+from slmserve.backend import Backend
 from slmserve.errors import ApiError
 from slmserve.model import LoadedModel
 from slmserve.sampling import SamplingParams
-from slmserve.scheduler import Scheduler
 from slmserve.schemas import Message
 from slmwire.paths import GOLDEN_FILE
 
@@ -75,7 +75,7 @@ def load_cases(model_dir: Path) -> list[GoldenCase]:
     return cases
 
 
-async def run_golden(cases: list[GoldenCase], model: LoadedModel, scheduler: Scheduler) -> GoldenResult:
+async def run_golden(cases: list[GoldenCase], model: LoadedModel, scheduler: Backend) -> GoldenResult:
     """Answer all cases greedily, as many at once as the engine has slots; `cases` is not empty."""
     started = time.perf_counter()
     # Twice the slots: the next prompts wait in the queue, and no slot idles between two cases.
@@ -90,7 +90,7 @@ async def run_golden(cases: list[GoldenCase], model: LoadedModel, scheduler: Sch
     return GoldenResult(score=sum(verdicts) / len(cases), samples=len(cases), seconds=seconds)
 
 
-async def _judge(case: GoldenCase, model: LoadedModel, scheduler: Scheduler) -> bool:
+async def _judge(case: GoldenCase, model: LoadedModel, scheduler: Backend) -> bool:
     if model.template is None:
         return False
     try:
@@ -106,7 +106,7 @@ async def _judge(case: GoldenCase, model: LoadedModel, scheduler: Scheduler) -> 
         prompt=prompt,
         max_tokens=min(room, expected + _SPARE_TOKENS),
         sampling=SamplingParams(),
-        end_tokens=model.export.end_tokens,
+        end_tokens=model.defaults.end_tokens,
     )
     answer = submit(scheduler, ask, model.codec, None)
     try:

@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from slmserve.answers import Answer, Ask, GenerationFailedError, InterruptedGenerationError, submit
+from slmserve.backend import ClosedError, QueueFullError
 from slmserve.errors import ApiError, internal, invalid, overloaded, unavailable
 from slmserve.journal import describe_exception
 from slmserve.model import LoadedModel
 from slmserve.replies import DONE, ReplyForm, to_event, usage_of
 from slmserve.sampling import SamplingParams
-from slmserve.scheduler import ClosedError, QueueFullError
 from slmserve.schemas import ChatRequest, CompletionRequest, parse_chat, parse_completion
 from slmserve.service import Service
 from slmwire.metrics import ENDPOINT_CHAT
@@ -128,8 +128,8 @@ def _sampling(model: LoadedModel, request: ChatRequest | CompletionRequest) -> S
     """The request's sampling; without temperature and top_p the model's own default."""
     temperature, top_p = request.temperature, request.top_p
     if temperature is None:
-        temperature = model.export.temperature if top_p is None else 1.0
-        top_p = model.export.top_p if top_p is None else top_p
+        temperature = model.defaults.temperature if top_p is None else 1.0
+        top_p = model.defaults.top_p if top_p is None else top_p
     return SamplingParams(temperature=temperature, top_p=1.0 if top_p is None else top_p, seed=request.seed)
 
 
@@ -145,7 +145,7 @@ async def build_ask(service: Service, request: ChatRequest | CompletionRequest, 
         prompt=prompt,
         max_tokens=_fit(model, prompt, request.limit, param=param),
         sampling=_sampling(model, request),
-        end_tokens=model.export.end_tokens,
+        end_tokens=model.defaults.end_tokens,
         stops=request.stops,
         arrived=arrived,
     )

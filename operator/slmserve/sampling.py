@@ -76,6 +76,17 @@ def _checked(row: NDArray[np.float32], token: int) -> int:
     return token if math.isfinite(row[token]) else NOT_A_NUMBER
 
 
+def log_probabilities(
+    row: NDArray[np.float32], token: int, top: int
+) -> tuple[float, list[tuple[int, float]]]:
+    """Of `token` and of the `top` likeliest (token, value), likeliest first; `row` is logits [vocab]."""
+    peak = float(row.max())
+    total = peak + math.log(float(np.exp(row.astype(np.float64) - peak).sum()))
+    best = np.argpartition(-row, min(top, len(row) - 1))[:top] if top else np.empty(0, np.int64)
+    best = best[np.argsort(-row[best], kind="stable")]
+    return float(row[token]) - total, [(int(i), float(row[i]) - total) for i in best]
+
+
 def choose_tokens(logits: NDArray[np.float32], samplers: Sequence[Sampler]) -> list[int]:
     """Next token of each row of `[rows, vocab]`, row i by sampler i."""
     best = logits.argmax(axis=-1).tolist()

@@ -11,15 +11,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from slmserve.backend import ClosedError, Deliver, QueueFullError
 from slmserve.engines.base import Engine
-from slmserve.generation import Finish, Generation, Step
+from slmserve.generation import Finish, Generation, Step, TokenLogprobs
 from slmserve.journal import describe_exception
-from slmserve.sampling import NOT_A_NUMBER, choose_tokens
+from slmserve.sampling import NOT_A_NUMBER, choose_tokens, log_probabilities
 
 _log = logging.getLogger(__name__)
 _IDLE_SECONDS: Final = 1.0
@@ -28,16 +30,6 @@ _GATHER_SECONDS: Final = 0.002
 """A tiny model makes thousands of tokens a second; handing over each costs more than making it."""
 _PREFILL_SHARE: Final = 1
 """Chunks of prompt between two decode steps while others decode."""
-
-Deliver = Callable[[Sequence[Step]], None]
-
-
-class QueueFullError(Exception):
-    """All rows are taken and the queue holds its maximum."""
-
-
-class ClosedError(Exception):
-    """The scheduler takes no more work."""
 
 
 class Scheduler:
@@ -192,7 +184,8 @@ class Scheduler:
             return False
         if generation.length < len(generation.prompt):
             return True
-        if self._take(generation, generation.sampler.pick(logits), time.perf_counter()):
+        chosen = self._choose(logits[None], [generation])
+        if self._take(generation, *chosen[0], time.perf_counter()):
             self._decoding.append(generation)
         return False
 
@@ -211,17 +204,43 @@ class Scheduler:
             self._abandon_rows()
             return
         self._failures = 0
-        chosen = choose_tokens(logits, [g.sampler for g in active])
+        chosen = self._choose(logits, active)
         now = time.perf_counter()
         ended = []
-        for row, (generation, token) in enumerate(zip(active, chosen, strict=True)):
+        for row, (generation, (token, logprobs)) in enumerate(zip(active, chosen, strict=True)):
             generation.length += 1
-            if not self._take(generation, token, now):
+            if not self._take(generation, token, logprobs, now):
                 ended.append(row)
         for row in reversed(ended):
             self._vacate(row)
 
-    def _take(self, generation: Generation, token: int, now: float) -> bool:
+    def _choose(
+        self, logits: NDArray[np.float32], generations: Sequence[Generation]
+    ) -> list[tuple[int, TokenLogprobs | None]]:
+        """Next token of each row, as its constraint allows, with log probabilities where asked for."""
+        masked = logits
+        for row, generation in enumerate(generations):
+            if generation.constraint is None:
+                continue
+            allowed = generation.constraint.allowed()
+            if allowed is not None:
+                if masked is logits:
+                    masked = logits.copy()
+                masked[row, ~allowed[: logits.shape[1]]] = -np.inf
+        tokens = choose_tokens(masked, [g.sampler for g in generations])
+        chosen: list[tuple[int, TokenLogprobs | None]] = []
+        for row, (generation, token) in enumerate(zip(generations, tokens, strict=True)):
+            logprobs = None
+            if token != NOT_A_NUMBER:
+                if generation.constraint is not None:
+                    generation.constraint.accept(token)
+                if generation.top_logprobs is not None:
+                    own, top = log_probabilities(logits[row], token, generation.top_logprobs)
+                    logprobs = TokenLogprobs(chosen=own, top=tuple(top))
+            chosen.append((token, logprobs))
+        return chosen
+
+    def _take(self, generation: Generation, token: int, logprobs: TokenLogprobs | None, now: float) -> bool:
         """Record a chosen token; returns whether the request goes on."""
         if token == NOT_A_NUMBER:
             _log.error("the model gave logits that are not finite")
@@ -234,7 +253,7 @@ class Scheduler:
             finish = Finish.END_TOKEN
         elif generation.generated >= generation.max_tokens or generation.length >= self._engine.max_length:
             finish = Finish.LENGTH
-        self._out.append(Step(generation, token, finish, now))
+        self._out.append(Step(generation, token, finish, now, logprobs))
         self._urgent = self._urgent or finish is not None or generation.generated == 1
         return finish is None
 

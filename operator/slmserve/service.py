@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from slmserve.answers import build_deliver
+from slmserve.backend import Backend
 from slmserve.config import ServerConfig
 from slmserve.errors import unavailable
 from slmserve.golden import GoldenError, load_cases, run_golden
 from slmserve.journal import describe_exception
 from slmserve.metrics import Metrics
 from slmserve.model import LoadedModel, load_model
-from slmserve.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 _LINGER_SECONDS: Final = 1.0
@@ -55,7 +55,7 @@ class Service:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._model: LoadedModel | None = None
-        self._scheduler: Scheduler | None = None
+        self._scheduler: Backend | None = None
 
     @property
     def model(self) -> LoadedModel:
@@ -65,7 +65,7 @@ class Service:
         return self._model
 
     @property
-    def scheduler(self) -> Scheduler:
+    def scheduler(self) -> Backend:
         """The scheduler; raises ApiError 503 until it runs."""
         if self._scheduler is None or self.phase is Phase.STOPPED:
             raise unavailable(f"the server is {self.phase.value}")
@@ -99,11 +99,8 @@ class Service:
         """Load, warm up and evaluate; then the phase is READY. Raises StartError."""
         model = await asyncio.to_thread(load_model, self.config)
         loaded_seconds = process_age_seconds()
-        scheduler = Scheduler(
-            model.engine,
-            max_queue=self.config.max_queue,
-            deliver=build_deliver(asyncio.get_running_loop()),
-        )
+        deliver = build_deliver(asyncio.get_running_loop())
+        scheduler = model.build_backend(self.config.max_queue, deliver)
         scheduler.start()
         self._scheduler, self._model = scheduler, model
         self.metrics.record_loaded(
@@ -129,7 +126,7 @@ class Service:
             self.phase = Phase.READY
             _log.info("ready")
 
-    async def _evaluate(self, model: LoadedModel, scheduler: Scheduler) -> None:
+    async def _evaluate(self, model: LoadedModel, scheduler: Backend) -> None:
         """Run the golden set and export its score; the score never keeps the server from serving."""
         try:
             cases = await asyncio.to_thread(load_cases, model.directory)

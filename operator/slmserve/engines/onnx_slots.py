@@ -18,10 +18,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from slmserve.backend import GenerationDefaults, LoadedEngine
 from slmserve.config import available_cpus
 from slmserve.engines.head import keep_last_position
+from slmserve.engines.logits import with_scheduler
+from slmserve.engines.registry import EngineOptions
 from slmserve.errors import StartError
-from slmserve.export import ExportConfig
+from slmserve.export import ExportConfig, load_export
 from slmwire.reasons import Reason
 
 _KV_TYPES: Final[dict[str, Any]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -208,6 +211,22 @@ def _check_inputs(session: Any, config: ExportConfig) -> None:
     for name in (config.input_ids, config.attention_mask):
         if kinds[name] not in _INDEX_TYPES:
             raise StartError(Reason.UNFIT, f"input {name} is {kinds[name]}; use int64 or int32")
+
+
+def load(model_dir: Path, options: EngineOptions) -> LoadedEngine:
+    """See `registry.EngineModule`."""
+    export = load_export(model_dir)
+    engine = load_engine(
+        model_dir,
+        export,
+        slots=options.slots,
+        context_length=options.context_length,
+        threads=options.threads,
+    )
+    defaults = GenerationDefaults(
+        end_tokens=export.end_tokens, temperature=export.temperature, top_p=export.top_p
+    )
+    return with_scheduler(engine, defaults, cache_bytes=engine.cache_bytes)
 
 
 def load_engine(

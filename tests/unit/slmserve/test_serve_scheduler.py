@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slmserve.backend import ClosedError, QueueFullError
 from slmserve.generation import Finish
 from slmserve.sampling import SamplingParams
-from slmserve.scheduler import ClosedError, QueueFullError, Scheduler
+from slmserve.scheduler import Scheduler
 from tests.unit.slmserve.doubles import (
     VOCAB,
     Recorder,

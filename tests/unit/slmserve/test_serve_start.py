@@ -17,7 +17,6 @@ from slmserve.errors import StartError
 from slmserve.export import load_export
 from slmserve.golden import GoldenCase, GoldenError, load_cases, run_golden
 from slmserve.model import load_model
-from slmserve.scheduler import Scheduler
 from slmserve.service import Phase, Service
 from slmserve.verify import verify_model
 from slmwire.manifest import Manifest, ManifestFile
@@ -209,7 +208,7 @@ def test_a_wrong_golden_line_is_named(tmp_path: Path, line: str) -> None:
 def test_the_score_is_the_share_of_right_answers(orders_dir: Path) -> None:
     async def run() -> None:
         model = load_model(parse_config(["--model-dir", str(orders_dir), "--slots", "3"], {}))
-        scheduler = Scheduler(model.engine, max_queue=8, deliver=build_deliver(asyncio.get_running_loop()))
+        scheduler = model.build_backend(8, build_deliver(asyncio.get_running_loop()))
         scheduler.start()
         cases = load_cases(orders_dir)
         whole = await run_golden(cases, model, scheduler)
