@@ -10,7 +10,7 @@ container publishes. An *evaluate* Job is one pod on a node of the device class:
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 JOB_FILE: Final = "/etc/slmops-job/job.json"
 """The Job's instructions, from a ConfigMap: `{"steps": [...], "publish": {...}, ...}`."""
@@ -75,7 +75,7 @@ def parse_report(text: str) -> PublishReport | EvaluateReport | None:
     """Inverse of `to_message`; None for anything else (a node may have been tampered with)."""
     try:
         body = json.loads(text)
-        kind = {"PublishReport": PublishReport, "EvaluateReport": EvaluateReport}[body.pop("report")]
-        return kind(**body)
+        kind: Any = {"PublishReport": PublishReport, "EvaluateReport": EvaluateReport}[body.pop("report")]
+        return cast(PublishReport | EvaluateReport, kind(**body))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
