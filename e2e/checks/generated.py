@@ -4,6 +4,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,8 @@ import yaml
 from e2e.checks.check import Check, CheckError
 from e2e.checks.helm import CHART, NAMESPACE, render_chart
 from e2e.rig.paths import CHECKOUT
-from slmops.api.crd import FILE_NAME, render_crd
+from slmops.api.crd import render_crd
+from slmops.api.kinds import KINDS
 from slmops.api.reference import render_reference
 
 _README: Final = CHART / "README.md"
@@ -64,8 +66,11 @@ def _rows(schema: Mapping[str, Any], values: Mapping[str, Any], prefix: str) -> 
 
 GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     # In this order: the manifests are rendered from the chart's copy of the CRD.
-    CHECKOUT / "crds" / FILE_NAME: render_crd,
-    CHART / "files" / FILE_NAME: render_crd,
+    **{
+        folder / kind.file_name: partial(render_crd, kind)
+        for kind in KINDS
+        for folder in (CHECKOUT / "crds", CHART / "files")
+    },
     CHECKOUT / "manifests" / "install.yaml": render_install,
     _README: render_chart_readme,
     CHECKOUT / "docs" / "reference.md": render_reference,

@@ -15,7 +15,9 @@ from e2e.rig import ControlPlane
 from e2e.rig.paths import instance_dir, instances
 from e2e.rig.progress import wait_until
 from slmops.adapters.kube import KubeClient, load_configuration
+from slmops.api import GROUP
 from slmops.api.crd import build_crd
+from slmops.api.kinds import KINDS, Kind
 from tests.apiserver.account import install_account, lease_permission
 from tests.apiserver.doubles import CountingClient
 from tests.apiserver.harness import NAMESPACES, Cluster
@@ -32,9 +34,9 @@ def _take_down_leftovers() -> None:
             ControlPlane(name).down()
 
 
-def _established(plane: ControlPlane) -> bool:
+def _established(plane: ControlPlane, kind: Kind) -> bool:
     # `kubectl wait` fails on a CRD that has no conditions yet.
-    status = plane.kubectl.get("crd", "slmdeployments.slmops.dev").get("status") or {}
+    status = plane.kubectl.get("crd", f"{kind.plural}.{GROUP}").get("status") or {}
     return any(c["type"] == "Established" and c["status"] == "True" for c in status.get("conditions") or ())
 
 
@@ -44,9 +46,13 @@ def control_plane() -> Iterator[ControlPlane]:
     _take_down_leftovers()
     plane = ControlPlane(f"{_INSTANCE}{os.getpid()}").up()
     try:
-        plane.kubectl.apply(build_crd())
+        for kind in KINDS:
+            plane.kubectl.apply(build_crd(kind))
         wait_until(
-            "the CRD being established", lambda: _established(plane), timeout_seconds=30, interval_seconds=0.2
+            "the CRDs being established",
+            lambda: all(_established(plane, kind) for kind in KINDS),
+            timeout_seconds=30,
+            interval_seconds=0.2,
         )
         yield plane
     finally:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CustomResourceDefinition, built from the pydantic models.
+"""The CustomResourceDefinitions, built from the pydantic models.
 
-`python -m slmops.api.crd` prints it, `--write` puts it into crds/, `--check` fails when that file differs.
+`python -m slmops.api.crd` prints them, `--write` puts them into crds/, `--check` fails when a file differs.
 The schema is structural: no references, no null, bounds on everything that CEL looks at. Defaults of
 spec are in the schema, so that what is stored shows what is in force; an empty list or map is left out.
 """
@@ -16,10 +16,10 @@ from typing import Any, Final
 import yaml
 from pydantic.fields import FieldInfo
 
-from slmops.api import GROUP, KIND, PLURAL, VERSION, SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.api import GROUP, VERSION
 from slmops.api.base import ApiModel
+from slmops.api.kinds import KINDS, SLM_DEPLOYMENT, Kind
 
-FILE_NAME: Final = f"{GROUP}_{PLURAL}.yaml"
 HEADER: Final = (
     "# SPDX-License-Identifier: Apache-2.0\n"
     "# Generated from operator/slmops/api by `make generate`; do not edit.\n"
@@ -40,44 +40,22 @@ _KEPT: Final = (
     "maxProperties",
 )
 
-_NAME_RULE: Final = {
-    "rule": "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-    "message": "metadata.name becomes part of label keys and names a Service: use at most 40 lower-case "
-    "letters, digits and hyphens, no dot, beginning with a letter",
-}
 
-_COLUMNS: Final[tuple[dict[str, Any], ...]] = (
-    {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'},
-    {"name": "Reason", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].reason'},
-    {"name": "Revision", "type": "string", "jsonPath": ".status.stableRevision"},
-    {"name": "Nodes", "type": "string", "jsonPath": ".status.readyNodes"},
-    {"name": "Canary", "type": "string", "jsonPath": ".status.canary"},
-    {"name": "Version", "type": "string", "priority": 1, "jsonPath": ".status.modelVersion"},
-    {
-        "name": "Message",
-        "type": "string",
-        "priority": 1,
-        "jsonPath": '.status.conditions[?(@.type=="Ready")].message',
-    },
-    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-)
-
-
-def build_crd() -> dict[str, Any]:
-    """The CustomResourceDefinition `slmdeployments.slmops.dev`."""
+def build_crd(kind: Kind = SLM_DEPLOYMENT) -> dict[str, Any]:
+    """The CustomResourceDefinition of a kind."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "metadata": {"name": f"{kind.plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
-            "scope": "Namespaced",
+            "scope": kind.scope,
             "names": {
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "plural": PLURAL,
-                "singular": KIND.lower(),
-                "shortNames": ["slmd"],
+                "kind": kind.kind,
+                "listKind": f"{kind.kind}List",
+                "plural": kind.plural,
+                "singular": kind.kind.lower(),
+                "shortNames": [kind.short_name],
                 "categories": ["slmops"],
             },
             "versions": [
@@ -85,37 +63,33 @@ def build_crd() -> dict[str, Any]:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {
-                        "status": {},
-                        "scale": {
-                            "specReplicasPath": ".spec.placement.replicas",
-                            "statusReplicasPath": ".status.replicas",
-                            "labelSelectorPath": ".status.selector",
-                        },
-                    },
-                    "additionalPrinterColumns": list(_COLUMNS),
-                    "schema": {"openAPIV3Schema": build_schema()},
+                    "subresources": ({"status": {}} if kind.status else {}) | dict(kind.subresources),
+                    "additionalPrinterColumns": [dict(column) for column in kind.columns],
+                    "schema": {"openAPIV3Schema": build_schema(kind)},
                 }
             ],
         },
     }
 
 
-def build_schema() -> dict[str, Any]:
+def build_schema(kind: Kind = SLM_DEPLOYMENT) -> dict[str, Any]:
     """Structural OpenAPI v3 schema of the whole object."""
-    return {
+    status = {"status": model_schema(kind.status, with_defaults=False)} if kind.status else {}
+    result: dict[str, Any] = {
         "type": "object",
-        "description": describe(SLMDeploymentSpec),
+        "description": describe(kind.spec),
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": model_schema(SLMDeploymentSpec, with_defaults=True),
-            "status": model_schema(SLMDeploymentStatus, with_defaults=False),
+            "spec": model_schema(kind.spec, with_defaults=True),
+            **status,
         },
-        "x-kubernetes-validations": [_NAME_RULE],
     }
+    if kind.rules:
+        result["x-kubernetes-validations"] = [dict(rule) for rule in kind.rules]
+    return result
 
 
 def model_schema(model: type[ApiModel], *, with_defaults: bool) -> dict[str, Any]:
@@ -254,32 +228,33 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-def render_crd() -> str:
+def render_crd(kind: Kind = SLM_DEPLOYMENT) -> str:
     """The CRD as YAML, the same text on every run."""
-    return HEADER + yaml.dump(build_crd(), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+    return HEADER + yaml.dump(build_crd(kind), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print, write or check the CRD file."""
+    """Print, write or check the CRD files."""
     parser = argparse.ArgumentParser(
         prog="python -m slmops.api.crd", description=(__doc__ or "").splitlines()[0]
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--write", action="store_true", help="write the file")
-    mode.add_argument("--check", action="store_true", help="fail when the file differs")
-    parser.add_argument("--directory", type=Path, default=Path("crds"), help="folder of the file (crds)")
+    mode.add_argument("--write", action="store_true", help="write the files")
+    mode.add_argument("--check", action="store_true", help="fail when a file differs")
+    parser.add_argument("--directory", type=Path, default=Path("crds"), help="folder of the files (crds)")
     options = parser.parse_args(arguments)
-    path: Path = options.directory / FILE_NAME
-    if options.write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render_crd())
-    elif options.check:
-        if not path.is_file() or path.read_text() != render_crd():
+    code = 0
+    for kind in KINDS:
+        path: Path = options.directory / kind.file_name
+        if options.write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(render_crd(kind))
+        elif not options.check:
+            sys.stdout.write(("---\n" if kind is not KINDS[0] else "") + render_crd(kind))
+        elif not path.is_file() or path.read_text() != render_crd(kind):
             sys.stderr.write(f"{path} is not what the models say; run `make generate`\n")
-            return 1
-    else:
-        sys.stdout.write(render_crd())
-    return 0
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

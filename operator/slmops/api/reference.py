@@ -7,19 +7,13 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from typing import Any, Final
 
-from slmops.api import (
-    API_VERSION,
-    KIND,
-    RETRY_ANNOTATION,
-    SLMDeploymentSpec,
-    SLMDeploymentStatus,
-    base,
-    source,
-)
+from slmops.api import base, source
 from slmops.api.base import ApiModel
 from slmops.api.crd import default_of, describe, model_schema, models
+from slmops.api.kinds import KINDS, Kind
 from slmops.api.status import ConditionType
 
 _PATTERN_NAMES: Final = {
@@ -31,30 +25,36 @@ _PATTERN_NAMES: Final = {
     base.SHA256_PATTERN: "64 hex digits",
     source.FILE_PATH_PATTERN: "relative path",
 }
-_HEAD: Final = f"""<!-- Generated from operator/slmops/api by `make generate`; do not edit. -->
+_HEAD: Final = """<!-- Generated from operator/slmops/api by `make generate`; do not edit. -->
 # API reference
-
-`{KIND}` (`slmd`), `{API_VERSION}`, namespaced. `metadata.name` has at most 40 characters, begins with a
-letter and holds no dot: it becomes part of label keys and names the Service. Fields with a default may be
-left out; the API server fills them in. The annotation `{RETRY_ANNOTATION}`, set to a new value, lets a
-revision that was rolled back be tried once more; the others are in [operations](operations.md#by-hand).
 """
 
 
 def render_reference() -> str:
     """The whole page."""
-    parts = [_HEAD, "## Conditions\n", _conditions()]
-    parts += ["## Spec\n", *(_section(model, with_defaults=True) for model in _reached(SLMDeploymentSpec))]
-    parts += [
-        "## Status\n",
-        *(_section(model, with_defaults=False) for model in _reached(SLMDeploymentStatus)),
-    ]
-    return "\n".join(parts)
+    shown: set[type[ApiModel]] = set()
+    return "\n".join([_HEAD, *(part for kind in KINDS for part in _kind(kind, shown))])
 
 
-def condition_texts() -> Iterator[tuple[str, str]]:
+def _kind(kind: Kind, shown: set[type[ApiModel]]) -> Iterator[str]:
+    """One kind; models that an earlier kind has shown are only referred to."""
+    yield f"## {kind.kind}\n\n{kind.introduction}"
+    if kind.conditions is not None:
+        yield "### Conditions\n"
+        yield _conditions(kind.conditions)
+    for title, root in (("Spec", kind.spec), ("Status", kind.status)):
+        if root is None:
+            continue
+        yield f"### {title}\n"
+        for model in _reached(root):
+            if model not in shown:
+                shown.add(model)
+                yield _section(model, with_defaults=title == "Spec")
+
+
+def condition_texts(conditions: type[StrEnum] = ConditionType) -> Iterator[tuple[str, str]]:
     """(type, meaning with reasons) of each condition: the strings below the enum's members."""
-    body = ast.parse(inspect.getsource(ConditionType)).body[0]
+    body = ast.parse(inspect.getsource(conditions)).body[0]
     assert isinstance(body, ast.ClassDef)
     for statement, following in zip(body.body, body.body[1:], strict=False):
         if (
@@ -66,9 +66,9 @@ def condition_texts() -> Iterator[tuple[str, str]]:
             yield str(statement.value.value), " ".join(str(following.value.value).split())
 
 
-def _conditions() -> str:
+def _conditions(conditions: type[StrEnum]) -> str:
     rows = ["True is the good state of each.\n", "| type | meaning | reasons |", "|---|---|---|"]
-    for kind, text in condition_texts():
+    for kind, text in condition_texts(conditions):
         meaning, _, reasons = text.partition(" Reasons: ")
         rows.append(f"| `{kind}` | {meaning} | {reasons.rstrip('.')} |")
     rows.append("\nWhat each reason means and what to do: [troubleshooting](troubleshooting.md).\n")
@@ -91,7 +91,7 @@ def _reached(root: type[ApiModel]) -> list[type[ApiModel]]:
 
 def _section(model: type[ApiModel], *, with_defaults: bool) -> str:
     raw = model.model_json_schema(by_alias=True)
-    rows = [f"### {model.__name__}\n", describe(model) + "\n"]
+    rows = [f"#### {model.__name__}\n", describe(model) + "\n"]
     rows += ["| field | type | default | meaning |", "|---|---|---|---|"] if with_defaults else []
     rows += [] if with_defaults else ["| field | type | meaning |", "|---|---|---|"]
     for name, field in model.model_fields.items():

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
-from slmops.api.crd import FILE_NAME, build_crd, build_schema, main, render_crd
+from slmops.api.crd import build_crd, build_schema, main, render_crd
+from slmops.api.kinds import SLM_DEPLOYMENT
 from slmops.api.source import SecretKeyRef
 
 _STRUCTURAL = {
@@ -112,7 +113,7 @@ def test_write_then_check_then_drift(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["--check", *arguments]) == 1, "a missing file is drift"
     assert main(["--write", *arguments]) == 0
     assert main(["--check", *arguments]) == 0
-    file = tmp_path / FILE_NAME
+    file = tmp_path / SLM_DEPLOYMENT.file_name
     file.write_text(file.read_text().replace("maximum: 64", "maximum: 65"))
     assert main(["--check", *arguments]) == 1
     assert "make generate" in capsys.readouterr().err

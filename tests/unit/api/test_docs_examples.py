@@ -79,7 +79,7 @@ def test_every_annotation_that_is_named_is_one_that_is_read() -> None:
 
 def test_each_reason_of_a_condition_is_in_the_table_of_troubleshooting() -> None:
     reference = (ROOT / "docs/reference.md").read_text()
-    table = reference.partition("## Conditions")[2].partition("\n## ")[0]
+    table = "".join(part.partition("\n### ")[0] for part in reference.split("\n### Conditions\n")[1:])
     rows = [line.split("|")[3] for line in table.splitlines() if line.startswith("| `")]
     reasons = set(
         re.findall(r"\b[A-Z][A-Za-z]+\b", re.sub(r"\((True|Unknown|False)[^)]*\)", "", " ".join(rows)))
