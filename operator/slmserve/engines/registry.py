@@ -68,6 +68,12 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
             library="onnxruntime",
             module="slmserve.engines.onnx_slots",
         ),
+        EngineKind(
+            name="llama.cpp",
+            patterns=("*.gguf",),
+            library="xllamacpp",
+            module="slmserve.engines.llama_cpp",
+        ),
     )
 }
 """In the order of preference where a directory suits several."""
