@@ -74,6 +74,12 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
             library="xllamacpp",
             module="slmserve.engines.llama_cpp",
         ),
+        EngineKind(
+            name="openvino",
+            patterns=("openvino_model.xml",),
+            library="openvino_genai",
+            module="slmserve.engines.openvino",
+        ),
     )
 }
 """In the order of preference where a directory suits several."""
