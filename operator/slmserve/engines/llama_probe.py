@@ -7,6 +7,7 @@ metadata and plans the memory without loading a weight: some ten milliseconds, w
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +19,18 @@ from slmwire.reasons import Reason
 
 _TIMEOUT_SECONDS: Final = 60
 _MESSAGE: Final = 300
+_KILLED: Final = "killed"
 
 
 def probe_model(path: Path) -> None:
     """Raises StartError (Unfit) when llama.cpp would end the process, or refuses the file."""
     state = path.stat()
     found = _probe(str(path), state.st_size, state.st_mtime_ns)
+    if found == _KILLED:
+        message = (
+            "the system ended a look at the model, as it does when memory runs out; raise the memory limit"
+        )
+        raise StartError(Reason.INSUFFICIENT_CAPACITY, f"{path.name}: {message}")
     if found:
         raise StartError(
             Reason.UNFIT,
@@ -50,6 +57,8 @@ def _probe(path: str, size: int, changed_nanoseconds: int) -> str:
         return f"looking at it took more than {_TIMEOUT_SECONDS} s"
     if done.returncode == 0:
         return ""
+    if done.returncode == -signal.SIGKILL:
+        return _KILLED
     lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     telling = next((line for line in lines if "GGML_" in line), lines[-1] if lines else "")
     return telling[-_MESSAGE:] or f"it ended the process with {done.returncode}"

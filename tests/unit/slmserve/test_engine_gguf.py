@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GGUF files that are not what they should be: each has a reason and a cure, and none ends the process."""
 
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,17 @@ def test_what_ends_llama_cpp_ends_the_probe_only(tmp_path: Path) -> None:
     with pytest.raises(StartError, match=r"llama\.cpp cannot load the model: .*GGML_ASSERT") as caught:
         llama_cpp.load(tmp_path, _OPTIONS)
     assert caught.value.reason is Reason.UNFIT
+
+
+def test_a_probe_that_the_system_kills_means_too_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build_llama_dir(tmp_path) / "model.gguf"
+    killed = subprocess.CompletedProcess([], -signal.SIGKILL, b"", b"")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: killed)
+    with pytest.raises(StartError, match="raise the memory limit") as caught:
+        probe_model(path)
+    assert caught.value.reason is Reason.INSUFFICIENT_CAPACITY
 
 
 def test_an_architecture_that_llama_cpp_does_not_know_is_named(tmp_path: Path) -> None:
