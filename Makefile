@@ -82,6 +82,10 @@ venv: .venv/.stamp ## Python environment in .venv, from the hashed lock
 lock: venv ## compile locks/*.txt from pyproject.toml
 	$(COMPILE) --extra operator pyproject.toml -o locks/operator.txt
 	$(COMPILE) --extra runtime pyproject.toml -o locks/runtime.txt
+	$(COMPILE) --extra runtime-llama-cpp pyproject.toml -c locks/runtime.txt -o locks/runtime-llama-cpp.txt
+	# Without what runtime.txt has already, and without the telemetry that the library can do without.
+	$(COMPILE) --extra runtime-openvino pyproject.toml -c locks/runtime.txt --no-emit-package numpy \
+	  --no-emit-package openvino-telemetry -o locks/runtime-openvino.txt
 	$(COMPILE) --extra operator --extra runtime --extra cli --extra dev pyproject.toml -o locks/dev.txt
 	$(COMPILE) locks/model.in -o locks/model.txt
 	echo "uv==$(UV_VERSION)" | $(COMPILE) - -o locks/uv.txt

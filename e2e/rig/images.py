@@ -40,6 +40,8 @@ class ImageRecipe:
     containerfile: str
     inputs: tuple[str, ...]
     limit_bytes: int
+    engine: str = ""
+    """Of a runtime with another engine: the end of its lock's name."""
 
 
 RECIPES: Final = (
@@ -63,6 +65,25 @@ RECIPES: Final = (
         limit_bytes=300 * MIB,
     ),
 )
+
+
+def build_engine_recipe(engine: str, *, limit_bytes: int) -> ImageRecipe:
+    """slmops-runtime with the libraries of locks/runtime-<engine>.txt in one more layer."""
+    runtime = next(recipe for recipe in RECIPES if recipe.name == "slmops-runtime")
+    return ImageRecipe(
+        name=f"{runtime.name}-{engine}",
+        containerfile=runtime.containerfile,
+        inputs=(*runtime.inputs, f"locks/runtime-{engine}.txt"),
+        limit_bytes=limit_bytes,
+        engine=engine,
+    )
+
+
+ENGINE_RECIPES: Final = (
+    build_engine_recipe("llama-cpp", limit_bytes=330 * MIB),
+    build_engine_recipe("openvino", limit_bytes=350 * MIB),
+)
+"""Built only where they are asked for by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +140,20 @@ def read_pip_settings() -> dict[str, str]:
 
 
 def build_images(names: tuple[str, ...] = ()) -> list[Image]:
-    """Build and push what the registry lacks; return all (or the named) images.
+    """Build and push what the registry lacks; return those of RECIPES, or the named images.
 
-    The registry must run. Raises RigError when a build fails or an image is over its limit.
+    The registry must run. Raises RigError for an unknown name, when a build fails, and when an image is
+    over its limit.
     """
-    return [_ensure_image(recipe) for recipe in RECIPES if not names or recipe.name in names]
+    return [_ensure_image(recipe) for recipe in select_recipes(names)]
+
+
+def select_recipes(names: tuple[str, ...]) -> tuple[ImageRecipe, ...]:
+    """RECIPES, or the recipes with these names; raises RigError for a name that there is not."""
+    known = {recipe.name: recipe for recipe in (*RECIPES, *ENGINE_RECIPES)}
+    if unknown := sorted(set(names) - known.keys()):
+        raise RigError(f"no image is called {unknown[0]}; there are {', '.join(known)}")
+    return tuple(known[name] for name in dict.fromkeys(names)) or RECIPES
 
 
 def _ensure_image(recipe: ImageRecipe) -> Image:
@@ -223,6 +253,7 @@ def _build(recipe: ImageRecipe, *, base: str, reference: str) -> None:
             "--network=host",
             f"--ignorefile={CHECKOUT / '.containerignore'}",
             f"--build-arg=BASE={base}",
+            *((f"--build-arg=ENGINE={recipe.engine}", "--target=engine") if recipe.engine else ()),
             "--secret",
             f"id=pip,src={pip}",
             *extra,

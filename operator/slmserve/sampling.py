@@ -28,9 +28,10 @@ class SamplingParams:
 class Sampler:
     """Sampling state of one request; not thread-safe."""
 
-    __slots__ = ("_generator", "_temperature", "_top_p", "greedy")
+    __slots__ = ("_generator", "_temperature", "_top_p", "greedy", "params")
 
     def __init__(self, params: SamplingParams) -> None:
+        self.params = params
         self.greedy = params.temperature < _GREEDY_BELOW
         self._temperature = max(params.temperature, _GREEDY_BELOW)
         self._top_p = params.top_p

@@ -68,6 +68,18 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
             library="onnxruntime",
             module="slmserve.engines.onnx_slots",
         ),
+        EngineKind(
+            name="llama.cpp",
+            patterns=("*.gguf",),
+            library="xllamacpp",
+            module="slmserve.engines.llama_cpp",
+        ),
+        EngineKind(
+            name="openvino",
+            patterns=("openvino_model.xml",),
+            library="openvino_genai",
+            module="slmserve.engines.openvino",
+        ),
     )
 }
 """In the order of preference where a directory suits several."""

@@ -11,7 +11,7 @@ import pytest
 from e2e.rig import tools
 from e2e.rig.apt import parse_installed, parse_packages
 from e2e.rig.base_image import parse_codename, parse_mirror, prune_base
-from e2e.rig.images import RECIPES, hash_inputs, render_pip_config
+from e2e.rig.images import ENGINE_RECIPES, RECIPES, hash_inputs, render_pip_config, select_recipes
 from e2e.rig.oci import write_binary_image
 from e2e.rig.paths import CHECKOUT, RIG_SOURCE, instance_dir
 from e2e.rig.shell import RigError
@@ -73,12 +73,24 @@ def test_tag_changes_with_content_name_and_salt_but_not_with_bytecode(tmp_path: 
 
 
 def test_recipes_name_everything_that_their_containerfiles_copy() -> None:
-    for recipe in RECIPES:
+    for recipe in (*RECIPES, *ENGINE_RECIPES):
         lines = (CHECKOUT / recipe.containerfile).read_text().splitlines()
         copied = {line.split()[1] for line in lines if line.startswith("COPY ") and "--from" not in line}
-        assert copied == set(recipe.inputs), recipe.name
+        of_engine = {path for path in copied if "${ENGINE}" in path}
+        wanted = {path.replace("${ENGINE}", recipe.engine) for path in of_engine if recipe.engine}
+        assert (copied - of_engine) | wanted == set(recipe.inputs), recipe.name
+        assert all((CHECKOUT / path).exists() for path in recipe.inputs)
         assert "USER 65532:65532" in lines
         assert "ARG BASE=python:3.11-slim-bookworm" in lines
+
+
+def test_engines_images_are_built_only_by_name() -> None:
+    assert select_recipes(()) == RECIPES
+    assert [recipe.name for recipe in select_recipes(("slmops-runtime-openvino",))] == [
+        "slmops-runtime-openvino"
+    ]
+    with pytest.raises(RigError, match="no image is called slmops-runtime-magic; there are slmops-operator"):
+        select_recipes(("slmops-runtime", "slmops-runtime-magic"))
 
 
 def test_pip_settings_pass_on_but_for_local_paths() -> None:
