@@ -68,6 +68,12 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
             library="onnxruntime",
             module="slmserve.engines.onnx_slots",
         ),
+        EngineKind(
+            name="litert",
+            patterns=("*.tflite",),
+            library="ai_edge_litert",
+            module="slmserve.engines.litert",
+        ),
     )
 }
 """In the order of preference where a directory suits several."""
