@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slmserve.backend import BuildBackend, EngineInfo, GenerationDefaults
+from slmserve.choose import pick_engine
 from slmserve.config import ServerConfig
-from slmserve.engines.registry import EngineOptions, find_candidates
+from slmserve.engines.registry import EngineOptions
 from slmserve.template import ChatTemplate, load_template
 from slmserve.tokenizer import TextCodec, load_codec
 from slmserve.verify import verify_model
@@ -34,7 +35,7 @@ def load_model(config: ServerConfig) -> LoadedModel:
     digest = verify_model(
         config.model_dir, expected_digest=config.model_digest, manifest_file=config.manifest_file
     )
-    kind = find_candidates(config.model_dir, config.engine)[0]
+    kind = pick_engine(config, digest)
     codec = load_codec(config.model_dir)
     template = load_template(config.model_dir)
     options = EngineOptions(slots=config.slots, context_length=config.context_length, threads=config.threads)

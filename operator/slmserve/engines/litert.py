@@ -126,7 +126,7 @@ class LiteRtEngine:
         self._model = model
         self._logits = model.create_output_buffer_by_name(_DECODE, _LOGITS)
         self._logits_type = np.dtype(logits["dtype"])
-        self._cache = {
+        self._cache: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
             key: (tuple(detail["shape"]), np.dtype(detail["dtype"]))
             for key, detail in details.items()
             if _CACHE.fullmatch(key)

@@ -2,6 +2,7 @@
 """The engines by name, which of them this image has, and which of them takes a model directory."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,13 @@ class EngineKind:
     def installed(self) -> bool:
         """Whether this image has the library."""
         return importlib.util.find_spec(self.library) is not None
+
+    @property
+    def version(self) -> str:
+        """Version of the package that has the library; empty when it is not installed."""
+        for package in importlib.metadata.packages_distributions().get(self.library, ()):
+            return importlib.metadata.version(package)
+        return ""
 
     def load(self, model_dir: Path, options: EngineOptions) -> LoadedEngine:
         """Import the module and load; raises StartError with reason and cure."""
