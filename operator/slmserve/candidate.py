@@ -67,6 +67,8 @@ def _measure(module_name: str, model_dir: Path, options: EngineOptions, deadline
     try:
         module: EngineModule = importlib.import_module(module_name)
         loaded = module.load(model_dir, options)
+        if loaded.build_backend is None:
+            return EngineMeasurement(error="the engine gives vectors and generates no text")
         model = LoadedModel(
             directory=model_dir,
             engine=loaded.info,

@@ -44,9 +44,13 @@ class EngineKind:
     library: str
     """Package that has to be importable."""
     module: str
+    absent: tuple[str, ...] = ()
+    """Glob patterns of files that another engine's format has: none may match."""
 
     def takes(self, model_dir: Path) -> bool:
         """Whether the directory holds the files of this engine's format."""
+        if any(any(model_dir.glob(pattern)) for pattern in self.absent):
+            return False
         return all(any(model_dir.glob(pattern)) for pattern in self.patterns)
 
     @property
@@ -81,6 +85,13 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
             patterns=("*.tflite",),
             library="ai_edge_litert",
             module="slmserve.engines.litert",
+        ),
+        EngineKind(
+            name="encoder",
+            patterns=("model.onnx", "config.json"),
+            absent=("genai_config.json",),
+            library="onnxruntime",
+            module="slmserve.engines.encoder",
         ),
     )
 }
