@@ -90,6 +90,7 @@ lock: venv ## compile locks/*.txt from pyproject.toml
 	$(COMPILE) --extra runtime pyproject.toml -o locks/runtime.txt
 	$(COMPILE) --extra operator --extra runtime --extra cli --extra dev pyproject.toml -o locks/dev.txt
 	$(COMPILE) --extra runtime --extra runtime-litert pyproject.toml -o locks/runtime-litert.txt
+	$(COMPILE) --extra runtime --extra runtime-executorch pyproject.toml -o locks/runtime-executorch.txt
 	$(COMPILE) locks/model.in -o locks/model.txt
 	$(COMPILE) locks/model-litert.in -o locks/model-litert.txt
 	echo "uv==$(UV_VERSION)" | $(COMPILE) - -o locks/uv.txt

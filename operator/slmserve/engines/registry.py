@@ -87,6 +87,12 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
             module="slmserve.engines.litert",
         ),
         EngineKind(
+            name="executorch",
+            patterns=("*.pte",),
+            library="executorch",
+            module="slmserve.engines.executorch",
+        ),
+        EngineKind(
             name="encoder",
             patterns=("model.onnx", "config.json"),
             absent=("genai_config.json",),
