@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from slmserve.answers import build_deliver
 from slmserve.backend import Backend
 from slmserve.engines.registry import EngineModule, EngineOptions
@@ -38,6 +40,7 @@ GOLDEN_CASES: Final = 16
 _TEXT: Final = "The quick brown fox jumps over the lazy dog near the river bank, and then it rests. "
 _WORK_SHARE: Final = 0.9
 """Of the time that is given: the rest is for the process to start and to report."""
+_REPEAT_SECONDS: Final = 0.5
 _SHARES: Final = (0.25, 0.5)
 """Of the time after loading: one stream until the first, four until the second, then the golden set."""
 
@@ -92,8 +95,8 @@ async def _run(model: LoadedModel, deadline: float) -> EngineMeasurement:
     backend.start()
     left = deadline - time.monotonic()
     ends = [deadline - left * (1 - share) for share in _SHARES]
-    one = await _generate(model, backend, 1, ends[0])
-    four = await _generate(model, backend, STREAMS, ends[1])
+    one = await _best(model, backend, 1, ends[0])
+    four = await _best(model, backend, STREAMS, ends[1])
     score, samples = await _score(model, backend, deadline)
     return EngineMeasurement(
         decode_tokens_per_second=one.decode,
@@ -118,8 +121,24 @@ def _rate(tokens: int, seconds: float) -> float | None:
     return round(rate, 1) if rate and math.isfinite(rate) else None
 
 
-async def _generate(model: LoadedModel, backend: Backend, streams: int, end: float) -> _Rates:
-    """Rates of so many equal prompts at once; what is not done at `end` (monotonic) is cut off."""
+async def _best(model: LoadedModel, backend: Backend, streams: int, end: float) -> _Rates:
+    """The best rates of as many runs as fit in half a second, at least one.
+
+    A small model is done in milliseconds, of which anything else on the machine can take most.
+    """
+    until = min(end, time.monotonic() + _REPEAT_SECONDS)
+    runs = [await _generate(model, backend, streams, 0, end)]
+    while time.monotonic() < until:
+        runs.append(await _generate(model, backend, streams, len(runs), end))
+    return _Rates(
+        prefill=max(run.prefill or 0.0 for run in runs) or None,
+        decode=max(run.decode or 0.0 for run in runs) or None,
+        aggregate=max(run.aggregate or 0.0 for run in runs) or None,
+    )
+
+
+async def _generate(model: LoadedModel, backend: Backend, streams: int, turn: int, end: float) -> _Rates:
+    """Rates of so many prompts of one length at once; what is not done at `end` (monotonic) is cut off."""
     ids = model.codec.encode(_TEXT * PROMPT_TOKENS, add_special_tokens=False)
     prompt = ids[: min(PROMPT_TOKENS, model.engine.max_length // 2)]
     most = min(NEW_TOKENS, model.engine.max_length - len(prompt))
@@ -140,7 +159,7 @@ async def _generate(model: LoadedModel, backend: Backend, streams: int, end: flo
     for index in range(streams):
         generation = Generation(
             # Not the same prompt twice: an engine that remembers prompts would look faster than it is.
-            [*prompt[index:], *prompt[:index]],
+            np.random.default_rng((turn, index)).permutation(prompt),
             max_tokens=most,
             sampling=SamplingParams(),
             end_tokens=frozenset(),

@@ -43,6 +43,8 @@ _CALL_TOKENS: Final = 256
 """About as many prompt tokens as one `prefill` call may take, so that other rows need not wait long."""
 _NOWHERE: Final = "/nonexistent"
 """Where no plugin of a chip's vendor is found: it would compile the model anew at each start."""
+_SHARED_WEIGHTS: Final = ":memory"
+"""A name that XNNPACK knows: weights are packed once for all signatures instead of once for each."""
 _ONE_THREAD_BYTES: Final = 16 << 20
 """A smaller model is slower with several threads: they wait for each other longer than they work."""
 
@@ -228,9 +230,8 @@ def _open_model(path: Path, threads: int) -> Any:
             dispatch_library_path=_NOWHERE,
         )
     )
-    options = Options(
-        hardware_accelerators=HardwareAccelerator.CPU, cpu_options=CpuOptions(num_threads=threads)
-    )
+    processor = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=_SHARED_WEIGHTS)
+    options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=processor)
     return CompiledModel.from_file(str(path), environment=environment, options=options)
 
 

@@ -200,9 +200,9 @@ def _is_running(pid: int) -> bool:
 
 def test_a_hang_ends_in_time_with_all_that_it_started(importable: Path) -> None:
     started = time.monotonic()
-    found = measure(_unsound("hang"), importable, OPTIONS, Bounds(seconds=2, memory_bytes=0))
-    assert time.monotonic() - started < 8
-    assert found == EngineMeasurement(error="not done within 2.0 s")
+    found = measure(_unsound("hang"), importable, OPTIONS, Bounds(seconds=5, memory_bytes=0))
+    assert time.monotonic() - started < 12
+    assert found == EngineMeasurement(error="not done within 5.0 s")
     pids = [int(pid) for pid in (importable / "pids").read_text().split()]
     assert len(pids) == 2
     deadline = time.monotonic() + 5
