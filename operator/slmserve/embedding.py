@@ -11,13 +11,10 @@ from numpy.typing import NDArray
 class Embedder(Protocol):
     """Embeds token sequences; safe to call from several threads."""
 
-    @property
-    def dimensions(self) -> int:
-        """Length of each vector."""
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens of one sequence."""
+    dimensions: int
+    """Length of each vector."""
+    max_length: int
+    """Most tokens of one sequence."""
 
     def embed(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Vectors [n, dimensions], L2-normalised, in the order of `batch`.

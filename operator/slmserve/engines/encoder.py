@@ -83,13 +83,13 @@ class Encoder:
 
     def __init__(self, session: Any, config: EncoderConfig, *, max_length: int, batch_tokens: int) -> None:
         """`batch_tokens`: most positions of one run, padding included; 1: every text alone."""
-        self.max_length: Final = max_length
+        self.max_length = max_length
         self._session = session
         self._config = config
         self._batch_tokens = batch_tokens
         self._types = {node.name: _INDEX_TYPES[node.type] for node in session.get_inputs()}
         self._output, self._pooled = _find_output(session)
-        self.dimensions: Final = int(self._run([[0]]).shape[1])
+        self.dimensions = int(self._run([[0]]).shape[1])
 
     def embed(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """See `Embedder.embed`."""

@@ -74,7 +74,8 @@ def load_encoder_config(model_dir: Path) -> EncoderConfig:
     """Read the directory's files; raises StartError (Unfit) that names the file and the cure."""
     body = _read(model_dir / CONFIG_FILE)
     try:
-        positions, vocab_size = int(body["max_position_embeddings"]), int(body["vocab_size"])
+        key = "max_position_embeddings" if body.get("n_positions") is None else "n_positions"
+        positions, vocab_size = _number(body, key), _number(body, "vocab_size")
         pad_token = int(body.get("pad_token_id") or 0)
         offset = pad_token + 1 if body.get("model_type") in _OFFSET_MODELS else 0
         limits = [positions - offset]
@@ -89,6 +90,13 @@ def load_encoder_config(model_dir: Path) -> EncoderConfig:
     return EncoderConfig(
         max_length=min(limits), vocab_size=vocab_size, pad_token=pad_token, pooling=_pooling(model_dir)
     )
+
+
+def _number(body: Mapping[str, Any], key: str) -> int:
+    try:
+        return int(body[key])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(key) from None
 
 
 def _pooling(model_dir: Path) -> Pooling:

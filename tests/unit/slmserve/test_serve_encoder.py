@@ -194,6 +194,7 @@ def test_texts_of_a_wrong_length_are_refused(encoder: Embedder) -> None:
         ({}, {"tokenizer_config.json": {"model_max_length": 20}}, 20),
         ({}, {"tokenizer_config.json": {"model_max_length": 1e30}}, POSITIONS),
         ({"model_type": "roberta", "pad_token_id": 1}, {}, POSITIONS - 2),
+        ({"n_positions": 30, "max_position_embeddings": None}, {}, 30),
     ],
 )
 def test_the_longest_text_comes_from_the_files(
@@ -210,7 +211,8 @@ def test_the_longest_text_comes_from_the_files(
 @pytest.mark.parametrize(
     ("config", "pooling", "modules", "complaint"),
     [
-        ({"max_position_embeddings": None}, None, (), "config.json"),
+        ({"max_position_embeddings": None}, None, (), r"config\.json .* max_position_embeddings"),
+        ({"vocab_size": "many"}, None, (), r"config\.json .* vocab_size"),
         ({"vocab_size": 0}, None, (), "vocab_size"),
         ({}, {"pooling_mode_max_tokens": True}, (), "max_tokens"),
         ({}, {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, (), "pooling"),
