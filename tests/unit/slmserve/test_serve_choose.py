@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmserve import __main__ as command
@@ -93,6 +93,7 @@ _measurements = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(_measurements)
 def test_whatever_was_measured_the_rule_holds(measured: dict[str, EngineMeasurement]) -> None:
     sound = {n: m for n, m in measured.items() if not m.error and weigh_speed(m) > 0}
@@ -110,6 +111,7 @@ def test_whatever_was_measured_the_rule_holds(measured: dict[str, EngineMeasurem
             assert (other.golden_score or 0) < best - GOLDEN_TOLERANCE + 1e-6
 
 
+@settings(deadline=None)
 @given(_measurements)
 def test_slower_or_worse_never_helps(measured: dict[str, EngineMeasurement]) -> None:
     chosen = decide(measured)
@@ -121,6 +123,7 @@ def test_slower_or_worse_never_helps(measured: dict[str, EngineMeasurement]) -> 
         assert decide({name: m for name, m in measured.items() if name == chosen}) == chosen
 
 
+@settings(deadline=None)
 @given(_measurements, st.sampled_from(["", "a", "b"]), st.text(max_size=9), st.integers(1, 99))
 def test_a_choice_survives_its_file(
     measured: dict[str, EngineMeasurement], engine: str, digest: str, cpus: int

@@ -152,6 +152,7 @@ def test_an_int8_graph_gives_a_text_the_same_vector_in_any_company(tmp_path: Pat
         assert np.array_equal(encoder.embed([tokens])[0], together[index])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
 def test_groups_hold_each_text_once_and_little_padding(lengths: list[int], most: int) -> None:
     groups = group_by_length(lengths, most_tokens=most)
@@ -163,6 +164,7 @@ def test_groups_hold_each_text_once_and_little_padding(lengths: list[int], most:
         assert most > 1 or len(group) == 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.sampled_from(list(Pooling)), st.integers(0, 99))
 def test_what_lies_behind_a_text_does_not_count(width: int, rows: int, pooling: Pooling, seed: int) -> None:
     rng = np.random.default_rng(seed)

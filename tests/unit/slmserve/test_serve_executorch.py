@@ -191,6 +191,7 @@ def test_a_failed_call_is_not_taken_for_done(tmp_path: Path) -> None:
     assert engine.decode(np.array([3]), np.array([20]))[0].argmax() == next_token([*range(20), 3])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
 def test_what_two_texts_share_is_counted(left: list[int], right: list[int]) -> None:
     shared = count_shared(np.array(left, np.int64), np.array(right, np.int64))

@@ -144,6 +144,7 @@ def test_a_smaller_context_is_kept_and_the_cache_is_told() -> None:
         assert (engine.vocab_size, engine.prefill_chunk) == (SHAPE.vocab, 257)
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 400),
     st.integers(0, 255),
