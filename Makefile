@@ -57,6 +57,12 @@ model: venv ## train and export the test models again and check their figures (n
 	.venv/bin/uv pip sync --quiet --require-hashes --python $(CACHE)/model-venv/bin/python locks/model.txt
 	nice -n 5 $(CACHE)/model-venv/bin/python -m e2e.models.recipe make --check
 
+.PHONY: model-litert
+model-litert: venv ## export the test model for LiteRT again (needs torch, gigabytes)
+	test -x $(CACHE)/litert-venv/bin/python || python3 -m venv $(CACHE)/litert-venv
+	.venv/bin/uv pip sync --quiet --require-hashes --python $(CACHE)/litert-venv/bin/python locks/model-litert.txt
+	nice -n 5 $(CACHE)/litert-venv/bin/python -m e2e.models.recipe.export_litert
+
 .PHONY: down
 down: venv ## stop the rig that demo and e2e leave up
 	$(PY) -m e2e.rig down
@@ -87,5 +93,9 @@ lock: venv ## compile locks/*.txt from pyproject.toml
 	$(COMPILE) --extra runtime-openvino pyproject.toml -c locks/runtime.txt --no-emit-package numpy \
 	  --no-emit-package openvino-telemetry -o locks/runtime-openvino.txt
 	$(COMPILE) --extra operator --extra runtime --extra cli --extra dev pyproject.toml -o locks/dev.txt
+	$(COMPILE) --extra runtime-litert pyproject.toml -c locks/runtime.txt --no-emit-package numpy \
+	  -o locks/runtime-litert.txt
+	$(COMPILE) --extra runtime-executorch pyproject.toml -c locks/runtime.txt -o locks/runtime-executorch.txt
 	$(COMPILE) locks/model.in -o locks/model.txt
+	$(COMPILE) locks/model-litert.in -o locks/model-litert.txt
 	echo "uv==$(UV_VERSION)" | $(COMPILE) - -o locks/uv.txt

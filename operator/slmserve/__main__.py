@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m slmserve`: serve one model directory."""
+"""`python -m slmserve`: serve one model directory; `python -m slmserve choose`: see choose.py."""
 
 import asyncio
 import contextlib
@@ -14,6 +14,7 @@ from typing import Final
 import uvicorn
 import uvloop
 
+from slmserve import choose
 from slmserve.app import build_app
 from slmserve.config import ConfigError, ServerConfig, parse_config
 from slmserve.errors import StartError
@@ -99,11 +100,14 @@ def _terminate(config: ServerConfig, error: StartError) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 after a drain, 1 when the model cannot be served, 2 for bad settings."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["choose"]:
+        return choose.main(arguments[1:])
     setup_logging()
     # Its warnings are about malformed requests: whoever sends them would fill the log.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     try:
-        config = parse_config(sys.argv[1:] if argv is None else argv, os.environ)
+        config = parse_config(arguments, os.environ)
     except ConfigError as error:
         _log.error("%s", error)
         return 2

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from slmserve.embedding import Embedder
 from slmserve.generation import Generation, Step
 
 Deliver = Callable[[Sequence[Step]], None]
@@ -94,4 +95,7 @@ class LoadedEngine:
 
     info: EngineInfo
     defaults: GenerationDefaults
-    build_backend: BuildBackend
+    build_backend: BuildBackend | None
+    """None when the model generates no text."""
+    embedder: Embedder | None = None
+    """None when the model gives no vectors."""

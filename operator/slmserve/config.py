@@ -44,6 +44,8 @@ class ServerConfig:
     port: int
     engine: str
     """Name of an engine of `engines.registry`, or `auto`; empty: the preferred one for the files."""
+    engine_choice_file: Path
+    """What was measured for engine `auto`, see slmwire.choice; may be absent."""
     threads: int
     """0 means what suits the model and the CPUs."""
     slots: int
@@ -98,6 +100,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--manifest-file", env.MANIFEST_FILE, paths.MANIFEST_FILE)
     option("--port", env.PORT, str(paths.HTTP_PORT), int)
     option("--engine", env.ENGINE, "")
+    option("--engine-choice-file", env.ENGINE_CHOICE_FILE, paths.ENGINE_CHOICE_FILE)
     option("--threads", env.THREADS, "0", int)
     option("--slots", env.SLOTS, "4", int)
     option("--context-length", env.CONTEXT_LENGTH, "0", int)
@@ -154,6 +157,7 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfi
         host=given.host,
         port=given.port,
         engine=given.engine,
+        engine_choice_file=Path(given.engine_choice_file),
         threads=given.threads,
         slots=given.slots,
         context_length=given.context_length,

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slmserve.backend import BuildBackend, EngineInfo, GenerationDefaults
+from slmserve.choose import pick_engine
 from slmserve.config import ServerConfig
-from slmserve.engines.registry import EngineOptions, find_candidates
+from slmserve.engines.registry import EngineOptions
+from slmserve.errors import StartError
 from slmserve.template import ChatTemplate, load_template
 from slmserve.tokenizer import TextCodec, load_codec
 from slmserve.verify import verify_model
+from slmwire.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +37,13 @@ def load_model(config: ServerConfig) -> LoadedModel:
     digest = verify_model(
         config.model_dir, expected_digest=config.model_digest, manifest_file=config.manifest_file
     )
-    kind = find_candidates(config.model_dir, config.engine)[0]
+    kind = pick_engine(config, digest)
     codec = load_codec(config.model_dir)
     template = load_template(config.model_dir)
     options = EngineOptions(slots=config.slots, context_length=config.context_length, threads=config.threads)
     loaded = kind.load(config.model_dir, options)
+    if loaded.build_backend is None:
+        raise StartError(Reason.UNFIT, "the model gives vectors and generates no text")
     return LoadedModel(
         directory=config.model_dir,
         engine=loaded.info,

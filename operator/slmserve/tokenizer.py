@@ -39,7 +39,11 @@ def load_codec(model_dir: Path) -> TextCodec:
     """Read tokenizer.json; raises StartError (Unfit)."""
     path = model_dir / TOKENIZER_FILE
     try:
-        return TextCodec(Tokenizer.from_file(str(path)))
+        tokenizer = Tokenizer.from_file(str(path))
+        # Files of encoders often pad every text to a fixed length and cut it: both are the engine's matter.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return TextCodec(tokenizer)
     except Exception as error:
         message = f"{TOKENIZER_FILE} cannot be read: {' '.join(str(error).split())[:300]}"
         raise StartError(Reason.UNFIT, message) from error

@@ -8,6 +8,8 @@ STORE_DIR: Final = "/store"
 MODEL_DIR: Final = "/model"
 """Where the server mounts one revision's tree, read-only."""
 MANIFEST_FILE: Final = "/etc/slmops/manifest.json"
+ENGINE_CHOICE_FILE: Final = "/choice/engine.json"
+"""Where the server finds which engine was measured to suit the model on this device; may be absent."""
 SOURCE_DIR: Final = "/etc/slmops-source"
 """Where the fetcher finds the source's credentials, one file each: `token` (bearer); `username` and
 `password` (basic); `accessKeyId`, `secretAccessKey` and perhaps `sessionToken` (s3); `config.json`, a

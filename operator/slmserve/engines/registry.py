@@ -2,6 +2,7 @@
 """The engines by name, which of them this image has, and which of them takes a model directory."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,15 +44,26 @@ class EngineKind:
     library: str
     """Package that has to be importable."""
     module: str
+    absent: tuple[str, ...] = ()
+    """Glob patterns of files that another engine's format has: none may match."""
 
     def takes(self, model_dir: Path) -> bool:
         """Whether the directory holds the files of this engine's format."""
+        if any(any(model_dir.glob(pattern)) for pattern in self.absent):
+            return False
         return all(any(model_dir.glob(pattern)) for pattern in self.patterns)
 
     @property
     def installed(self) -> bool:
         """Whether this image has the library."""
         return importlib.util.find_spec(self.library) is not None
+
+    @property
+    def version(self) -> str:
+        """Version of the package that has the library; empty when it is not installed."""
+        for package in importlib.metadata.packages_distributions().get(self.library, ()):
+            return importlib.metadata.version(package)
+        return ""
 
     def load(self, model_dir: Path, options: EngineOptions) -> LoadedEngine:
         """Import the module and load; raises StartError with reason and cure."""
@@ -79,6 +91,25 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
             patterns=("openvino_model.xml",),
             library="openvino_genai",
             module="slmserve.engines.openvino",
+        ),
+        EngineKind(
+            name="litert",
+            patterns=("*.tflite",),
+            library="ai_edge_litert",
+            module="slmserve.engines.litert",
+        ),
+        EngineKind(
+            name="executorch",
+            patterns=("*.pte",),
+            library="executorch",
+            module="slmserve.engines.executorch",
+        ),
+        EngineKind(
+            name="encoder",
+            patterns=("model.onnx", "config.json"),
+            absent=("genai_config.json",),
+            library="onnxruntime",
+            module="slmserve.engines.encoder",
         ),
     )
 }
