@@ -43,3 +43,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s:%s" $path (.image.tag | default .tag) -}}
 {{- end -}}
 {{- end -}}
+
+{{/* URL that the anchors of the alerts' chapters are appended to. */}}
+{{- define "slmops.runbookBase" -}}
+{{- .Values.monitoring.runbookBase | default (printf "%s/docs/runbooks.md" .Chart.Home) | trimSuffix "#" -}}
+{{- end -}}
