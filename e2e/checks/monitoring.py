@@ -22,6 +22,7 @@ from slmcli.__main__ import build_parser
 
 RULES: Final = CHART / "files" / "rules.yaml"
 RULE_TESTS: Final = CHART / "tests" / "rules_test.yaml"
+SCRAPES: Final = CHECKOUT / "manifests" / "examples" / "prometheus.yaml"
 RUNBOOKS: Final = CHECKOUT / "docs" / "runbooks.md"
 SEVERITIES: Final = frozenset({"info", "warning", "critical"})
 TEXTS: Final = frozenset({"summary", "description", "runbook_url"})
@@ -127,6 +128,7 @@ def check_promtool() -> str:
     tests = yaml.safe_load(RULE_TESTS.read_text())
     _raise(RULE_TESTS, find_untested(read_rules(RULES.read_text()), tests))
     run([str(tool("promtool")), "check", "rules", str(RULES)], timeout_seconds=60)
+    run([str(tool("promtool")), "check", "config", "--syntax-only", str(SCRAPES)], timeout_seconds=60)
     run([str(tool("promtool")), "test", "rules", str(RULE_TESTS)], timeout_seconds=300)
     return f"promtool takes the rules; {len(tests['tests'])} scenarios of alerts hold"
 
