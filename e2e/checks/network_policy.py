@@ -2,8 +2,8 @@
 """What NetworkPolicies let through, by the rules of networking.k8s.io/v1.
 
 A pod that no policy selects for a direction is open in it. One that some do select may do what any of them
-allows. A connection needs the leave of both ends. An ipBlock counts for pods as well, as it does with most network
-plugins.
+allows. A connection needs the leave of both ends. An ipBlock counts for pods as well, as it does with most
+network plugins.
 """
 
 import ipaddress
