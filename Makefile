@@ -57,6 +57,10 @@ model: venv ## train and export the test models again and check their figures (n
 	.venv/bin/uv pip sync --quiet --require-hashes --python $(CACHE)/model-venv/bin/python locks/model.txt
 	nice -n 5 $(CACHE)/model-venv/bin/python -m e2e.models.recipe make --check
 
+.PHONY: sbom
+sbom: venv ## bills of materials of the two images, CycloneDX 1.6, in build/sbom
+	$(PY) -m e2e.sbom
+
 .PHONY: down
 down: venv ## stop the rig that demo and e2e leave up
 	$(PY) -m e2e.rig down

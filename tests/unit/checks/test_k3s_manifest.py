@@ -15,7 +15,8 @@ from e2e.checks.helm import CHART, find, objects, render_chart
 FILE = Path(__file__).parents[3] / "manifests" / "k3s-helmchart.yaml"
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 SPEC_FIELDS = {
-    "authPassCredentials", "authSecret", "backOffLimit", "bootstrap", "chart", "chartContent", "createNamespace",
+    "authPassCredentials", "authSecret", "backOffLimit", "bootstrap", "chart", "chartContent",
+    "createNamespace",
     "dockerRegistrySecret", "driver", "failurePolicy", "helmVersion", "insecureSkipTLSVerify", "jobImage",
     "plainHTTP", "podSecurityContext", "repo", "repoCA", "repoCAConfigMap", "securityContext", "set",
     "takeOwnership", "targetNamespace", "timeout", "valuesContent", "valuesSecrets", "version",
