@@ -13,6 +13,7 @@ from typing import Any, Final
 
 SCHEMA_VERSION: Final = 39
 """Of Grafana 11.0; later versions migrate it when they load it."""
+PLUGIN_VERSION: Final = "11.0.0"
 COLUMNS: Final = 24
 _SOURCE: Final[Mapping[str, str]] = {"type": "prometheus", "uid": "${datasource}"}
 
@@ -216,6 +217,8 @@ def _panel(panel: Panel, *, number: int, place: Mapping[str, int]) -> dict[str, 
         "gridPos": dict(place),
         "id": number,
         "options": _options(panel.kind),
+        # Without it Grafana takes a panel for one of version 6 and migrates it.
+        "pluginVersion": PLUGIN_VERSION,
         "targets": [_target(panel.kind, query, index) for index, query in enumerate(panel.queries)],
         "title": panel.title,
         "type": panel.kind.value,
@@ -263,7 +266,12 @@ def _options(kind: Kind) -> dict[str, Any]:
     match kind:
         case Kind.SERIES:
             return {
-                "legend": {"calcs": ["lastNotNull", "max"], "displayMode": "table", "placement": "bottom"},
+                "legend": {
+                    "calcs": ["lastNotNull", "max"],
+                    "displayMode": "table",
+                    "placement": "bottom",
+                    "showLegend": True,
+                },
                 "tooltip": {"mode": "multi", "sort": "desc"},
             }
         case Kind.STAT:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from e2e.checks.chart import find_loose_ends
-from e2e.checks.helm import CHART, helm
+from e2e.checks.helm import CHART, helm, objects, render_chart
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,6 +39,19 @@ def test_loose_ends_of_the_schema_are_named(schema: Mapping[str, Any], said: lis
     problems = find_loose_ends(schema)
     assert len(problems) == len(said)
     assert all(problem.startswith(text) for problem, text in zip(problems, said, strict=True)), problems
+
+
+def test_the_longest_name_leaves_room_for_the_endings() -> None:
+    values = {
+        "fullnameOverride": "n" * 52,
+        "serviceMonitor": {"enabled": True},
+        "networkPolicy": {"enabled": True},
+        "monitoring": {"dashboards": {"enabled": True}, "prometheusRule": {"enabled": True}},
+    }
+    bodies = objects(render_chart(values))
+    names = [(body["kind"], body["metadata"]["name"]) for body in bodies]
+    assert len(names) == len(set(names))
+    assert all(len(name) <= 63 for kind, name in names if kind == "Service")
 
 
 def notes(*arguments: str) -> str:
