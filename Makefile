@@ -63,6 +63,10 @@ model-litert: venv ## export the test model for LiteRT again (needs torch, gigab
 	.venv/bin/uv pip sync --quiet --require-hashes --python $(CACHE)/litert-venv/bin/python locks/model-litert.txt
 	nice -n 5 $(CACHE)/litert-venv/bin/python -m e2e.models.recipe.export_litert
 
+.PHONY: sbom
+sbom: venv ## bills of materials of the two images, CycloneDX 1.6, in build/sbom
+	$(PY) -m e2e.sbom
+
 .PHONY: down
 down: venv ## stop the rig that demo and e2e leave up
 	$(PY) -m e2e.rig down

@@ -12,6 +12,8 @@ from e2e.checks.check import Check, CheckError
 from e2e.checks.helm import CHART, find, helm, objects, render_chart
 from e2e.rig import RigError
 from e2e.rig.paths import CHECKOUT
+from slmops.api.kinds import KINDS
+from slmwire.labels import DOMAIN
 from slmwire.paths import AGENT_PORT
 
 _DIGEST: Final = "sha256:" + "0" * 64
@@ -42,6 +44,30 @@ BAD_VALUES: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("log.level", {"log": {"level": "verbose"}}),
     ("crds.keep", {"crds": {"keep": "yes"}}),
     ("extraEnv.0", {"extraEnv": [{"value": "x"}]}),
+    ("extraVolumes.0.name", {"extraVolumes": [{"name": "tmp", "emptyDir": {}}]}),
+    ("extraVolumeMounts.0.mountPath", {"extraVolumeMounts": [{"name": "ca", "mountPath": "ca"}]}),
+    ("commonLabels", {"commonLabels": {"team": "the edge"}}),
+    ("tolerations.0.effect", {"tolerations": [{"effect": "NoWay"}]}),
+    ("storeAgent.tolerations.0", {"storeAgent": {"tolerations": [{"keys": "x"}]}}),
+    ("topologySpreadConstraints.0", {"topologySpreadConstraints": [{"topologyKey": "zone"}]}),
+    ("affinity", {"affinity": {"nodeAfinity": {}}}),
+    ("resources.limits.memory", {"resources": {"limits": {"memory": "lots"}}}),
+    ("resources", {"resources": {"limit": {}}}),
+    ("serviceMonitor.enabled", {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}),
+    ("podMonitor.siteLabel", {"podMonitor": {"siteLabel": "a b"}}),
+    ("monitoring.runbookBase", {"monitoring": {"runbookBase": "docs/runbooks.md"}}),
+    (
+        "overrides.SLMOpsLatencyHigh.for",
+        {"monitoring": {"prometheusRule": {"overrides": {"SLMOpsLatencyHigh": {"for": "long"}}}}},
+    ),
+    (
+        "there is no alert SLMOpsLatency;",
+        {"monitoring": {"prometheusRule": {"enabled": True, "overrides": {"SLMOpsLatency": {"for": "1h"}}}}},
+    ),
+    ("monitoring.dashboards.label", {"monitoring": {"dashboards": {"label": ""}}}),
+    ("networkPolicy.apiServerPorts", {"networkPolicy": {"apiServerPorts": []}}),
+    ("networkPolicy.apiServerCIDRs.0", {"networkPolicy": {"apiServerCIDRs": ["10.0.0.1"]}}),
+    ("networkPolicy.metricsFrom.0", {"networkPolicy": {"metricsFrom": [{"pods": {}}]}}),
 )
 
 
@@ -68,7 +94,7 @@ def check_schema_is_complete() -> str:
     """Each value has its place in the schema with a description, and each place a value."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    problems = _compare(schema, values, "")
+    problems = _compare(schema, values, "") + find_loose_ends(schema)
     if problems:
         raise CheckError("; ".join(problems))
     return "values.yaml and values.schema.json agree"
@@ -83,6 +109,54 @@ def _compare(schema: Mapping[str, Any], values: Mapping[str, Any], prefix: str) 
         if "properties" in known[name]:
             problems += _compare(known[name], values[name], f"{prefix}{name}.")
     return problems
+
+
+def find_loose_ends(schema: Mapping[str, Any], path: str = "") -> list[str]:
+    """Properties at any depth without a description, and objects that do not say what else they take."""
+    problems: list[str] = []
+    if schema.get("type") == "object" and "additionalProperties" not in schema:
+        problems.append(f"{path}: does not say whether it takes more properties")
+    for name, node in schema.get("properties", {}).items():
+        where = f"{path}.{name}".lstrip(".")
+        if not node.get("description"):
+            problems.append(f"{where}: no description")
+        problems += find_loose_ends(node, where)
+    for name, node in schema.get("definitions", {}).items():
+        problems += find_loose_ends(node, f"definitions.{name}")
+    for name in ("items", "additionalProperties"):
+        if isinstance(schema.get(name), Mapping):
+            problems += find_loose_ends(schema[name], f"{path}.{name}")
+    return problems
+
+
+def check_artifacthub() -> str:
+    """What Artifact Hub shows of the chart is what the chart has."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    shown = {
+        key.partition("/")[2]: yaml.safe_load(text)
+        for key, text in chart["annotations"].items()
+        if key.startswith("artifacthub.io/")
+    }
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    images = {f"{values[name]['repository']}:{chart['appVersion']}" for name in ("image", "runtimeImage")}
+    wrong = [
+        text
+        for text, holds in {
+            "images": {entry["image"] for entry in shown["images"]} == images,
+            "crds": {(entry["name"], entry["kind"]) for entry in shown["crds"]}
+            == {(f"{kind.plural}.{DOMAIN}", kind.kind) for kind in KINDS},
+            "crdsExamples": {entry["kind"] for entry in shown["crdsExamples"]}
+            == {kind.kind for kind in KINDS},
+            "license": shown["license"] == "Apache-2.0",
+            "changes": {entry["kind"] for entry in shown["changes"]}
+            <= {"added", "changed", "deprecated", "removed", "fixed", "security"},
+            "links": all(entry["url"].startswith(f"{chart['home']}/") for entry in shown["links"]),
+        }.items()
+        if not holds
+    ]
+    if wrong:
+        raise CheckError(f"Chart.yaml: artifacthub.io/{', '.join(wrong)}: not what the chart has")
+    return "annotations name the chart's images and definitions"
 
 
 def check_versions() -> str:
@@ -159,6 +233,83 @@ def check_forms() -> str:
     return "images, namespaces, CRD, permissions and monitors follow the values"
 
 
+def check_pod_values() -> str:
+    """Everyday values of pods arrive where they should."""
+    everyday: dict[str, Any] = {
+        "nodeSelector": {"kubernetes.io/arch": "arm64"},
+        "tolerations": [{"key": "edge", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {"nodeAffinity": {"x": []}},
+        "priorityClassName": "system-cluster-critical",
+        "podAnnotations": {"note": "x"},
+        "podLabels": {"tier": "control"},
+        "imagePullSecrets": [{"name": "pull"}],
+        "resources": {"limits": {"memory": "1Gi"}},
+    }
+    spread = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+    bodies = objects(
+        render_chart(
+            {
+                **everyday,
+                "storeAgent": everyday,
+                "commonLabels": {"team": "edge", "app.kubernetes.io/name": "other"},
+                "topologySpreadConstraints": [spread],
+                "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+                "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+                "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
+                "serviceMonitor": {"enabled": True, "labels": {"release": "x"}, "siteLabel": "a.b/site"},
+            }
+        )
+    )
+    templates = {kind: find(bodies, kind)["spec"]["template"] for kind in ("Deployment", "DaemonSet")}
+    pod = templates["Deployment"]["spec"]
+    monitors = {b["metadata"]["name"]: b["spec"] for b in bodies if b["kind"] == "ServiceMonitor"}
+    services = [b for b in bodies if b["kind"] == "Service"]
+    selectors = [b["spec"]["selector"] for b in bodies if b["kind"] in templates]
+    wrong = [
+        f"{kind}: {name}"
+        for kind, template in templates.items()
+        for name, found in {
+            **{name: template["spec"].get(name) for name in everyday},
+            "podAnnotations": template["metadata"]["annotations"],
+            "podLabels": template["metadata"]["labels"],
+            "resources": template["spec"]["containers"][0]["resources"],
+        }.items()
+        if not _holds_all(found, everyday[name])
+    ]
+    wrong += [
+        text
+        for text, holds in {
+            "commonLabels": all(b["metadata"]["labels"].get("team") == "edge" for b in bodies)
+            and all(t["metadata"]["labels"].get("team") == "edge" for t in templates.values())
+            and not any("team" in selector["matchLabels"] for selector in selectors),
+            "commonLabels do not replace ours": all(
+                b["metadata"]["labels"]["app.kubernetes.io/name"] == "slmops" for b in bodies
+            ),
+            "topologySpreadConstraints": pod["topologySpreadConstraints"] == [spread],
+            "extraEnv": any(e["name"] == "HTTPS_PROXY" for e in pod["containers"][0]["env"]),
+            "extraVolumes": any(v["name"] == "ca" for v in pod["volumes"]),
+            "extraVolumeMounts": any(
+                m["mountPath"] == "/etc/ca" for m in pod["containers"][0]["volumeMounts"]
+            ),
+            "serviceMonitor": len(monitors) == 3
+            and len(services) == 2
+            and all(service["spec"]["clusterIP"] == "None" for service in services)
+            and monitors["slmops-operator"]["endpoints"][0]["honorLabels"] is True
+            and "__meta_kubernetes_node_label_a_b_site" in str(monitors["slmops-models"]["endpoints"]),
+        }.items()
+        if not holds
+    ]
+    if wrong:
+        raise CheckError(f"not as the values say: {', '.join(wrong)}")
+    return "labels, scheduling, volumes and monitors arrive in the pods"
+
+
+def _holds_all(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        return all(key in found and _holds_all(found[key], value) for key, value in wanted.items())
+    return bool(found == wanted)
+
+
 def _is_agent(pod: Mapping[str, Any], *, image: str) -> bool:
     """Whether the agent has no credential, no capability, the store and nothing else of the node."""
     (container,) = pod["containers"]
@@ -182,5 +333,7 @@ CHECKS: Final = (
     Check(name="chart values", run=check_bad_values),
     Check(name="chart schema", run=check_schema_is_complete),
     Check(name="chart versions", run=check_versions),
+    Check(name="chart annotations", run=check_artifacthub),
     Check(name="chart forms", run=check_forms),
+    Check(name="chart pods", run=check_pod_values),
 )

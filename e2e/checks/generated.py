@@ -11,6 +11,8 @@ from typing import Any, Final
 import yaml
 
 from e2e.checks.check import Check, CheckError
+from e2e.checks.dashboards import DASHBOARDS, FOLDER
+from e2e.checks.grafana import render_dashboard
 from e2e.checks.helm import CHART, NAMESPACE, render_chart
 from e2e.rig.paths import CHECKOUT
 from slmops.api.crd import render_crd
@@ -71,6 +73,7 @@ GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
         for kind in KINDS
         for folder in (CHECKOUT / "crds", CHART / "files")
     },
+    **{FOLDER / f"{dashboard.name}.json": partial(render_dashboard, dashboard) for dashboard in DASHBOARDS},
     CHECKOUT / "manifests" / "install.yaml": render_install,
     _README: render_chart_readme,
     CHECKOUT / "docs" / "reference.md": render_reference,

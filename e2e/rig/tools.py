@@ -38,7 +38,7 @@ class Family:
     version_variable: str = ""
     """Go package of the gitVersion, gitMajor and gitMinor variables that the build must set."""
     by_name_only: bool = False
-    """Built when it is named or asked for, and not with the rest: a benchmark's peer, which takes minutes."""
+    """Built when it is named or asked for, and not with the rest: what no rig needs, and takes minutes."""
 
 
 FAMILIES: Final = (
@@ -78,6 +78,14 @@ FAMILIES: Final = (
         # Debian's own is built without Kubernetes discovery; here every other discovery stays out, which
         # saves minutes of compiling cloud clients.
         tags="remove_all_sd,enable_kubernetes_sd",
+    ),
+    # A module of its own, so that a change here builds no Prometheus anew. The checks of rules ask for it.
+    Family(
+        name="promtool",
+        module="github.com/prometheus/prometheus",
+        binaries=("promtool",),
+        tags="remove_all_sd,enable_kubernetes_sd",
+        by_name_only=True,
     ),
     Family(name="helm", module="helm.sh/helm/v4", binaries=("helm",)),
     Family(name="kwok", module="sigs.k8s.io/kwok", binaries=("kwok",)),

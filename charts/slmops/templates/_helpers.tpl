@@ -23,6 +23,14 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- include "slmops.commonLabels" . }}
+{{- end -}}
+
+{{/* Labels of the user's for every object and pod, each on a line of its own; ours win. */}}
+{{- define "slmops.commonLabels" -}}
+{{- range $key, $value := omit .Values.commonLabels "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "app.kubernetes.io/component" "helm.sh/chart" }}
+{{ $key }}: {{ $value | quote }}
+{{- end -}}
 {{- end -}}
 
 {{- define "slmops.serviceAccountName" -}}
@@ -42,4 +50,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- else -}}
 {{- printf "%s:%s" $path (.image.tag | default .tag) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* URL that the anchors of the alerts' chapters are appended to. */}}
+{{- define "slmops.runbookBase" -}}
+{{- .Values.monitoring.runbookBase | default (printf "%s/docs/runbooks.md" .Chart.Home) | trimSuffix "#" -}}
 {{- end -}}

@@ -10,7 +10,7 @@ from slmops.model.plan import Transition
 from slmops.planning import times
 from slmops.planning.transitions import HOLDS, hold_of
 
-_STEPS = (
+STEPS = (
     "Installing",
     "Prefetching",
     "Flipping",
@@ -125,7 +125,7 @@ class OperatorMetrics:
         """Bring the series of one deployment in line with its new status."""
         where = (deployment.namespace, deployment.name)
         step = new.rollout.step if new.rollout else ""
-        for name in _STEPS:
+        for name in STEPS:
             self.step.labels(*where, name).set(1 if name == step else 0)
         for state, count in new.nodes.model_dump().items():
             self.nodes.labels(*where, state).set(count)

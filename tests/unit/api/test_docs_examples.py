@@ -71,7 +71,8 @@ def test_every_link_within_the_repository_leads_somewhere() -> None:
 
 def test_every_annotation_that_is_named_is_one_that_is_read() -> None:
     known = {value for name, value in vars(api).items() if name.endswith("_ANNOTATION")}
-    known |= {"slmops.dev/edge", "slmops.dev/ring", "slmops.dev/role", "slmops.dev/v"}  # labels, the version
+    # labels, and the version
+    known |= {f"slmops.dev/{name}" for name in ("deployment", "edge", "ring", "role", "v")}
     for path in (*DOCS, ROOT / "README.md"):
         named = set(re.findall(r"(?<![.\w<>])slmops\.dev/[a-z]+", path.read_text()))
         assert named - known == set(), path.name
