@@ -54,5 +54,5 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* URL that the anchors of the alerts' chapters are appended to. */}}
 {{- define "slmops.runbookBase" -}}
-{{- .Values.monitoring.runbookBase | default (printf "%s/docs/runbooks.md" .Chart.Home) | trimSuffix "#" -}}
+{{- .Values.monitoring.runbookBase | default "docs/runbooks.md" | trimSuffix "#" -}}
 {{- end -}}
