@@ -13,9 +13,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmserve.errors import ApiError, internal
-from slmserve.inference import check_model, serve_inference
+from slmserve.inference import serve_inference
 from slmserve.journal import describe_exception
 from slmserve.metrics import CONTENT_TYPE
+from slmserve.names import ServedName, resolve_name, served_names
 from slmserve.service import Phase, Service
 from slmwire.metrics import ENDPOINT_CHAT, ENDPOINT_COMPLETIONS
 from slmwire.paths import PATH_HEALTH, PATH_METRICS, PATH_READY
@@ -73,10 +74,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return _respond(ApiError(error.status_code, str(error.detail)[:200]))
 
 
-def _describe_model(service: Service) -> dict[str, object]:
+def _describe_model(service: Service, served: ServedName) -> dict[str, object]:
     identity = service.config.identity
     return {
-        "id": identity.model,
+        "id": served.identifier,
         "object": "model",
         "created": service.created,
         "owned_by": "slmops",
@@ -84,6 +85,8 @@ def _describe_model(service: Service) -> dict[str, object]:
         "revision": identity.revision,
         "digest": service.model.digest,
         "max_model_len": service.model.engine.max_length,
+        "root": identity.model,
+        "parent": identity.model if served.adapter else None,
     }
 
 
@@ -95,11 +98,11 @@ def _handlers(service: Service) -> list[tuple[str, str, Handler]]:
         return await serve_inference(service, request, ENDPOINT_COMPLETIONS)
 
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_describe_model(service)]})
+        data = [_describe_model(service, served) for served in served_names(service)]
+        return JSONResponse({"object": "list", "data": data})
 
     async def model(request: Request) -> Response:
-        check_model(service, request.path_params["name"])
-        return JSONResponse(_describe_model(service))
+        return JSONResponse(_describe_model(service, resolve_name(service, request.path_params["name"])))
 
     async def health(_: Request) -> Response:
         return _probe("ok" if service.healthy else "stuck", passed=service.healthy)

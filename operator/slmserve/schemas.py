@@ -8,14 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from slmserve.errors import ApiError, invalid
 
 _MAX_STOPS: Final = 4
+_MAX_CHOICES: Final = 8
+_MAX_PROMPTS: Final = 64
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 _Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
+_Prompt = (
+    str
+    | Annotated[list[str], Field(max_length=_MAX_PROMPTS)]
+    | list[int]
+    | Annotated[list[list[int]], Field(max_length=_MAX_PROMPTS)]
+)
 
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "n": (1,),
     "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "echo": (False,),
     "suffix": ("",),
     "frequency_penalty": (0,),
@@ -68,9 +73,9 @@ class _Request(_Strict):
     prompt_cache_retention: Any = None
     parallel_tool_calls: Any = None
 
+    n: Annotated[int, Field(ge=1, le=_MAX_CHOICES)] | None = None
+
     # Refused unless they ask for nothing (see _NEUTRAL).
-    n: Any = None
-    logprobs: Any = None
     frequency_penalty: Any = None
     presence_penalty: Any = None
     logit_bias: Any = None
@@ -81,6 +86,11 @@ class _Request(_Strict):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
 
     @property
     def includes_usage(self) -> bool:
@@ -120,7 +130,8 @@ class ChatRequest(_Request):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
     max_completion_tokens: _Tokens | None = None
-    top_logprobs: Any = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: Any = None
     tools: Any = None
     tool_choice: Any = None
@@ -138,11 +149,17 @@ class ChatRequest(_Request):
         """Most tokens to generate; None means as many as the context holds."""
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def alternatives(self) -> int | None:
+        """Likely tokens to tell at each place beside the chosen one; None: no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class CompletionRequest(_Request):
     """Body of /v1/completions."""
 
-    prompt: str | list[str] | list[int]
+    prompt: _Prompt
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
@@ -152,13 +169,35 @@ class CompletionRequest(_Request):
         """Most tokens to generate; the OpenAI API's default is 16."""
         return self.max_tokens or 16
 
+    @property
+    def alternatives(self) -> int | None:
+        """Likely tokens to tell at each place beside the chosen one; None: no log probabilities."""
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or more: text or token ids."""
+        return split_prompts(self.prompt)
+
+
+def split_prompts(prompt: "str | list[str] | list[int] | list[list[int]]") -> list[str | list[int]]:
+    """The four forms of a prompt or an input, as a list; an empty list is one prompt without tokens."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and isinstance(prompt[0], (str, list)):
+        return [part for part in prompt if isinstance(part, (str, list))]
+    return [[token for token in prompt if isinstance(token, int)]]
+
 
 _Body = TypeVar("_Body", ChatRequest, CompletionRequest)
 
 
 def parse_chat(body: bytes) -> ChatRequest:
     """Read and check a body; raises ApiError 400 that names the field and the cure."""
-    return _parse(ChatRequest, body)
+    request = _parse(ChatRequest, body)
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("'top_logprobs' is only allowed when 'logprobs' is true", param="top_logprobs")
+    return request
 
 
 def parse_completion(body: bytes) -> CompletionRequest:

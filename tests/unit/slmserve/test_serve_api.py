@@ -120,8 +120,12 @@ def test_a_seed_repeats_an_answer(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"logprobs": True}, "logprobs"),
+        ({"n": 9}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"tools": [{"type": "function"}]}, "tools"),
@@ -225,7 +229,7 @@ def test_metrics_count_and_carry_the_identity(
     before = orders_server.metrics()
     answer = client.chat.completions.create(model="orders", messages=messages)
     with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(model="orders", messages=messages, n=3)
+        client.chat.completions.create(model="orders", messages=messages, n=9)
     after = orders_server.metrics()
 
     def grown(series: str) -> float:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One choice of an answer, and several side by side: pieces of text in, bodies and events out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slmserve.answers import Answer, GenerationFailedError
+from slmserve.logprobs import Scored
+from slmserve.replies import ReplyForm, to_event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The answer number `index` of a request; read it once, whole or as events."""
+
+    index: int
+    answer: Answer
+    form: ReplyForm
+
+    async def whole(self) -> dict[str, Any]:
+        """The choice in a body that is not streamed; raises what `Answer.pieces` raises."""
+        parts: list[str] = []
+        scored: list[Scored] = []
+        async for piece in self.answer.pieces():
+            parts.append(piece.text)
+            scored += piece.scored
+            if piece.finish is not None:
+                return self.form.choice(self.index, "".join(parts), finish=piece.finish, scored=scored)
+        raise GenerationFailedError
+
+    async def events(self) -> AsyncIterator[tuple[bytes, bool]]:
+        """Server-sent events, the role first where there are roles, and whether each is the last.
+
+        Raises what `Answer.pieces` raises.
+        """
+        opening = self.form.opening(self.index)
+        if opening is not None:
+            yield to_event(opening), False
+        async for piece in self.answer.pieces():
+            part = self.form.part(self.index, piece.text, finish=piece.finish, scored=piece.scored)
+            yield to_event(part), piece.finish is not None
+
+
+async def gather_choices(choices: Sequence[Choice]) -> list[dict[str, Any]]:
+    """All of them whole, in order; the first failure ends the waiting."""
+    return await asyncio.gather(*(choice.whole() for choice in choices))
+
+
+async def merge_events(choices: Sequence[Choice]) -> AsyncIterator[tuple[bytes, bool]]:
+    """Events of all choices as they come, and whether each is the last of all."""
+    if len(choices) == 1:
+        async for event in choices[0].events():
+            yield event
+        return
+    ready: asyncio.Queue[tuple[bytes, bool] | Exception] = asyncio.Queue()
+
+    async def feed(choice: Choice) -> None:
+        try:
+            async for event in choice.events():
+                ready.put_nowait(event)
+        except Exception as error:
+            ready.put_nowait(error)
+
+    feeding = [asyncio.create_task(feed(choice)) for choice in choices]
+    running = len(feeding)
+    try:
+        while running:
+            got = await ready.get()
+            if isinstance(got, Exception):
+                raise got
+            event, last = got
+            running -= last
+            yield event, not running
+    finally:
+        for task in feeding:
+            task.cancel()
