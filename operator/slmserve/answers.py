@@ -25,6 +25,10 @@ class GenerationFailedError(Exception):
     """The engine failed, or the model's logits were not numbers."""
 
 
+class FormLostError(Exception):
+    """The constraint could not be followed to the end: the answer is not of the form asked for."""
+
+
 class InterruptedGenerationError(Exception):
     """The server ended the request (shutdown)."""
 
@@ -105,7 +109,7 @@ class Answer:
     async def pieces(self) -> AsyncIterator[Piece]:
         """Text as it comes, one piece per wake-up that has text, then one with the finish reason.
 
-        Raises GenerationFailedError or InterruptedGenerationError.
+        Raises GenerationFailedError, FormLostError or InterruptedGenerationError.
         """
         detokenizer, matcher = Detokenizer(self._codec), StopMatcher(self._stops)
         while True:
@@ -133,6 +137,8 @@ class Answer:
                 raise GenerationFailedError
             if finish is Finish.CANCELLED:
                 raise InterruptedGenerationError
+            if finish is not None and getattr(self.generation.constraint, "failed", False):
+                raise FormLostError
             if finish is not None:
                 parts.append(matcher.push(detokenizer.flush()))
                 by_length = finish is Finish.LENGTH and not matcher.stopped

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a checked request body to what the backend is asked: one `Ask` for each choice."""
 
+from dataclasses import dataclass
+
 from slmserve.answers import Ask
 from slmserve.backend import Capability
+from slmserve.constraints import json_grammar
 from slmserve.errors import invalid
 from slmserve.model import LoadedModel
 from slmserve.names import ServedName
@@ -23,25 +26,44 @@ async def build_asks(
     else:
         prompts, param = await completion_prompts(model, request), "prompt"
     _bound(service, len(prompts) * request.choices)
+    limits = [fit_answer(model, prompt, request.limit, param=param) for prompt in prompts]
+    form = _form(request)
     return [
         Ask(
             prompt=prompt,
-            max_tokens=fit_answer(model, prompt, request.limit, param=param),
+            max_tokens=limit,
             sampling=_sampling(model, request, number),
             end_tokens=model.defaults.end_tokens,
             stops=request.stops,
+            constraint=None if form is None else await service.grammars.compile(form.text, param=form.param),
             top_logprobs=request.alternatives,
             adapter=served.adapter,
             arrived=arrived,
         )
-        for prompt in prompts
+        for prompt, limit in zip(prompts, limits, strict=True)
         for number in range(request.choices)
     ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """The grammar that an answer has to follow, and the field that asks for it."""
+
+    text: str
+    param: str
+
+
+def _form(request: ChatRequest | CompletionRequest) -> _Form | None:
+    if isinstance(request, ChatRequest) and request.answer_schema is not None:
+        return _Form(text=json_grammar(request.answer_schema), param="response_format")
+    return None
+
+
 def _refuse_what_lacks(model: LoadedModel, request: ChatRequest | CompletionRequest) -> None:
     """Raises ApiError 400 that names the field which this engine cannot follow."""
+    schema = request.answer_schema if isinstance(request, ChatRequest) else None
     asked = {
+        "response_format": (schema is not None, Capability.CONSTRAINT),
         "logprobs": (request.alternatives is not None, Capability.LOGPROBS),
         "seed": (request.seed is not None, Capability.SEED),
     }

@@ -70,9 +70,8 @@ async def merge_events(choices: Sequence[Choice]) -> AsyncIterator[tuple[bytes, 
             got = await ready.get()
             if isinstance(got, Exception):
                 raise got
-            event, last = got
-            running -= last
-            yield event, not running
+            running -= got[1]
+            yield got[0], not running
     finally:
         for task in feeding:
             task.cancel()

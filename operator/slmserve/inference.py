@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from slmserve.answers import Answer, Ask, InterruptedGenerationError, submit
+from slmserve.answers import Answer, Ask, FormLostError, InterruptedGenerationError, submit
 from slmserve.asks import build_asks
 from slmserve.backend import ClosedError, QueueFullError
 from slmserve.choices import Choice, gather_choices, merge_events
@@ -77,6 +77,14 @@ class _Exchange:
         if isinstance(error, InterruptedGenerationError):
             self.code = 503
             return unavailable("the server ended before the answer did", retry_seconds=1)
+        if isinstance(error, FormLostError):
+            self.code = 400
+            return ApiError(
+                400,
+                "the schema became too complex while the answer was written; use fewer patterns and"
+                " alternatives",
+                code="schema_too_complex",
+            )
         self.code = 500
         error_id = secrets.token_hex(8)
         _log.error("request failed", extra={"fields": _error_fields(error, error_id)})

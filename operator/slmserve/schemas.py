@@ -26,7 +26,6 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -39,6 +38,10 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "verbosity": (),
 }
 """Parameters of the OpenAI API that this server lacks, with the values that ask for nothing."""
+
+
+_TAGS: Final = {"text", "json_object"}
+"""Branches of unions that appear in a location and are no fields."""
 
 
 class _Strict(BaseModel):
@@ -125,6 +128,37 @@ class Message(_Strict):
         return {"role": role, "content": "".join(part.text for part in self.content)}
 
 
+class TextFormat(_Strict):
+    """Answers of any form."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(_Strict):
+    """Answers that are one JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(_Strict):
+    """A schema with a name; it is followed to the letter whether `strict` or not."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    body: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(_Strict):
+    """Answers that follow a JSON schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
 class ChatRequest(_Request):
     """Body of /v1/chat/completions."""
 
@@ -132,7 +166,7 @@ class ChatRequest(_Request):
     max_completion_tokens: _Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: Any = None
+    response_format: ResponseFormat | None = None
     tools: Any = None
     tool_choice: Any = None
     functions: Any = None
@@ -143,6 +177,14 @@ class ChatRequest(_Request):
     prediction: Any = None
     web_search_options: Any = None
     verbosity: Any = None
+
+    @property
+    def answer_schema(self) -> dict[str, Any] | None:
+        """JSON schema that the answer has to follow; None: any text."""
+        asked = self.response_format
+        if isinstance(asked, JsonSchemaFormat):
+            return asked.json_schema.body
+        return {"type": "object"} if isinstance(asked, JsonObjectFormat) else None
 
     @property
     def limit(self) -> int | None:
@@ -227,6 +269,8 @@ def _explain(error: ValidationError) -> ApiError:
     for part in location:
         if isinstance(part, str) and ("[" in part or part in {"str", "int", "float"}):
             break
+        if part in _TAGS:
+            continue
         plain.append(str(part))
     path = ".".join(plain)[:200]
     if first["type"] == "extra_forbidden":

@@ -13,6 +13,7 @@ from typing import Final
 from slmserve.answers import build_deliver
 from slmserve.backend import Backend
 from slmserve.config import ServerConfig
+from slmserve.constraints import GrammarCompiler
 from slmserve.errors import unavailable
 from slmserve.golden import GoldenError, load_cases, run_golden
 from slmserve.journal import describe_exception
@@ -56,6 +57,15 @@ class Service:
         self._quiet.set()
         self._model: LoadedModel | None = None
         self._scheduler: Backend | None = None
+        self._grammars: GrammarCompiler | None = None
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles grammars for the model; raises ApiError 503 until it is ready."""
+        if self._grammars is None:
+            model = self.model
+            self._grammars = GrammarCompiler(model.codec, model.engine, model.defaults.end_tokens)
+        return self._grammars
 
     @property
     def model(self) -> LoadedModel:

@@ -45,6 +45,11 @@ class TextCodec:
         return text
 
     @property
+    def size(self) -> int:
+        """Ids that the vocabulary has, added tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
     def special_tokens(self) -> Mapping[int, str]:
         """The added tokens that `decode` leaves out, by id."""
         return {index: content for index, (content, special) in self._added.items() if special}
