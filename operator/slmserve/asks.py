@@ -11,8 +11,9 @@ from slmserve.model import LoadedModel
 from slmserve.names import ServedName
 from slmserve.prompts import chat_prompt, completion_prompts, fit_answer
 from slmserve.sampling import SamplingParams
-from slmserve.schemas import ChatRequest, CompletionRequest
+from slmserve.schemas import ChatRequest, ChosenTool, CompletionRequest
 from slmserve.service import Service
+from slmserve.tools import ToolForm, tool_grammar
 
 
 async def build_asks(
@@ -27,7 +28,8 @@ async def build_asks(
         prompts, param = await completion_prompts(model, request), "prompt"
     _bound(service, len(prompts) * request.choices)
     limits = [fit_answer(model, prompt, request.limit, param=param) for prompt in prompts]
-    form = _form(request)
+    form = _form(model, request)
+    markers = _markers(model, tool_form_of(model, request))
     return [
         Ask(
             prompt=prompt,
@@ -38,6 +40,7 @@ async def build_asks(
             constraint=None if form is None else await service.grammars.compile(form.text, param=form.param),
             top_logprobs=request.alternatives,
             adapter=served.adapter,
+            markers=markers,
             arrived=arrived,
         )
         for prompt, limit in zip(prompts, limits, strict=True)
@@ -53,17 +56,52 @@ class _Form:
     param: str
 
 
-def _form(request: ChatRequest | CompletionRequest) -> _Form | None:
-    if isinstance(request, ChatRequest) and request.answer_schema is not None:
-        return _Form(text=json_grammar(request.answer_schema), param="response_format")
-    return None
+def _form(model: LoadedModel, request: ChatRequest | CompletionRequest) -> _Form | None:
+    if not isinstance(request, ChatRequest):
+        return None
+    schema, tools, choice = request.answer_schema, request.offered_tools, request.tool_choice
+    tool_form = tool_form_of(model, request)
+    if tool_form is None:
+        return None if schema is None else _Form(text=json_grammar(schema), param="response_format")
+    forced = choice == "required" or isinstance(choice, ChosenTool)
+    if not forced and schema is None:
+        return None
+    functions = [tool.function for tool in tools]
+    if isinstance(choice, ChosenTool):
+        functions = [function for function in functions if function.name == choice.function.name]
+    single = isinstance(choice, ChosenTool) or request.parallel_tool_calls is False
+    grammar = tool_grammar(
+        tool_form,
+        functions,
+        model.codec.special_tokens,
+        most=1 if single else None,
+        answer_schema=None if forced else schema,
+    )
+    return _Form(text=grammar, param="tools" if forced else "response_format")
+
+
+def tool_form_of(model: LoadedModel, request: ChatRequest | CompletionRequest) -> ToolForm | None:
+    """How the answer's tool calls are written; None where there can be none."""
+    if not isinstance(request, ChatRequest) or not request.offered_tools or model.template is None:
+        return None
+    return model.template.tool_form
+
+
+def _markers(model: LoadedModel, form: ToolForm | None) -> dict[int, str]:
+    if form is None:
+        return {}
+    return {token: text for token, text in model.codec.special_tokens.items() if text in form.markers}
 
 
 def _refuse_what_lacks(model: LoadedModel, request: ChatRequest | CompletionRequest) -> None:
     """Raises ApiError 400 that names the field which this engine cannot follow."""
-    schema = request.answer_schema if isinstance(request, ChatRequest) else None
+    schema, choice = None, None
+    if isinstance(request, ChatRequest):
+        schema, choice = request.answer_schema, request.tool_choice
+    forced = choice == "required" or isinstance(choice, ChosenTool)
     asked = {
         "response_format": (schema is not None, Capability.CONSTRAINT),
+        "tool_choice": (forced, Capability.CONSTRAINT),
         "logprobs": (request.alternatives is not None, Capability.LOGPROBS),
         "seed": (request.seed is not None, Capability.SEED),
     }

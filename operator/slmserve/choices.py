@@ -9,6 +9,8 @@ from typing import Any
 from slmserve.answers import Answer, GenerationFailedError
 from slmserve.logprobs import Scored
 from slmserve.replies import ReplyForm, to_event
+from slmserve.toolparse import CallCollector, CallPart, ToolParser
+from slmserve.tools import ToolForm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,16 +20,23 @@ class Choice:
     index: int
     answer: Answer
     form: ReplyForm
+    tools: ToolForm | None = None
+    """How tool calls are written in the text; None: all of it is content."""
 
     async def whole(self) -> dict[str, Any]:
         """The choice in a body that is not streamed; raises what `Answer.pieces` raises."""
-        parts: list[str] = []
+        content: list[str] = []
         scored: list[Scored] = []
-        async for piece in self.answer.pieces():
-            parts.append(piece.text)
-            scored += piece.scored
-            if piece.finish is not None:
-                return self.form.choice(self.index, "".join(parts), finish=piece.finish, scored=scored)
+        collector = CallCollector()
+        async for said in self._said():
+            content.append(said.text)
+            scored += said.scored
+            for call in said.calls:
+                collector.add(call)
+            if said.finish is not None:
+                return self.form.choice(
+                    self.index, "".join(content), finish=said.finish, calls=collector.calls, scored=scored
+                )
         raise GenerationFailedError
 
     async def events(self) -> AsyncIterator[tuple[bytes, bool]]:
@@ -38,9 +47,35 @@ class Choice:
         opening = self.form.opening(self.index)
         if opening is not None:
             yield to_event(opening), False
+        async for said in self._said():
+            calls = [call.to_delta() for call in said.calls]
+            part = self.form.part(self.index, said.text, finish=said.finish, calls=calls, scored=said.scored)
+            yield to_event(part), said.finish is not None
+
+    async def _said(self) -> AsyncIterator["_Said"]:
+        if self.tools is None:
+            async for piece in self.answer.pieces():
+                yield _Said(text=piece.text, finish=piece.finish, scored=piece.scored)
+            return
+        parser = ToolParser(self.tools)
         async for piece in self.answer.pieces():
-            part = self.form.part(self.index, piece.text, finish=piece.finish, scored=piece.scored)
-            yield to_event(part), piece.finish is not None
+            text, calls = parser.push(piece.text)
+            finish: str | None = piece.finish
+            if finish is not None:
+                text += parser.flush()
+                finish = "tool_calls" if parser.calls and finish == "stop" else finish
+            if text or calls or finish or piece.scored:
+                yield _Said(text=text, finish=finish, scored=piece.scored, calls=tuple(calls))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Said:
+    """A piece of an answer, content told from calls."""
+
+    text: str
+    finish: str | None
+    scored: tuple[Scored, ...]
+    calls: tuple[CallPart, ...] = ()
 
 
 async def gather_choices(choices: Sequence[Choice]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from slmserve.answers import Answer, Ask, FormLostError, InterruptedGenerationError, submit
-from slmserve.asks import build_asks
+from slmserve.asks import build_asks, tool_form_of
 from slmserve.backend import ClosedError, QueueFullError
 from slmserve.choices import Choice, gather_choices, merge_events
 from slmserve.errors import ApiError, internal, overloaded, unavailable
@@ -124,7 +124,10 @@ async def serve_inference(service: Service, request: Request, endpoint: str) -> 
         scores=parsed.alternatives is not None,
     )
     service.begin_request()
-    choices = [Choice(index=index, answer=answer, form=form) for index, answer in enumerate(answers)]
+    tools = tool_form_of(service.model, parsed)
+    choices = [
+        Choice(index=index, answer=answer, form=form, tools=tools) for index, answer in enumerate(answers)
+    ]
     exchange = _Exchange(service, form, choices, parsed.choices)
     if parsed.stream:
         events = _stream(exchange, include_usage=parsed.includes_usage)

@@ -45,7 +45,19 @@ async def chat_prompt(model: LoadedModel, request: ChatRequest) -> list[int]:
     """The messages through the model's chat template."""
     if model.template is None:
         raise invalid("this model has no chat template; use /v1/completions", param="messages")
-    text = model.template.render([message.to_template() for message in request.messages])
+    tools = request.offered_tools
+    if model.template.tool_form is None:
+        about = next((n for n, m in enumerate(request.messages) if m.is_about_tools), None)
+        if tools or about is not None:
+            param = "tools" if tools else f"messages.{about}"
+            raise invalid(
+                f"'{param}': the chat template of this model takes no tools; use a model whose template does,"
+                " or describe them in a system message",
+                param=param,
+                code="unsupported_parameter",
+            )
+    messages = [message.to_template() for message in request.messages]
+    text = model.template.render(messages, [tool.to_template() for tool in tools])
     most = model.engine.max_length
     return await tokenise(model, text, add_special_tokens=False, param="messages", most=most)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Request bodies, checked at the edge; what is not supported is refused by name."""
 
+import json
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -10,6 +11,7 @@ from slmserve.errors import ApiError, invalid
 _MAX_STOPS: Final = 4
 _MAX_CHOICES: Final = 8
 _MAX_PROMPTS: Final = 64
+_MAX_TOOLS: Final = 128
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 _Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
 _Prompt = (
@@ -26,8 +28,6 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -74,7 +74,6 @@ class _Request(_Strict):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
-    parallel_tool_calls: Any = None
 
     n: Annotated[int, Field(ge=1, le=_MAX_CHOICES)] | None = None
 
@@ -108,24 +107,102 @@ class TextPart(_Strict):
     text: str
 
 
+class CalledFunction(_Strict):
+    """What an assistant called; `arguments` is JSON text."""
+
+    name: _Text
+    arguments: str
+
+
+class ToolCall(_Strict):
+    """A call that an assistant's message holds."""
+
+    id: _Text
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def to_template(self) -> dict[str, Any]:
+        """As chat templates expect it: the arguments as an object; raises ValueError for others."""
+        arguments = json.loads(self.function.arguments or "{}")
+        if not isinstance(arguments, dict):
+            raise ValueError
+        function = {"name": self.function.name, "arguments": arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
 class Message(_Strict):
     """One chat message; the content is text or text parts."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(max_length=1000)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(max_length=1000)] | None = None
     name: _Text | None = None
     refusal: None = None
     audio: None = None
-    tool_calls: None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=_MAX_TOOLS)] | None = None
+    tool_call_id: _Text | None = None
     function_call: None = None
     annotations: Any = None
 
-    def to_template(self) -> dict[str, str]:
-        """`{role, content}` as chat templates expect them."""
+    @property
+    def is_about_tools(self) -> bool:
+        """Whether only a template that takes tools can render it."""
+        return self.role == "tool" or bool(self.tool_calls)
+
+    def to_template(self) -> dict[str, Any]:
+        """`{role, content}`, and what belongs to tools, as chat templates expect them."""
         role = "system" if self.role == "developer" else self.role
-        if isinstance(self.content, str):
-            return {"role": role, "content": self.content}
-        return {"role": role, "content": "".join(part.text for part in self.content)}
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content or [])
+        shown: dict[str, Any] = {"role": role, "content": text}
+        if self.tool_calls:
+            shown["tool_calls"] = [call.to_template() for call in self.tool_calls]
+        if self.role == "tool":
+            shown["tool_call_id"] = self.tool_call_id
+            if self.name:
+                shown["name"] = self.name
+        return shown
+
+
+class ToolFunction(_Strict):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @property
+    def schema_of_arguments(self) -> dict[str, Any]:
+        """Schema of the arguments; a function without parameters takes an empty object."""
+        return self.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+class Tool(_Strict):
+    """One entry of `tools`."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+    def to_template(self) -> dict[str, Any]:
+        """As chat templates expect it."""
+        function: dict[str, Any] = {"name": self.function.name}
+        if self.function.description is not None:
+            function["description"] = self.function.description
+        function["parameters"] = self.function.schema_of_arguments
+        return {"type": "function", "function": function}
+
+
+class ChosenName(_Strict):
+    """The function that has to be called."""
+
+    name: str
+
+
+class ChosenTool(_Strict):
+    """`tool_choice` by name."""
+
+    type: Literal["function"]
+    function: ChosenName
 
 
 class TextFormat(_Strict):
@@ -167,8 +244,9 @@ class ChatRequest(_Request):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: Annotated[list[Tool], Field(max_length=_MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -177,6 +255,11 @@ class ChatRequest(_Request):
     prediction: Any = None
     web_search_options: Any = None
     verbosity: Any = None
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """The tools that the model may call in this answer."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
     @property
     def answer_schema(self) -> dict[str, Any] | None:
@@ -239,7 +322,41 @@ def parse_chat(body: bytes) -> ChatRequest:
     request = _parse(ChatRequest, body)
     if request.top_logprobs and not request.logprobs:
         raise invalid("'top_logprobs' is only allowed when 'logprobs' is true", param="top_logprobs")
+    for number, message in enumerate(request.messages):
+        _check_message(message, f"messages.{number}")
+    _check_tools(request)
     return request
+
+
+def _check_message(message: Message, path: str) -> None:
+    if message.content is None and not message.tool_calls:
+        raise invalid(f"'{path}.content' is missing; it must be text or text parts", param=f"{path}.content")
+    if message.tool_calls and message.role != "assistant":
+        raise invalid(
+            f"'{path}.tool_calls' is only for messages of the assistant", param=f"{path}.tool_calls"
+        )
+    if message.role == "tool" and message.tool_call_id is None:
+        raise invalid(
+            f"'{path}.tool_call_id' is missing; it must name the call that this is the result of",
+            param=f"{path}.tool_call_id",
+        )
+    for number, call in enumerate(message.tool_calls or []):
+        try:
+            call.to_template()
+        except (ValueError, RecursionError):
+            param = f"{path}.tool_calls.{number}.function.arguments"
+            raise invalid(f"'{param}' must be the text of a JSON object", param=param) from None
+
+
+def _check_tools(request: ChatRequest) -> None:
+    names = [tool.function.name for tool in request.tools or []]
+    if len(set(names)) < len(names):
+        raise invalid("'tools' has two functions of the same name; rename one", param="tools")
+    choice = request.tool_choice
+    if not names and choice not in (None, "none", "auto"):
+        raise invalid("'tool_choice' asks for a call and there are no 'tools'", param="tool_choice")
+    if isinstance(choice, ChosenTool) and choice.function.name not in names:
+        raise invalid("'tool_choice' names a function that 'tools' does not have", param="tool_choice")
 
 
 def parse_completion(body: bytes) -> CompletionRequest:

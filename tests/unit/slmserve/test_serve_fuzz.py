@@ -28,6 +28,9 @@ _FIELDS = [
     "logprobs",
     "user",
     "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "top_logprobs",
     "max_completion_tokens",
     "frequency_penalty",
     "logit_bias",
@@ -49,7 +52,9 @@ _value = st.recursive(
     _scalar,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
-        st.dictionaries(st.sampled_from(["role", "content", "type", "text", "include_usage", "x"]), inner),
+        st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "include_usage", "function", "x"]), inner
+        ),
     ),
     max_leaves=8,
 )
