@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from slmserve.embeddings import serve_embeddings
 from slmserve.errors import ApiError, internal
 from slmserve.inference import serve_inference
 from slmserve.journal import describe_exception
@@ -63,7 +64,10 @@ async def _on_api_error(_: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        message = "there is no such path; this server has /v1/chat/completions, /v1/completions, /v1/models"
+        message = (
+            "there is no such path; this server has /v1/chat/completions, /v1/completions, /v1/embeddings,"
+            " /v1/models"
+        )
         return _respond(ApiError(404, message, code="not_found"))
     if error.status_code == 405:
         headers = dict(error.headers or {})
@@ -97,6 +101,9 @@ def _handlers(service: Service) -> list[tuple[str, str, Handler]]:
     async def completions(request: Request) -> Response:
         return await serve_inference(service, request, ENDPOINT_COMPLETIONS)
 
+    async def embeddings(request: Request) -> Response:
+        return await serve_embeddings(service, request)
+
     async def models(_: Request) -> Response:
         data = [_describe_model(service, served) for served in served_names(service)]
         return JSONResponse({"object": "list", "data": data})
@@ -117,6 +124,7 @@ def _handlers(service: Service) -> list[tuple[str, str, Handler]]:
     return [
         ("POST", "/v1/chat/completions", chat),
         ("POST", "/v1/completions", completions),
+        ("POST", "/v1/embeddings", embeddings),
         ("GET", "/v1/models", models),
         ("GET", "/v1/models/{name:path}", model),
         ("GET", PATH_HEALTH, health),

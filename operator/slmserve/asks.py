@@ -94,7 +94,13 @@ def _markers(model: LoadedModel, form: ToolForm | None) -> dict[int, str]:
 
 
 def _refuse_what_lacks(model: LoadedModel, request: ChatRequest | CompletionRequest) -> None:
-    """Raises ApiError 400 that names the field which this engine cannot follow."""
+    """Raises ApiError 400 that names the field which this model or engine cannot follow."""
+    if model.build_backend is None:
+        raise invalid(
+            "this model only gives embeddings; use /v1/embeddings",
+            param="model",
+            code="unsupported_endpoint",
+        )
     schema, choice = None, None
     if isinstance(request, ChatRequest):
         schema, choice = request.answer_schema, request.tool_choice

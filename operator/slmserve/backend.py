@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from slmserve.embedding import Embedder
 from slmserve.generation import Generation, Step
 
 Deliver = Callable[[Sequence[Step]], None]
@@ -90,8 +91,11 @@ BuildBackend = Callable[[int, Deliver], Backend]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedEngine:
-    """What an engine's `load` gives: it has generated one token already."""
+    """What an engine's `load` gives: it has generated one token, or embedded one text, already."""
 
     info: EngineInfo
     defaults: GenerationDefaults
-    build_backend: BuildBackend
+    build_backend: BuildBackend | None
+    """None: the model only embeds."""
+    embedder: Embedder | None = None
+    """None: the model only generates."""

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -20,33 +20,13 @@ from slmserve.choices import Choice, gather_choices, merge_events
 from slmserve.errors import ApiError, internal, overloaded, unavailable
 from slmserve.journal import describe_exception
 from slmserve.names import resolve_name
+from slmserve.receiving import CLIENT_LEFT, read_body, wait_disconnect
 from slmserve.replies import DONE, ReplyForm, to_event, usage_of
 from slmserve.schemas import parse_chat, parse_completion
 from slmserve.service import Service
 from slmwire.metrics import ENDPOINT_CHAT
 
 _log = logging.getLogger(__name__)
-_CLIENT_LEFT: Final = 499
-_BODY_SECONDS: Final = 30.0
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body; raises ApiError 413 beyond `limit` bytes, 408 when it does not come in time."""
-    too_large = ApiError(413, f"the body is larger than {limit} bytes; shorten it", code="body_too_large")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise too_large
-                parts.append(part)
-    except TimeoutError:
-        raise ApiError(408, f"the body did not come within {_BODY_SECONDS:.0f} s", code="timeout") from None
-    return b"".join(parts)
 
 
 @dataclass(slots=True)
@@ -57,7 +37,7 @@ class _Exchange:
     form: ReplyForm
     choices: list[Choice]
     per_prompt: int
-    code: int = _CLIENT_LEFT
+    code: int = CLIENT_LEFT
 
     def finish(self) -> None:
         for choice in self.choices:
@@ -109,8 +89,8 @@ async def serve_inference(service: Service, request: Request, endpoint: str) -> 
         service.metrics.count_request(endpoint, error.status)
         raise
     except ClientDisconnect:
-        service.metrics.count_request(endpoint, _CLIENT_LEFT)
-        return Response(status_code=_CLIENT_LEFT)
+        service.metrics.count_request(endpoint, CLIENT_LEFT)
+        return Response(status_code=CLIENT_LEFT)
     except Exception:
         service.metrics.count_request(endpoint, 500)
         raise
@@ -155,22 +135,17 @@ def _submit(service: Service, asks: Sequence[Ask]) -> list[Answer]:
 
 async def _collect(exchange: _Exchange, request: Request) -> Response:
     """Wait for the whole answer, or for the client to leave."""
-    leaving = asyncio.create_task(_wait_disconnect(request.receive))
+    leaving = asyncio.create_task(wait_disconnect(request.receive))
     working = asyncio.create_task(_gather(exchange))
     try:
         await asyncio.wait({leaving, working}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        return Response(status_code=_CLIENT_LEFT)
+        return Response(status_code=CLIENT_LEFT)
     finally:
         leaving.cancel()
         working.cancel()
         exchange.finish()
-
-
-async def _wait_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _gather(exchange: _Exchange) -> Response:
@@ -209,14 +184,14 @@ class _EventResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send))
-        leaving = asyncio.create_task(_wait_disconnect(receive))
+        leaving = asyncio.create_task(wait_disconnect(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
         except OSError:
             # The connection broke while we wrote: the client has left.
-            self._exchange.code = _CLIENT_LEFT
+            self._exchange.code = CLIENT_LEFT
         finally:
             sending.cancel()
             leaving.cancel()

@@ -92,7 +92,7 @@ class Metrics:
         self._info = self._gauge(
             names.MODEL_INFO, "What is loaded; always 1.", ("digest", "engine", "version")
         )
-        for endpoint in (names.ENDPOINT_CHAT, names.ENDPOINT_COMPLETIONS):
+        for endpoint in (names.ENDPOINT_CHAT, names.ENDPOINT_COMPLETIONS, names.ENDPOINT_EMBEDDINGS):
             # A rate over a series that does not exist yet misses its first increment.
             for code in ("200", "500"):
                 self._requests.labels(endpoint, code)
@@ -120,7 +120,11 @@ class Metrics:
     def observe_first_token(self, seconds: float, prompt_tokens: int) -> None:
         """A request's first token came, so its prompt is processed."""
         self._first_token.observe(seconds)
-        self._prompt_tokens.inc(prompt_tokens)
+        self.count_prompt(prompt_tokens)
+
+    def count_prompt(self, tokens: int) -> None:
+        """Prompt tokens processed, over all requests."""
+        self._prompt_tokens.inc(tokens)
 
     def observe_next_token(self, seconds: float) -> None:
         """Time since the same request's token before."""

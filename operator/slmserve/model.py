@@ -9,6 +9,7 @@ from pathlib import Path
 
 from slmserve.backend import BuildBackend, EngineInfo, GenerationDefaults
 from slmserve.config import ServerConfig
+from slmserve.embedding import Embedder
 from slmserve.engines.registry import EngineOptions, find_candidates
 from slmserve.template import ChatTemplate, load_template
 from slmserve.tokenizer import TextCodec, load_codec
@@ -22,10 +23,13 @@ class LoadedModel:
     directory: Path
     engine: EngineInfo
     defaults: GenerationDefaults
-    build_backend: BuildBackend
+    build_backend: BuildBackend | None
+    """None: the model only embeds."""
     codec: TextCodec
     template: ChatTemplate | None
     digest: str
+    embedder: Embedder | None = None
+    """None: the model only generates."""
 
 
 def load_model(config: ServerConfig) -> LoadedModel:
@@ -47,6 +51,7 @@ def load_model(config: ServerConfig) -> LoadedModel:
         codec=codec,
         template=template,
         digest=digest,
+        embedder=loaded.embedder,
     )
 
 

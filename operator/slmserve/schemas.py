@@ -12,6 +12,7 @@ _MAX_STOPS: Final = 4
 _MAX_CHOICES: Final = 8
 _MAX_PROMPTS: Final = 64
 _MAX_TOOLS: Final = 128
+_MAX_INPUTS: Final = 2048
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 _Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
 _Prompt = (
@@ -44,19 +45,19 @@ _TAGS: Final = {"text", "json_object"}
 """Branches of unions that appear in a location and are no fields."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     # strict: "5" is not a number and 1 is not a truth; hide_input: no prompt in an error's text.
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """`include_usage` adds one last event with the token counts."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class _Request(_Strict):
+class _Request(Strict):
     model: str
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -100,21 +101,21 @@ class _Request(_Strict):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """One text part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class CalledFunction(_Strict):
+class CalledFunction(Strict):
     """What an assistant called; `arguments` is JSON text."""
 
     name: _Text
     arguments: str
 
 
-class ToolCall(_Strict):
+class ToolCall(Strict):
     """A call that an assistant's message holds."""
 
     id: _Text
@@ -130,7 +131,7 @@ class ToolCall(_Strict):
         return {"id": self.id, "type": "function", "function": function}
 
 
-class Message(_Strict):
+class Message(Strict):
     """One chat message; the content is text or text parts."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -163,7 +164,7 @@ class Message(_Strict):
         return shown
 
 
-class ToolFunction(_Strict):
+class ToolFunction(Strict):
     """A function that the model may call; `parameters` is a JSON schema."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -177,7 +178,7 @@ class ToolFunction(_Strict):
         return self.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-class Tool(_Strict):
+class Tool(Strict):
     """One entry of `tools`."""
 
     type: Literal["function"]
@@ -192,32 +193,32 @@ class Tool(_Strict):
         return {"type": "function", "function": function}
 
 
-class ChosenName(_Strict):
+class ChosenName(Strict):
     """The function that has to be called."""
 
     name: str
 
 
-class ChosenTool(_Strict):
+class ChosenTool(Strict):
     """`tool_choice` by name."""
 
     type: Literal["function"]
     function: ChosenName
 
 
-class TextFormat(_Strict):
+class TextFormat(Strict):
     """Answers of any form."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Strict):
+class JsonObjectFormat(Strict):
     """Answers that are one JSON object."""
 
     type: Literal["json_object"]
 
 
-class NamedSchema(_Strict):
+class NamedSchema(Strict):
     """A schema with a name; it is followed to the letter whether `strict` or not."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -226,7 +227,7 @@ class NamedSchema(_Strict):
     strict: bool | None = None
 
 
-class JsonSchemaFormat(_Strict):
+class JsonSchemaFormat(Strict):
     """Answers that follow a JSON schema."""
 
     type: Literal["json_schema"]
@@ -314,7 +315,28 @@ def split_prompts(prompt: "str | list[str] | list[int] | list[list[int]]") -> li
     return [[token for token in prompt if isinstance(token, int)]]
 
 
+class EmbeddingRequest(Strict):
+    """Body of /v1/embeddings."""
+
+    model: str
+    input: (
+        str
+        | Annotated[list[str], Field(max_length=_MAX_INPUTS)]
+        | list[int]
+        | Annotated[list[list[int]], Field(max_length=_MAX_INPUTS)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: Any = None
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """The texts, one or more: text or token ids."""
+        return split_prompts(self.input)
+
+
 _Body = TypeVar("_Body", ChatRequest, CompletionRequest)
+_Any = TypeVar("_Any", bound=Strict)
 
 
 def parse_chat(body: bytes) -> ChatRequest:
@@ -364,11 +386,21 @@ def parse_completion(body: bytes) -> CompletionRequest:
     return _parse(CompletionRequest, body)
 
 
-def _parse(kind: type[_Body], body: bytes) -> _Body:
+def parse_embedding(body: bytes) -> EmbeddingRequest:
+    """Read and check a body; raises ApiError 400 that names the field and the cure."""
+    return parse_body(EmbeddingRequest, body)
+
+
+def parse_body(kind: type[_Any], body: bytes) -> _Any:
+    """Read a body of one model; raises ApiError 400 that names the field."""
     try:
-        request = kind.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise _explain(error) from None
+
+
+def _parse(kind: type[_Body], body: bytes) -> _Body:
+    request = parse_body(kind, body)
     _refuse_unsupported(request)
     _check_stops(request.stops)
     if request.stream_options is not None and not request.stream:

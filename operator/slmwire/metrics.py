@@ -67,3 +67,4 @@ MODEL_INFO: Final = "slmserve_model_info"
 
 ENDPOINT_CHAT: Final = "chat"
 ENDPOINT_COMPLETIONS: Final = "completions"
+ENDPOINT_EMBEDDINGS: Final = "embeddings"

@@ -208,6 +208,7 @@ def test_a_wrong_golden_line_is_named(tmp_path: Path, line: str) -> None:
 def test_the_score_is_the_share_of_right_answers(orders_dir: Path) -> None:
     async def run() -> None:
         model = load_model(parse_config(["--model-dir", str(orders_dir), "--slots", "3"], {}))
+        assert model.build_backend is not None
         scheduler = model.build_backend(8, build_deliver(asyncio.get_running_loop()))
         scheduler.start()
         cases = load_cases(orders_dir)
