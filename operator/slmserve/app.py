@@ -4,25 +4,34 @@
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from slmserve.access import KeyRing
 from slmserve.embeddings import serve_embeddings
-from slmserve.errors import ApiError, internal
+from slmserve.errors import ApiError, internal, unauthorized
 from slmserve.inference import serve_inference
 from slmserve.journal import describe_exception
 from slmserve.metrics import CONTENT_TYPE
 from slmserve.names import ServedName, resolve_name, served_names
 from slmserve.service import Phase, Service
-from slmwire.metrics import ENDPOINT_CHAT, ENDPOINT_COMPLETIONS
+from slmwire.metrics import ENDPOINT_CHAT, ENDPOINT_COMPLETIONS, ENDPOINT_EMBEDDINGS
 from slmwire.paths import PATH_HEALTH, PATH_METRICS, PATH_READY
 
 _log = logging.getLogger(__name__)
+_OPEN_PATHS: Final = frozenset({PATH_HEALTH, PATH_READY, PATH_METRICS})
+_ENDPOINTS: Final = {
+    "/v1/chat/completions": ENDPOINT_CHAT,
+    "/v1/completions": ENDPOINT_COMPLETIONS,
+    "/v1/embeddings": ENDPOINT_EMBEDDINGS,
+}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -50,6 +59,24 @@ class _Guard:
             _log.error("unexpected failure", extra={"fields": fields})
             if not begun:
                 await _respond(internal(error_id))(scope, receive, send)
+
+
+class _Gate:
+    """Lets only those with a key to the API; probes and metrics are open."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, service: Service) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = service.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path not in _OPEN_PATHS and not self._keys.admits(Headers(scope=scope).get("authorization", "")):
+            if path in _ENDPOINTS:
+                self._metrics.count_request(_ENDPOINTS[path], 401)
+            await _respond(unauthorized())(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 def _respond(error: ApiError) -> JSONResponse:
@@ -137,8 +164,9 @@ def _probe(status: str, *, passed: bool) -> Response:
     return JSONResponse({"status": status}, status_code=200 if passed else 503)
 
 
-def build_app(service: Service) -> ASGIApp:
-    """The ASGI application of `service`."""
+def build_app(service: Service, keys: KeyRing | None = None) -> ASGIApp:
+    """The ASGI application of `service`; with `keys` only those who have one may use the API."""
     routes = [Route(path, handler, methods=[method]) for method, path, handler in _handlers(service)]
     handlers = {ApiError: _on_api_error, HTTPException: _on_http_error}
-    return _Guard(Starlette(routes=routes, exception_handlers=handlers))
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    return _Guard(app if keys is None else _Gate(app, keys, service))
