@@ -194,6 +194,7 @@ class Answer:
         if self._metrics is not None:
             if self._last_at is None:
                 self._metrics.observe_first_token(step.at - self.generation.arrived, self.prompt_tokens)
+                self._metrics.count_cached(self.cached_tokens)
             else:
                 self._metrics.observe_next_token(step.at - self._last_at)
         self._last_at = step.at

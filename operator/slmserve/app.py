@@ -19,6 +19,7 @@ from slmserve.embeddings import serve_embeddings
 from slmserve.errors import ApiError, internal, unauthorized
 from slmserve.inference import serve_inference
 from slmserve.journal import describe_exception
+from slmserve.judging import serve_feedback
 from slmserve.metrics import CONTENT_TYPE
 from slmserve.names import ServedName, resolve_name, served_names
 from slmserve.service import Phase, Service
@@ -93,7 +94,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         message = (
             "there is no such path; this server has /v1/chat/completions, /v1/completions, /v1/embeddings,"
-            " /v1/models"
+            " /v1/models, /v1/feedback"
         )
         return _respond(ApiError(404, message, code="not_found"))
     if error.status_code == 405:
@@ -131,6 +132,9 @@ def _handlers(service: Service) -> list[tuple[str, str, Handler]]:
     async def embeddings(request: Request) -> Response:
         return await serve_embeddings(service, request)
 
+    async def feedback(request: Request) -> Response:
+        return await serve_feedback(service, request)
+
     async def models(_: Request) -> Response:
         data = [_describe_model(service, served) for served in served_names(service)]
         return JSONResponse({"object": "list", "data": data})
@@ -152,6 +156,7 @@ def _handlers(service: Service) -> list[tuple[str, str, Handler]]:
         ("POST", "/v1/chat/completions", chat),
         ("POST", "/v1/completions", completions),
         ("POST", "/v1/embeddings", embeddings),
+        ("POST", "/v1/feedback", feedback),
         ("GET", "/v1/models", models),
         ("GET", "/v1/models/{name:path}", model),
         ("GET", PATH_HEALTH, health),

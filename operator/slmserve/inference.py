@@ -52,6 +52,11 @@ class _Exchange:
         """Token counts so far."""
         return usage_of([choice.answer for choice in self.choices], per_prompt=self.per_prompt)
 
+    def succeed(self) -> None:
+        """The whole answer is there: from now on it can be judged."""
+        self.code = 200
+        self.service.given.add(self.form.identifier)
+
     def fail(self, error: Exception) -> ApiError:
         """The error that the client sees."""
         if isinstance(error, InterruptedGenerationError):
@@ -153,7 +158,7 @@ async def _gather(exchange: _Exchange) -> Response:
         choices = await gather_choices(exchange.choices)
     except Exception as error:
         raise exchange.fail(error) from None
-    exchange.code = 200
+    exchange.succeed()
     return JSONResponse(exchange.form.whole(choices, exchange.usage))
 
 
@@ -164,7 +169,7 @@ async def _stream(exchange: _Exchange, *, include_usage: bool) -> AsyncIterator[
                 yield event
                 continue
             # What follows the last text goes out with it: one write, not three.
-            exchange.code = 200
+            exchange.succeed()
             usage = to_event(exchange.form.counts(exchange.usage)) if include_usage else b""
             yield event + usage + DONE
     except Exception as error:

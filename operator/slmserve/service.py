@@ -16,6 +16,7 @@ from slmserve.config import ServerConfig
 from slmserve.constraints import GrammarCompiler
 from slmserve.embedding_queue import EmbeddingQueue
 from slmserve.errors import invalid, unavailable
+from slmserve.feedback import GivenAnswers
 from slmserve.golden import GoldenError, load_cases, run_golden
 from slmserve.journal import describe_exception
 from slmserve.metrics import Metrics
@@ -52,6 +53,7 @@ class Service:
         self.metrics = Metrics(config.identity)
         self.phase = Phase.LOADING
         self.created = int(time.time())
+        self.given = GivenAnswers()
         self._in_flight = 0
         self._accepting = True
         self._quiet = asyncio.Event()
@@ -144,6 +146,7 @@ class Service:
             engine=model.engine.name,
             version=self.config.identity.model_version,
             slots=model.engine.slots,
+            cache_bytes=model.engine.cache_bytes,
         )
         fields = {
             "seconds": round(loaded_seconds, 3),
