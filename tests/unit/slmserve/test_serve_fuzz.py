@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.slmserve.process import ServerProcess
 
-_PATHS = ("/v1/chat/completions", "/v1/completions")
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/feedback")
 _FIELDS = [
     "model",
     "messages",
@@ -38,6 +38,12 @@ _FIELDS = [
     "echo",
     "suffix",
     "best_of",
+    "input",
+    "dimensions",
+    "encoding_format",
+    "id",
+    "score",
+    "labels",
     "extra",
 ]
 _scalar = st.one_of(
