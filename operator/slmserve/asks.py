@@ -9,9 +9,10 @@ from slmserve.constraints import json_grammar
 from slmserve.errors import invalid
 from slmserve.model import LoadedModel
 from slmserve.names import ServedName
+from slmserve.parts import ChosenTool
 from slmserve.prompts import chat_prompt, completion_prompts, fit_answer
 from slmserve.sampling import SamplingParams
-from slmserve.schemas import ChatRequest, ChosenTool, CompletionRequest
+from slmserve.schemas import ChatRequest, CompletionRequest
 from slmserve.service import Service
 from slmserve.tools import ToolForm, tool_grammar
 

@@ -5,27 +5,33 @@ import asyncio
 import hashlib
 import importlib.util
 import json
+import logging
 import re
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slmserve.backend import EngineInfo
-from slmserve.errors import ApiError, invalid
+from slmserve.errors import ApiError, invalid, overloaded
 from slmserve.grammar_check import CPU_SECONDS
+from slmserve.journal import describe_exception
 from slmserve.tokenizer import TextCodec
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+_log = logging.getLogger(__name__)
 _LIBRARY: Final = "llguidance"
 _MOST_CHARACTERS: Final = 64 << 10
-_KEPT: Final = 16
+_MOST_KEPT: Final = 32
+_MOST_WAITING: Final = 8
+"""Requests whose grammar is being compiled: each may take seconds."""
+_TOO_COMPLEX: Final = "too complex"
 _WALL_SECONDS: Final = 4.0 * CPU_SECONDS
 _RISKY: Final = re.compile(
     r'"(pattern|patternProperties|propertyNames|format|multipleOf|allOf|anyOf|oneOf|not|if|\$ref|\$dynamicRef'
@@ -106,10 +112,15 @@ class GrammarCompiler:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._checking = asyncio.Semaphore(1)
         self._tokenizer: LLTokenizer | None = None
+        self._waiting = 0
         self._compiled: OrderedDict[bytes, LLMatcher] = OrderedDict()
+        self._refused: OrderedDict[bytes, str] = OrderedDict()
 
     async def compile(self, grammar: str, *, param: str) -> GrammarConstraint:
-        """A fresh constraint for a Lark grammar; raises ApiError 400 that names `param` and says why."""
+        """A fresh constraint for a Lark grammar; raises ApiError 400 that names `param` and says why.
+
+        Raises ApiError 429 when too many are being compiled.
+        """
         if not is_installed():
             raise invalid(
                 f"'{param}' needs {_LIBRARY}, which this image lacks; use the standard image",
@@ -126,16 +137,23 @@ class GrammarCompiler:
             raise invalid(f"'{param}' is larger than {_MOST_CHARACTERS} characters; shorten it", param=param)
         # A digest and not the text: what clients send is not kept longer than it has to be.
         key = hashlib.sha256(grammar.encode("utf-8", "surrogatepass")).digest()
+        if key in self._refused:
+            raise _refuse(self._refused[key], param)
         if key not in self._compiled:
-            if _RISKY.search(grammar):
-                await self._try_elsewhere(grammar, param)
-            loop = asyncio.get_running_loop()
-            matcher = await loop.run_in_executor(self._thread, self._compile, grammar)
-            if matcher.is_error():
-                raise _refuse(matcher.get_error(), param)
-            self._compiled[key] = matcher
-            while len(self._compiled) > _KEPT:
-                self._compiled.popitem(last=False)
+            try:
+                fault = await self._add(key, grammar)
+            except ApiError:
+                raise
+            except Exception as error:
+                _log.error("a grammar cannot be compiled: %s", describe_exception(error))
+                raise invalid(
+                    f"'{param}' is not supported with this model's tokenizer; remove it",
+                    param=param,
+                    code="unsupported_parameter",
+                ) from None
+            if fault:
+                _keep(self._refused, key, fault)
+                raise _refuse(fault, param)
         self._compiled.move_to_end(key)
         end_mask = np.zeros(self._width, np.bool_)
         end_mask[self._end_tokens] = True
@@ -155,43 +173,65 @@ class GrammarCompiler:
             self._tokenizer = LLTokenizer(text, n_vocab=width, eos_token=self._end_tokens)
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=build_limits())
 
-    async def _try_elsewhere(self, grammar: str, param: str) -> None:
-        """Compile in a process that can be ended; raises ApiError 400."""
-        async with self._checking:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "slmserve.grammar_check",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            try:
-                async with asyncio.timeout(_WALL_SECONDS):
-                    fault, _ = await child.communicate(grammar.encode("utf-8", "replace"))
-            except TimeoutError:
-                raise _too_complex(param) from None
-            finally:
-                if child.returncode is None:
-                    child.kill()
-                    await child.wait()
-        if child.returncode != 0:
-            raise _too_complex(param)
-        if fault:
-            raise _refuse(fault.decode("utf-8", "replace"), param)
+    async def _add(self, key: bytes, grammar: str) -> str:
+        """Compile and keep; returns what is wrong, empty when nothing is. Raises ApiError 429."""
+        if self._waiting >= _MOST_WAITING:
+            raise overloaded(retry_seconds=CPU_SECONDS)
+        self._waiting += 1
+        try:
+            if _RISKY.search(grammar):
+                async with self._checking:
+                    fault = await _try_elsewhere(grammar)
+                if fault:
+                    return fault
+            loop = asyncio.get_running_loop()
+            matcher = await loop.run_in_executor(self._thread, self._compile, grammar)
+        finally:
+            self._waiting -= 1
+        if matcher.is_error():
+            return matcher.get_error() or _TOO_COMPLEX
+        _keep(self._compiled, key, matcher)
+        return ""
 
 
-def _too_complex(param: str) -> ApiError:
-    return invalid(
-        f"'{param}' is too complex to compile; use fewer patterns, and none of them inside allOf",
-        param=param,
-        code="schema_too_complex",
+_Kept = TypeVar("_Kept")
+
+
+def _keep(kept: OrderedDict[bytes, _Kept], key: bytes, value: _Kept) -> None:
+    kept[key] = value
+    while len(kept) > _MOST_KEPT:
+        kept.popitem(last=False)
+
+
+async def _try_elsewhere(grammar: str) -> str:
+    """Compile in a process that can be ended; returns what is wrong, empty when nothing is."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "slmserve.grammar_check",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
     )
+    try:
+        async with asyncio.timeout(_WALL_SECONDS):
+            fault, _ = await child.communicate(grammar.encode("utf-8", "replace"))
+    except TimeoutError:
+        return _TOO_COMPLEX
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    return fault.decode("utf-8", "replace") if child.returncode == 0 else _TOO_COMPLEX
 
 
 def _refuse(fault: str, param: str) -> ApiError:
-    if fault.startswith("panic"):
-        return _too_complex(param)
+    if fault == _TOO_COMPLEX or fault.startswith("panic"):
+        return invalid(
+            f"'{param}' is too complex to compile; use fewer patterns, and none of them inside allOf",
+            param=param,
+            code="schema_too_complex",
+        )
     # Only what is wrong: the place is one of the grammar that we wrote around the schema.
     plain = " ".join(fault.replace("<non-verbose/>", "").partition("\n1 |")[0].split())
     text = _PLACE.sub("", plain.partition(" 1 | start")[0])[:300]

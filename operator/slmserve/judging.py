@@ -9,8 +9,9 @@ from starlette.responses import JSONResponse, Response
 
 from slmserve.errors import ApiError, invalid
 from slmserve.feedback import Vote
+from slmserve.parts import Strict
 from slmserve.receiving import CLIENT_LEFT, read_body
-from slmserve.schemas import Strict, parse_body
+from slmserve.schemas import parse_body
 from slmserve.service import Service
 
 _SCORES: Final = {"up": 1.0, "down": -1.0}

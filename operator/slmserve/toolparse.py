@@ -13,7 +13,7 @@ _HEADER: Final = re.compile(
     r'\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
 _NAMED: Final = re.compile(r"([\w.-]{1,64})(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)")
-_NAME_BEGUN: Final = re.compile(r"[\w.-]{0,64}(\[[A-Z_]*\]?\w*)*\s*")
+_NAME_BEGUN: Final = re.compile(r"[\w.-]{0,64}(\[[A-Z_]*(\]\w*)?)*\s*")
 _FIRST_KEYS: Final = ('"name"', '"type"', '"id"')
 _MOST_HEADER: Final = 512
 """A call whose name does not show within so many characters is no call."""

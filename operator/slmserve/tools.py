@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from slmserve.constraints import json_rule
-from slmserve.schemas import ToolFunction
+from slmserve.parts import ToolFunction
 
 _ALPHABET: Final = string.ascii_letters + string.digits
 OPEN: Final = "<tool_call>"

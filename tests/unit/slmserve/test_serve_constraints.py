@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
 from pydantic import BaseModel
+from tokenizers import Tokenizer, models
 
 from slmserve.backend import EngineInfo
 from slmserve.constraints import GrammarCompiler, json_grammar
 from slmserve.errors import ApiError
-from slmserve.tokenizer import load_codec
+from slmserve.tokenizer import TextCodec, load_codec
 from tests.unit.slmserve.process import ORDERS, ServerProcess
 
 _MESSAGES: Any = [{"role": "user", "content": "two espressos and a still water to table four"}]
@@ -160,6 +161,36 @@ async def test_copies_of_one_grammar_do_not_disturb_each_other() -> None:
     token = int(np.flatnonzero(first.allowed())[0])
     first.accept(token)
     assert np.array_equal(second.allowed(), (await compiler.compile(grammar, param="p")).allowed())
+
+
+async def test_few_grammars_are_compiled_at_once() -> None:
+    compiler = _compiler()
+    grammars = [json_grammar({"type": "string", "pattern": f"^a{{{n}}}$"}) for n in range(1, 12)]
+    results = await asyncio.gather(
+        *(compiler.compile(grammar, param="p") for grammar in grammars), return_exceptions=True
+    )
+    refused = [result for result in results if isinstance(result, ApiError)]
+    assert [error.status for error in refused] == [429] * 3
+    assert (await compiler.compile(grammars[-1], param="p")).allowed().any()
+
+
+async def test_what_was_refused_is_refused_again_without_work() -> None:
+    compiler = _compiler()
+    messages = []
+    for param in ("response_format", "tools"):
+        with pytest.raises(ApiError) as caught:
+            await compiler.compile(json_grammar({"type": "string", "pattern": "("}), param=param)
+        messages.append(caught.value.message.removeprefix(f"'{param}'"))
+    assert messages[0] == messages[1]
+
+
+async def test_a_tokenizer_that_the_library_cannot_take_is_named() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"tea": 0, "<unk>": 1}, unk_token="<unk>"))
+    engine = EngineInfo(name="e", version="1", slots=1, max_length=9, vocab_size=2)
+    compiler = GrammarCompiler(TextCodec(tokenizer), engine, frozenset({1}))
+    with pytest.raises(ApiError) as caught:
+        await compiler.compile(json_grammar({"type": "object"}), param="response_format")
+    assert "tokenizer" in caught.value.message
 
 
 async def test_a_token_that_was_not_allowed_ends_the_answer() -> None:

@@ -197,7 +197,16 @@ def test_golden_answers_are_judged(match: Any, expected: str, answer: str, accep
     assert GoldenCase(messages=[message], expected=expected, match=match).accepts(answer) is accepted
 
 
-@pytest.mark.parametrize("line", ["{", '{"expected": "x"}', '{"messages": [], "expected": "x"}', "\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        '{"expected": "x"}',
+        '{"messages": [], "expected": "x"}',
+        '{"messages": [{"role": "user"}], "expected": "x"}',
+        "\xff",
+    ],
+)
 def test_a_wrong_golden_line_is_named(tmp_path: Path, line: str) -> None:
     good = json.dumps({"messages": [{"role": "user", "content": "x"}], "expected": "y"})
     (tmp_path / "golden.jsonl").write_bytes(f"{good}\n\n".encode() + line.encode("latin-1"))

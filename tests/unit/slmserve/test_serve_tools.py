@@ -14,11 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
+from tokenizers import Tokenizer, decoders, models
 
+from slmserve.answers import Answer, Ask
 from slmserve.backend import EngineInfo
 from slmserve.constraints import GrammarCompiler
-from slmserve.schemas import ToolFunction
-from slmserve.tokenizer import load_codec
+from slmserve.generation import Finish, Step
+from slmserve.parts import ToolFunction
+from slmserve.sampling import SamplingParams
+from slmserve.tokenizer import TextCodec, load_codec
 from slmserve.toolparse import CallCollector, ToolParser
 from slmserve.tools import ToolForm, call_identifier, find_form, tool_grammar
 from tests.unit.slmserve.process import ORDERS, ServerProcess
@@ -108,6 +112,16 @@ def test_a_required_call_is_streamed(tool_client: OpenAI) -> None:
         finish = choice.finish_reason or finish
     assert (name, arguments, finish) == (expected.function.name, expected.function.arguments, "tool_calls")
     assert len(identifiers) == 1
+
+
+def test_the_clients_own_stream_puts_calls_together(tool_client: OpenAI) -> None:
+    with tool_client.chat.completions.stream(
+        model="orders", messages=_MESSAGES, tools=[_BREW], tool_choice="required", parallel_tool_calls=False
+    ) as stream:
+        final = stream.get_final_completion()
+    [call] = final.choices[0].message.tool_calls or []
+    assert call.function.name == "brew"
+    assert json.loads(call.function.arguments)["kind"] in {"tea", "espresso"}
 
 
 def test_with_auto_the_model_may_just_answer(tool_client: OpenAI) -> None:
@@ -241,6 +255,34 @@ def test_nothing_is_lost_when_there_is_no_call(form: ToolForm, pieces: list[str]
     said += parser.flush()
     if not parts:
         assert said == "".join(pieces)
+
+
+def test_text_that_is_almost_a_name_is_read_in_linear_time() -> None:
+    parser = ToolParser(ToolForm.MISTRAL_ARGS)
+    text = "[TOOL_CALLS]" + "[AAAA" * 100 + "!"
+    assert parser.push(text)[0] + parser.flush() == text
+
+
+async def test_special_tokens_that_mark_a_call_show_in_the_text() -> None:
+    vocabulary = {character: index for index, character in enumerate("abc[]{}")}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["[TOOL_CALLS]", "<pad>"])
+    codec = TextCodec(tokenizer)
+    ids = {text: token for token, text in codec.special_tokens.items()}
+    ask = Ask(
+        prompt=[0],
+        max_tokens=9,
+        sampling=SamplingParams(),
+        end_tokens=frozenset(),
+        markers={ids["[TOOL_CALLS]"]: "[TOOL_CALLS]"},
+    )
+    answer = Answer(ask, codec, None)
+    tokens = [0, ids["<pad>"], ids["[TOOL_CALLS]"], 1, 2]
+    for number, token in enumerate(tokens):
+        finish = Finish.LENGTH if number == len(tokens) - 1 else None
+        answer.generation.inbox(Step(answer.generation, token, finish, 0.0))
+    assert "".join([piece.text async for piece in answer.pieces()]) == "a[TOOL_CALLS]bc"
 
 
 def test_identifiers_suit_the_form() -> None:
