@@ -15,17 +15,23 @@ import uvicorn
 import uvloop
 
 from slmserve import choose
+from slmserve.access import KeyRing
 from slmserve.app import build_app
 from slmserve.config import ConfigError, ServerConfig, parse_config
 from slmserve.errors import StartError
 from slmserve.journal import describe_exception, setup_logging
 from slmserve.protocol import BoundedProtocol
 from slmserve.service import Service
+from slmserve.tls import TlsIdentity
 from slmwire.reasons import Reason, Termination
 
 _log = logging.getLogger("slmserve")
 _SWITCH_SECONDS: Final = 0.0005
 """The engine's thread gets the interpreter back this soon while the event loop writes answers."""
+
+
+_ROTATION_SECONDS: Final = 5.0
+"""A certificate that was replaced serves new connections after so long at most."""
 
 
 class _Server(uvicorn.Server):
@@ -47,10 +53,13 @@ def _listen(config: ServerConfig) -> socket.socket:
 async def _serve(config: ServerConfig) -> None:
     """Serve until told to end; raises StartError when the model cannot be served."""
     service = Service(config)
+    keys = None if config.api_keys_file is None else KeyRing(config.api_keys_file)
+    identity = None if config.tls is None else TlsIdentity(config.tls)
     listener = _listen(config)
     server = _Server(
         uvicorn.Config(
-            build_app(service),
+            build_app(service, keys),
+            ssl_context_factory=None if identity is None else lambda _, __: identity.context,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -64,7 +73,12 @@ async def _serve(config: ServerConfig) -> None:
     )
     # Probes are answered from the first moment, long before a large model is loaded.
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    fields = {"port": listener.getsockname()[1], "model": config.identity.model}
+    fields = {
+        "port": listener.getsockname()[1],
+        "model": config.identity.model,
+        "tls": identity is not None,
+        "keys": keys is not None,
+    }
     _log.info("listening", extra={"fields": fields})
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -72,6 +86,7 @@ async def _serve(config: ServerConfig) -> None:
         loop.add_signal_handler(number, ending.set)
     starting = asyncio.create_task(service.start_up())
     told = asyncio.create_task(ending.wait())
+    watching = asyncio.create_task(_watch(identity))
     try:
         await asyncio.wait({starting, told, serving}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -84,9 +99,15 @@ async def _serve(config: ServerConfig) -> None:
             os._exit(0)
     finally:
         server.should_exit = True
-        for task in (starting, told):
+        for task in (starting, told, watching):
             task.cancel()
         await asyncio.wait({serving})
+
+
+async def _watch(identity: TlsIdentity | None) -> None:
+    while identity is not None:
+        await asyncio.sleep(_ROTATION_SECONDS)
+        identity.refresh()
 
 
 def _terminate(config: ServerConfig, error: StartError) -> None:

@@ -3,8 +3,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from slmserve.backend import Backend
 from slmserve.generation import Constraint, Finish, Generation, Step
+from slmserve.logprobs import Scored
 from slmserve.metrics import Metrics
 from slmserve.sampling import NOT_A_NUMBER, SamplingParams
 from slmserve.stops import StopMatcher
@@ -24,6 +25,10 @@ class GenerationFailedError(Exception):
     """The engine failed, or the model's logits were not numbers."""
 
 
+class FormLostError(Exception):
+    """The constraint could not be followed to the end: the answer is not of the form asked for."""
+
+
 class InterruptedGenerationError(Exception):
     """The server ended the request (shutdown)."""
 
@@ -34,6 +39,8 @@ class Piece:
 
     text: str
     finish: FinishReason | None = None
+    scored: tuple[Scored, ...] = ()
+    """The tokens that this text comes from, where log probabilities were asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +55,8 @@ class Ask:
     constraint: Constraint | None = None
     top_logprobs: int | None = None
     adapter: str = ""
+    markers: Mapping[int, str] = field(default_factory=dict)
+    """Special tokens that show in the text all the same: they say where a tool call begins."""
     arrived: float | None = None
     """time.perf_counter() when the request arrived; default now."""
 
@@ -64,6 +73,11 @@ class Answer:
         self._codec = codec
         self._metrics = metrics
         self._stops = ask.stops
+        self._markers = ask.markers
+        self._scores = ask.top_logprobs is not None
+        self._scored: deque[Scored] = deque()
+        self._decoded = 0
+        self._released = 0
         self.prompt_tokens = len(ask.prompt)
         self.generated_tokens = 0
         self._last_at: float | None = None
@@ -79,6 +93,11 @@ class Answer:
             adapter=ask.adapter,
         )
 
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens whose attention cache was there already."""
+        return int(getattr(self.generation, "cached_tokens", 0))
+
     def close(self) -> None:
         """Free the slot if the request still holds one."""
         self.generation.cancel()
@@ -90,25 +109,27 @@ class Answer:
     async def pieces(self) -> AsyncIterator[Piece]:
         """Text as it comes, one piece per wake-up that has text, then one with the finish reason.
 
-        Raises GenerationFailedError or InterruptedGenerationError.
+        Raises GenerationFailedError, FormLostError or InterruptedGenerationError.
         """
         detokenizer, matcher = Detokenizer(self._codec), StopMatcher(self._stops)
         while True:
             await self._wake.wait()
             self._wake.clear()
             text, finish = self._consume(detokenizer, matcher)
+            scored = self._release(text, whole=finish is not None and not matcher.stopped)
             if finish is not None:
-                yield Piece(text=text, finish=finish)
+                yield Piece(text=text, finish=finish, scored=scored)
                 return
-            if text:
-                yield Piece(text=text)
+            if text or scored:
+                yield Piece(text=text, scored=scored)
 
     def _consume(self, detokenizer: Detokenizer, matcher: StopMatcher) -> tuple[str, FinishReason | None]:
         parts: list[str] = []
+        one_by_one = bool(self._stops or self._scores)
         while self._steps:
-            tokens, finish = self._take_steps(1 if self._stops else len(self._steps))
+            tokens, finish = self._take_steps(1 if one_by_one else len(self._steps))
             if tokens:
-                parts.append(matcher.push(detokenizer.push(*tokens)))
+                parts.append(matcher.push(self._decode(detokenizer, tokens)))
             if matcher.stopped:
                 self.generation.cancel()
                 return "".join(parts), "stop"
@@ -116,6 +137,8 @@ class Answer:
                 raise GenerationFailedError
             if finish is Finish.CANCELLED:
                 raise InterruptedGenerationError
+            if finish is not None and getattr(self.generation.constraint, "failed", False):
+                raise FormLostError
             if finish is not None:
                 parts.append(matcher.push(detokenizer.flush()))
                 by_length = finish is Finish.LENGTH and not matcher.stopped
@@ -123,10 +146,31 @@ class Answer:
                 return "".join(parts), "length" if by_length else "stop"
         return "".join(parts), None
 
+    def _decode(self, detokenizer: Detokenizer, tokens: Sequence[int]) -> str:
+        if self._markers.keys().isdisjoint(tokens):
+            text = detokenizer.push(*tokens)
+        else:
+            parts = []
+            for token in tokens:
+                marker = self._markers.get(token)
+                parts.append(detokenizer.push(token) if marker is None else detokenizer.flush() + marker)
+            text = "".join(parts)
+        self._decoded += len(text)
+        return text
+
+    def _release(self, text: str, *, whole: bool) -> tuple[Scored, ...]:
+        """Scores of the tokens whose text has begun to show; of all that are left at the whole's end."""
+        self._released += len(text)
+        ready = []
+        while self._scored and (whole or self._scored[0].start < self._released):
+            ready.append(self._scored.popleft())
+        return tuple(ready)
+
     def _take_steps(self, most: int) -> tuple[list[int], Finish | None]:
         """Tokens with text of the next steps, counted, and how the last one ended the answer.
 
-        With stop strings the tokens are taken one by one: those after the stop are not counted.
+        With stop strings the tokens are taken one by one: those after the stop are not counted. With
+        log probabilities too: each has to know where its text begins.
         """
         tokens: list[int] = []
         generated, finish = 0, None
@@ -138,6 +182,9 @@ class Answer:
                 self._time(step)
                 if finish is not Finish.END_TOKEN:
                     tokens.append(step.token)
+                    if step.logprobs is not None:
+                        scored = Scored(token=step.token, start=self._decoded, logprobs=step.logprobs)
+                        self._scored.append(scored)
         self.generated_tokens += generated
         if self._metrics is not None and generated:
             self._metrics.count_generated(generated)
@@ -147,6 +194,7 @@ class Answer:
         if self._metrics is not None:
             if self._last_at is None:
                 self._metrics.observe_first_token(step.at - self.generation.arrived, self.prompt_tokens)
+                self._metrics.count_cached(self.cached_tokens)
             else:
                 self._metrics.observe_next_token(step.at - self._last_at)
         self._last_at = step.at

@@ -4,23 +4,35 @@
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slmserve.errors import ApiError, internal
-from slmserve.inference import check_model, serve_inference
+from slmserve.access import KeyRing
+from slmserve.embeddings import serve_embeddings
+from slmserve.errors import ApiError, internal, unauthorized
+from slmserve.inference import serve_inference
 from slmserve.journal import describe_exception
+from slmserve.judging import serve_feedback
 from slmserve.metrics import CONTENT_TYPE
+from slmserve.names import ServedName, resolve_name, served_names
 from slmserve.service import Phase, Service
-from slmwire.metrics import ENDPOINT_CHAT, ENDPOINT_COMPLETIONS
+from slmwire.metrics import ENDPOINT_CHAT, ENDPOINT_COMPLETIONS, ENDPOINT_EMBEDDINGS
 from slmwire.paths import PATH_HEALTH, PATH_METRICS, PATH_READY
 
 _log = logging.getLogger(__name__)
+_OPEN_PATHS: Final = frozenset({PATH_HEALTH, PATH_READY, PATH_METRICS})
+_ENDPOINTS: Final = {
+    "/v1/chat/completions": ENDPOINT_CHAT,
+    "/v1/completions": ENDPOINT_COMPLETIONS,
+    "/v1/embeddings": ENDPOINT_EMBEDDINGS,
+}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -50,6 +62,24 @@ class _Guard:
                 await _respond(internal(error_id))(scope, receive, send)
 
 
+class _Gate:
+    """Lets only those with a key to the API; probes and metrics are open."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, service: Service) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = service.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path not in _OPEN_PATHS and not self._keys.admits(Headers(scope=scope).get("authorization", "")):
+            if path in _ENDPOINTS:
+                self._metrics.count_request(_ENDPOINTS[path], 401)
+            await _respond(unauthorized())(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 def _respond(error: ApiError) -> JSONResponse:
     return JSONResponse(error.to_body(), status_code=error.status, headers=error.headers)
 
@@ -62,7 +92,10 @@ async def _on_api_error(_: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        message = "there is no such path; this server has /v1/chat/completions, /v1/completions, /v1/models"
+        message = (
+            "there is no such path; this server has /v1/chat/completions, /v1/completions, /v1/embeddings,"
+            " /v1/models, /v1/feedback"
+        )
         return _respond(ApiError(404, message, code="not_found"))
     if error.status_code == 405:
         headers = dict(error.headers or {})
@@ -73,10 +106,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return _respond(ApiError(error.status_code, str(error.detail)[:200]))
 
 
-def _describe_model(service: Service) -> dict[str, object]:
+def _describe_model(service: Service, served: ServedName) -> dict[str, object]:
     identity = service.config.identity
     return {
-        "id": identity.model,
+        "id": served.identifier,
         "object": "model",
         "created": service.created,
         "owned_by": "slmops",
@@ -84,6 +117,8 @@ def _describe_model(service: Service) -> dict[str, object]:
         "revision": identity.revision,
         "digest": service.model.digest,
         "max_model_len": service.model.engine.max_length,
+        "root": identity.model,
+        "parent": identity.model if served.adapter else None,
     }
 
 
@@ -94,12 +129,18 @@ def _handlers(service: Service) -> list[tuple[str, str, Handler]]:
     async def completions(request: Request) -> Response:
         return await serve_inference(service, request, ENDPOINT_COMPLETIONS)
 
+    async def embeddings(request: Request) -> Response:
+        return await serve_embeddings(service, request)
+
+    async def feedback(request: Request) -> Response:
+        return await serve_feedback(service, request)
+
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_describe_model(service)]})
+        data = [_describe_model(service, served) for served in served_names(service)]
+        return JSONResponse({"object": "list", "data": data})
 
     async def model(request: Request) -> Response:
-        check_model(service, request.path_params["name"])
-        return JSONResponse(_describe_model(service))
+        return JSONResponse(_describe_model(service, resolve_name(service, request.path_params["name"])))
 
     async def health(_: Request) -> Response:
         return _probe("ok" if service.healthy else "stuck", passed=service.healthy)
@@ -114,6 +155,8 @@ def _handlers(service: Service) -> list[tuple[str, str, Handler]]:
     return [
         ("POST", "/v1/chat/completions", chat),
         ("POST", "/v1/completions", completions),
+        ("POST", "/v1/embeddings", embeddings),
+        ("POST", "/v1/feedback", feedback),
         ("GET", "/v1/models", models),
         ("GET", "/v1/models/{name:path}", model),
         ("GET", PATH_HEALTH, health),
@@ -126,8 +169,9 @@ def _probe(status: str, *, passed: bool) -> Response:
     return JSONResponse({"status": status}, status_code=200 if passed else 503)
 
 
-def build_app(service: Service) -> ASGIApp:
-    """The ASGI application of `service`."""
+def build_app(service: Service, keys: KeyRing | None = None) -> ASGIApp:
+    """The ASGI application of `service`; with `keys` only those who have one may use the API."""
     routes = [Route(path, handler, methods=[method]) for method, path, handler in _handlers(service)]
     handlers = {ApiError: _on_api_error, HTTPException: _on_http_error}
-    return _Guard(Starlette(routes=routes, exception_handlers=handlers))
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    return _Guard(app if keys is None else _Gate(app, keys, service))

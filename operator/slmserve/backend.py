@@ -91,11 +91,11 @@ BuildBackend = Callable[[int, Deliver], Backend]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedEngine:
-    """What an engine's `load` gives: it has generated one token already."""
+    """What an engine's `load` gives: it has generated one token, or embedded one text, already."""
 
     info: EngineInfo
     defaults: GenerationDefaults
     build_backend: BuildBackend | None
-    """None when the model generates no text."""
+    """None: the model only embeds."""
     embedder: Embedder | None = None
-    """None when the model gives no vectors."""
+    """None: the model only generates."""

@@ -91,6 +91,7 @@ def _measure(module_name: str, model_dir: Path, options: EngineOptions, deadline
 
 
 async def _run(model: LoadedModel, deadline: float) -> EngineMeasurement:
+    assert model.build_backend is not None  # asked before the model was loaded
     backend = model.build_backend(STREAMS + GOLDEN_CASES, build_deliver(asyncio.get_running_loop()))
     backend.start()
     left = deadline - time.monotonic()

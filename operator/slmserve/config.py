@@ -32,6 +32,14 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """PEM files of the server's certificate chain and its private key."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Settings of one server process; times in seconds, sizes in bytes."""
 
@@ -58,6 +66,10 @@ class ServerConfig:
     stuck_seconds: float
     """A step that takes longer than this makes /healthz fail."""
     termination_log: Path
+    api_keys_file: Path | None = None
+    """Keys that clients may use; None: everybody may ask."""
+    tls: TlsFiles | None = None
+    """None: plain HTTP."""
 
 
 def available_cpus() -> int:
@@ -106,6 +118,9 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--context-length", env.CONTEXT_LENGTH, "0", int)
     option("--max-queue", env.MAX_QUEUE, "32", int)
     option("--drain-seconds", env.DRAIN_SECONDS, "30", float)
+    option("--api-keys-file", env.API_KEYS_FILE, "")
+    option("--tls-cert-file", env.TLS_CERT_FILE, "")
+    option("--tls-key-file", env.TLS_KEY_FILE, "")
     parser.add_argument(
         "--evaluate",
         type=_truth,
@@ -141,6 +156,11 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfi
         if not least <= value <= most:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is {value}; it must be between {least} and {most}")
+    if bool(given.tls_cert_file) != bool(given.tls_key_file):
+        raise ConfigError("--tls-cert-file and --tls-key-file belong together; give both or none")
+    tls = None
+    if given.tls_cert_file:
+        tls = TlsFiles(certificate=Path(given.tls_cert_file), key=Path(given.tls_key_file))
     return ServerConfig(
         identity=Identity(
             namespace=given.namespace,
@@ -167,4 +187,6 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfi
         max_body_bytes=given.max_body_bytes,
         stuck_seconds=given.stuck_seconds,
         termination_log=Path(given.termination_log),
+        api_keys_file=Path(given.api_keys_file) if given.api_keys_file else None,
+        tls=tls,
     )

@@ -62,6 +62,16 @@ def overloaded(*, retry_seconds: int) -> ApiError:
     )
 
 
+def unauthorized() -> ApiError:
+    """401: no key, or one that is not known."""
+    return ApiError(
+        401,
+        "this server needs an API key that it knows; send it as 'Authorization: Bearer KEY'",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
 def internal(error_id: str) -> ApiError:
     """500: our fault; the log has the same identifier."""
     return ApiError(

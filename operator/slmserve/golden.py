@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from slmserve.answers import Answer, Ask, GenerationFailedError, submit
 from slmserve.backend import Backend
 from slmserve.errors import ApiError
 from slmserve.model import LoadedModel
+from slmserve.parts import Message
 from slmserve.sampling import SamplingParams
-from slmserve.schemas import Message
 from slmwire.paths import GOLDEN_FILE
 
 _MAX_CASES: Final = 2000
@@ -35,6 +35,13 @@ class GoldenCase(BaseModel):
     messages: list[Message] = Field(min_length=1)
     expected: str
     match: Literal["json", "exact"] = "exact"
+
+    @field_validator("messages")
+    @classmethod
+    def _have_content(cls, messages: list[Message]) -> list[Message]:
+        if any(message.content is None for message in messages):
+            raise ValueError("every message must have content")
+        return messages
 
     def accepts(self, answer: str) -> bool:
         """Whether `answer` is the expected one; surrounding white space does not count."""

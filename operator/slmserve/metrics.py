@@ -10,6 +10,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    Summary,
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -86,13 +87,25 @@ class Metrics:
         )
         self._prompt_tokens = self._counter(names.PROMPT_TOKENS, "Prompt tokens processed.")
         self._generated_tokens = self._counter(names.GENERATED_TOKENS, "Tokens generated.")
+        self._cached_tokens = self._counter(
+            names.PROMPT_CACHED_TOKENS, "Prompt tokens whose attention cache was there already."
+        )
+        self._feedback = self._counter(names.FEEDBACK, "Answers that users judged.", ("rating",))
+        self._feedback_score = Summary(
+            names.FEEDBACK_SCORE, "Judgements of answers, 0 to 1.", registry=self._registry
+        )
+        self._feedback_labels = self._counter(
+            names.FEEDBACK_LABELS, "Labels given with judgements.", ("label",)
+        )
+        for rating in (names.RATING_UP, names.RATING_NEUTRAL, names.RATING_DOWN):
+            self._feedback.labels(rating)
         self._queue_depth = self._gauge(names.QUEUE_DEPTH, "Requests waiting for a slot.")
         self._slots = self._gauge(names.SLOTS, "Decoding slots.", ("state",))
         self._load_seconds = self._gauge(names.MODEL_LOAD_SECONDS, "Process start to model loaded.")
         self._info = self._gauge(
             names.MODEL_INFO, "What is loaded; always 1.", ("digest", "engine", "version")
         )
-        for endpoint in (names.ENDPOINT_CHAT, names.ENDPOINT_COMPLETIONS):
+        for endpoint in (names.ENDPOINT_CHAT, names.ENDPOINT_COMPLETIONS, names.ENDPOINT_EMBEDDINGS):
             # A rate over a series that does not exist yet misses its first increment.
             for code in ("200", "500"):
                 self._requests.labels(endpoint, code)
@@ -120,7 +133,23 @@ class Metrics:
     def observe_first_token(self, seconds: float, prompt_tokens: int) -> None:
         """A request's first token came, so its prompt is processed."""
         self._first_token.observe(seconds)
-        self._prompt_tokens.inc(prompt_tokens)
+        self.count_prompt(prompt_tokens)
+
+    def count_cached(self, tokens: int) -> None:
+        """Prompt tokens that a first token did not have to wait for."""
+        self._cached_tokens.inc(tokens)
+
+    def count_feedback(self, score: float, labels: Iterable[str]) -> None:
+        """A user judged an answer: `score` is -1..1, `labels` are any texts."""
+        rating = names.RATING_UP if score > 0 else names.RATING_DOWN if score < 0 else names.RATING_NEUTRAL
+        self._feedback.labels(rating).inc()
+        self._feedback_score.observe((score + 1) / 2)
+        for label in {label if label in names.FEEDBACK_KNOWN_LABELS else "other" for label in labels}:
+            self._feedback_labels.labels(label).inc()
+
+    def count_prompt(self, tokens: int) -> None:
+        """Prompt tokens processed, over all requests."""
+        self._prompt_tokens.inc(tokens)
 
     def observe_next_token(self, seconds: float) -> None:
         """Time since the same request's token before."""
@@ -130,8 +159,13 @@ class Metrics:
         """Tokens generated, over all requests."""
         self._generated_tokens.inc(tokens)
 
-    def record_loaded(self, *, seconds: float, digest: str, engine: str, version: str, slots: int) -> None:
-        """The model is loaded."""
+    def record_loaded(
+        self, *, seconds: float, digest: str, engine: str, version: str, slots: int, cache_bytes: int = 0
+    ) -> None:
+        """The model is loaded; call once. `cache_bytes` 0 means that the engine does not say."""
+        if cache_bytes:
+            text = "Most memory that the attention cache of all slots can take."
+            self._gauge(names.CACHE_BYTES, text).set(cache_bytes)
         self._load_seconds.set(seconds)
         self._info.labels(digest, engine, version).set(1)
         self._slots.labels("total").set(slots)

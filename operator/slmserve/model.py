@@ -10,12 +10,11 @@ from pathlib import Path
 from slmserve.backend import BuildBackend, EngineInfo, GenerationDefaults
 from slmserve.choose import pick_engine
 from slmserve.config import ServerConfig
+from slmserve.embedding import Embedder
 from slmserve.engines.registry import EngineOptions
-from slmserve.errors import StartError
 from slmserve.template import ChatTemplate, load_template
 from slmserve.tokenizer import TextCodec, load_codec
 from slmserve.verify import verify_model
-from slmwire.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +24,13 @@ class LoadedModel:
     directory: Path
     engine: EngineInfo
     defaults: GenerationDefaults
-    build_backend: BuildBackend
+    build_backend: BuildBackend | None
+    """None: the model only embeds."""
     codec: TextCodec
     template: ChatTemplate | None
     digest: str
+    embedder: Embedder | None = None
+    """None: the model only generates."""
 
 
 def load_model(config: ServerConfig) -> LoadedModel:
@@ -42,8 +44,6 @@ def load_model(config: ServerConfig) -> LoadedModel:
     template = load_template(config.model_dir)
     options = EngineOptions(slots=config.slots, context_length=config.context_length, threads=config.threads)
     loaded = kind.load(config.model_dir, options)
-    if loaded.build_backend is None:
-        raise StartError(Reason.UNFIT, "the model gives vectors and generates no text")
     return LoadedModel(
         directory=config.model_dir,
         engine=loaded.info,
@@ -52,6 +52,7 @@ def load_model(config: ServerConfig) -> LoadedModel:
         codec=codec,
         template=template,
         digest=digest,
+        embedder=loaded.embedder,
     )
 
 

@@ -4,10 +4,13 @@
 import itertools
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slmserve.answers import Answer, FinishReason
+from slmserve.answers import Answer
+from slmserve.logprobs import Scored, to_chat_logprobs, to_completion_logprobs
+from slmserve.tokenizer import TextCodec
 from slmwire.metrics import ENDPOINT_CHAT
 
 DONE = b"data: [DONE]\n\n"
@@ -20,12 +23,19 @@ def to_event(body: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def usage_of(answer: Answer) -> dict[str, int]:
-    """Token counts so far; an end token counts as generated."""
+def usage_of(answers: Sequence[Answer], *, per_prompt: int = 1) -> dict[str, Any]:
+    """Token counts so far; an end token counts as generated.
+
+    Each prompt counts once, however many (`per_prompt`) answers it has; they lie side by side.
+    """
+    prompts = answers[::per_prompt]
+    prompt_tokens = sum(answer.prompt_tokens for answer in prompts)
+    generated = sum(answer.generated_tokens for answer in answers)
     return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.generated_tokens,
-        "total_tokens": answer.prompt_tokens + answer.generated_tokens,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": generated,
+        "total_tokens": prompt_tokens + generated,
+        "prompt_tokens_details": {"cached_tokens": sum(answer.cached_tokens for answer in prompts)},
     }
 
 
@@ -37,43 +47,89 @@ class ReplyForm:
     model: str
     created: int
     fingerprint: str
-    identifier: str = field(default_factory=lambda: f"{_PROCESS}{next(_numbers):08x}")
+    codec: TextCodec
+    scores: bool = False
+    """Whether log probabilities were asked for."""
+    number: str = field(default_factory=lambda: f"{_PROCESS}{next(_numbers):08x}")
 
     @property
     def is_chat(self) -> bool:
         """Whether the answer has messages."""
         return self.endpoint == ENDPOINT_CHAT
 
-    def whole(self, text: str, finish: FinishReason, usage: dict[str, int]) -> dict[str, Any]:
+    @property
+    def identifier(self) -> str:
+        """`id` of the answer."""
+        return ("chatcmpl-" if self.is_chat else "cmpl-") + self.number
+
+    def whole(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         """Body of an answer that is not streamed."""
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
-        if self.is_chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
-        return self._frame("chat.completion", choices=[choice], usage=usage)
+        return self._frame("chat.completion", choices=list(choices), usage=usage)
 
-    def opening(self) -> dict[str, Any] | None:
+    def choice(
+        self,
+        index: int,
+        text: str,
+        *,
+        finish: str,
+        calls: Sequence[dict[str, Any]] = (),
+        scored: Sequence[Scored] = (),
+    ) -> dict[str, Any]:
+        """One whole answer; `calls` are tool calls in the API's form."""
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": self._logprobs(scored)}
+        if not self.is_chat:
+            return choice | {"text": text}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": text or None, "tool_calls": list(calls)}
+        return choice | {"message": message}
+
+    def opening(self, index: int) -> dict[str, Any] | None:
         """First event of a stream: the role; None where there are no roles."""
-        return self._chunk({"role": "assistant", "content": ""}, None) if self.is_chat else None
+        if not self.is_chat:
+            return None
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
-    def part(self, text: str, finish: FinishReason | None) -> dict[str, Any]:
-        """Event with text, or with the finish reason, or both."""
-        return self._chunk({"content": text} if text else {}, finish, text=text)
+    def part(
+        self,
+        index: int,
+        text: str,
+        *,
+        finish: str | None,
+        calls: Sequence[dict[str, Any]] = (),
+        scored: Sequence[Scored] = (),
+    ) -> dict[str, Any]:
+        """Event with text, parts of tool calls, or the finish reason, or several of them."""
+        delta: dict[str, Any] = {"content": text} if text else {}
+        if calls:
+            delta["tool_calls"] = list(calls)
+        logprobs = self._logprobs(scored) if scored else None
+        return self._chunk(index, delta, finish, logprobs, text=text)
 
-    def counts(self, usage: dict[str, int]) -> dict[str, Any]:
+    def counts(self, usage: dict[str, Any]) -> dict[str, Any]:
         """Last event of a stream that asked for usage: no choices."""
         return self._frame("chat.completion.chunk", choices=[], usage=usage)
 
-    def _chunk(self, delta: dict[str, str], finish: FinishReason | None, text: str = "") -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
+    def _logprobs(self, scored: Sequence[Scored]) -> dict[str, Any] | None:
+        if not self.scores:
+            return None
+        return (to_chat_logprobs if self.is_chat else to_completion_logprobs)(scored, self.codec)
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish: str | None,
+        logprobs: dict[str, Any] | None,
+        text: str = "",
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": logprobs}
         choice |= {"delta": delta} if self.is_chat else {"text": text}
         return self._frame("chat.completion.chunk", choices=[choice])
 
     def _frame(self, kind: str, **more: Any) -> dict[str, Any]:
-        prefix = "chatcmpl-" if self.is_chat else "cmpl-"
         return {
-            "id": prefix + self.identifier,
+            "id": self.identifier,
             "object": kind if self.is_chat else "text_completion",
             "created": self.created,
             "model": self.model,

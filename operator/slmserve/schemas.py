@@ -3,27 +3,39 @@
 
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, ValidationError
 
 from slmserve.errors import ApiError, invalid
+from slmserve.parts import (
+    MAX_TOOLS,
+    ChosenTool,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Message,
+    ResponseFormat,
+    Strict,
+    Tool,
+)
 
 _MAX_STOPS: Final = 4
-_Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+_MAX_CHOICES: Final = 8
+_MAX_PROMPTS: Final = 64
+_MAX_INPUTS: Final = 2048
 _Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
+_Prompt = (
+    str
+    | Annotated[list[str], Field(max_length=_MAX_PROMPTS)]
+    | list[int]
+    | Annotated[list[list[int]], Field(max_length=_MAX_PROMPTS)]
+)
 
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "n": (1,),
     "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "echo": (False,),
     "suffix": ("",),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -36,19 +48,18 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
 """Parameters of the OpenAI API that this server lacks, with the values that ask for nothing."""
 
 
-class _Strict(BaseModel):
-    # strict: "5" is not a number and 1 is not a truth; hide_input: no prompt in an error's text.
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+_TAGS: Final = {"text", "json_object"}
+"""Branches of unions that appear in a location and are no fields."""
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """`include_usage` adds one last event with the token counts."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class _Request(_Strict):
+class _Request(Strict):
     model: str
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -66,11 +77,10 @@ class _Request(_Strict):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
-    parallel_tool_calls: Any = None
+
+    n: Annotated[int, Field(ge=1, le=_MAX_CHOICES)] | None = None
 
     # Refused unless they ask for nothing (see _NEUTRAL).
-    n: Any = None
-    logprobs: Any = None
     frequency_penalty: Any = None
     presence_penalty: Any = None
     logit_bias: Any = None
@@ -83,36 +93,14 @@ class _Request(_Strict):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
+    def choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
+    @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
-
-
-class TextPart(_Strict):
-    """One text part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Strict):
-    """One chat message; the content is text or text parts."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(max_length=1000)]
-    name: _Text | None = None
-    refusal: None = None
-    audio: None = None
-    tool_calls: None = None
-    function_call: None = None
-    annotations: Any = None
-
-    def to_template(self) -> dict[str, str]:
-        """`{role, content}` as chat templates expect them."""
-        role = "system" if self.role == "developer" else self.role
-        if isinstance(self.content, str):
-            return {"role": role, "content": self.content}
-        return {"role": role, "content": "".join(part.text for part in self.content)}
 
 
 class ChatRequest(_Request):
@@ -120,10 +108,12 @@ class ChatRequest(_Request):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
     max_completion_tokens: _Tokens | None = None
-    top_logprobs: Any = None
-    response_format: Any = None
-    tools: Any = None
-    tool_choice: Any = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -134,15 +124,34 @@ class ChatRequest(_Request):
     verbosity: Any = None
 
     @property
+    def offered_tools(self) -> list[Tool]:
+        """The tools that the model may call in this answer."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def answer_schema(self) -> dict[str, Any] | None:
+        """JSON schema that the answer has to follow; None: any text."""
+        asked = self.response_format
+        if isinstance(asked, JsonSchemaFormat):
+            return asked.json_schema.body
+        return {"type": "object"} if isinstance(asked, JsonObjectFormat) else None
+
+    @property
     def limit(self) -> int | None:
         """Most tokens to generate; None means as many as the context holds."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """Likely tokens to tell at each place beside the chosen one; None: no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(_Request):
     """Body of /v1/completions."""
 
-    prompt: str | list[str] | list[int]
+    prompt: _Prompt
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
@@ -152,13 +161,90 @@ class CompletionRequest(_Request):
         """Most tokens to generate; the OpenAI API's default is 16."""
         return self.max_tokens or 16
 
+    @property
+    def alternatives(self) -> int | None:
+        """Likely tokens to tell at each place beside the chosen one; None: no log probabilities."""
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or more: text or token ids."""
+        return split_prompts(self.prompt)
+
+
+def split_prompts(prompt: "str | list[str] | list[int] | list[list[int]]") -> list[str | list[int]]:
+    """The four forms of a prompt or an input, as a list; an empty list is one prompt without tokens."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and isinstance(prompt[0], (str, list)):
+        return [part for part in prompt if isinstance(part, (str, list))]
+    return [[token for token in prompt if isinstance(token, int)]]
+
+
+class EmbeddingRequest(Strict):
+    """Body of /v1/embeddings."""
+
+    model: str
+    input: (
+        str
+        | Annotated[list[str], Field(max_length=_MAX_INPUTS)]
+        | list[int]
+        | Annotated[list[list[int]], Field(max_length=_MAX_INPUTS)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: Any = None
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """The texts, one or more: text or token ids."""
+        return split_prompts(self.input)
+
 
 _Body = TypeVar("_Body", ChatRequest, CompletionRequest)
+_Any = TypeVar("_Any", bound=Strict)
 
 
 def parse_chat(body: bytes) -> ChatRequest:
     """Read and check a body; raises ApiError 400 that names the field and the cure."""
-    return _parse(ChatRequest, body)
+    request = _parse(ChatRequest, body)
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("'top_logprobs' is only allowed when 'logprobs' is true", param="top_logprobs")
+    for number, message in enumerate(request.messages):
+        _check_message(message, f"messages.{number}")
+    _check_tools(request)
+    return request
+
+
+def _check_message(message: Message, path: str) -> None:
+    if message.content is None and not message.tool_calls:
+        raise invalid(f"'{path}.content' is missing; it must be text or text parts", param=f"{path}.content")
+    if message.tool_calls and message.role != "assistant":
+        raise invalid(
+            f"'{path}.tool_calls' is only for messages of the assistant", param=f"{path}.tool_calls"
+        )
+    if message.role == "tool" and message.tool_call_id is None:
+        raise invalid(
+            f"'{path}.tool_call_id' is missing; it must name the call that this is the result of",
+            param=f"{path}.tool_call_id",
+        )
+    for number, call in enumerate(message.tool_calls or []):
+        try:
+            call.to_template()
+        except (ValueError, RecursionError):
+            param = f"{path}.tool_calls.{number}.function.arguments"
+            raise invalid(f"'{param}' must be the text of a JSON object", param=param) from None
+
+
+def _check_tools(request: ChatRequest) -> None:
+    names = [tool.function.name for tool in request.tools or []]
+    if len(set(names)) < len(names):
+        raise invalid("'tools' has two functions of the same name; rename one", param="tools")
+    choice = request.tool_choice
+    if not names and choice not in (None, "none", "auto"):
+        raise invalid("'tool_choice' asks for a call and there are no 'tools'", param="tool_choice")
+    if isinstance(choice, ChosenTool) and choice.function.name not in names:
+        raise invalid("'tool_choice' names a function that 'tools' does not have", param="tool_choice")
 
 
 def parse_completion(body: bytes) -> CompletionRequest:
@@ -166,11 +252,21 @@ def parse_completion(body: bytes) -> CompletionRequest:
     return _parse(CompletionRequest, body)
 
 
-def _parse(kind: type[_Body], body: bytes) -> _Body:
+def parse_embedding(body: bytes) -> EmbeddingRequest:
+    """Read and check a body; raises ApiError 400 that names the field and the cure."""
+    return parse_body(EmbeddingRequest, body)
+
+
+def parse_body(kind: type[_Any], body: bytes) -> _Any:
+    """Read a body of one model; raises ApiError 400 that names the field."""
     try:
-        request = kind.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise _explain(error) from None
+
+
+def _parse(kind: type[_Body], body: bytes) -> _Body:
+    request = parse_body(kind, body)
     _refuse_unsupported(request)
     _check_stops(request.stops)
     if request.stream_options is not None and not request.stream:
@@ -188,6 +284,8 @@ def _explain(error: ValidationError) -> ApiError:
     for part in location:
         if isinstance(part, str) and ("[" in part or part in {"str", "int", "float"}):
             break
+        if part in _TAGS:
+            continue
         plain.append(str(part))
     path = ".".join(plain)[:200]
     if first["type"] == "extra_forbidden":

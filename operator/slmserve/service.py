@@ -13,7 +13,10 @@ from typing import Final
 from slmserve.answers import build_deliver
 from slmserve.backend import Backend
 from slmserve.config import ServerConfig
-from slmserve.errors import unavailable
+from slmserve.constraints import GrammarCompiler
+from slmserve.embedding_queue import EmbeddingQueue
+from slmserve.errors import invalid, unavailable
+from slmserve.feedback import GivenAnswers
 from slmserve.golden import GoldenError, load_cases, run_golden
 from slmserve.journal import describe_exception
 from slmserve.metrics import Metrics
@@ -50,12 +53,23 @@ class Service:
         self.metrics = Metrics(config.identity)
         self.phase = Phase.LOADING
         self.created = int(time.time())
+        self.given = GivenAnswers()
         self._in_flight = 0
         self._accepting = True
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._model: LoadedModel | None = None
         self._scheduler: Backend | None = None
+        self._embeddings: EmbeddingQueue | None = None
+        self._grammars: GrammarCompiler | None = None
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles grammars for the model; raises ApiError 503 until it is ready."""
+        if self._grammars is None:
+            model = self.model
+            self._grammars = GrammarCompiler(model.codec, model.engine, model.defaults.end_tokens)
+        return self._grammars
 
     @property
     def model(self) -> LoadedModel:
@@ -72,17 +86,35 @@ class Service:
         return self._scheduler
 
     @property
+    def embeddings(self) -> EmbeddingQueue:
+        """The embedder's queue; raises ApiError 503 until it runs, 400 for a model without one."""
+        if self.model.embedder is None:
+            raise invalid(
+                "this model gives no embeddings; use /v1/chat/completions or /v1/completions",
+                param="model",
+                code="unsupported_endpoint",
+            )
+        if self._embeddings is None or self.phase is Phase.STOPPED:
+            raise unavailable(f"the server is {self.phase.value}")
+        return self._embeddings
+
+    @property
+    def _workers(self) -> list[Backend | EmbeddingQueue]:
+        return [worker for worker in (self._scheduler, self._embeddings) if worker is not None]
+
+    @property
     def healthy(self) -> bool:
-        """While loading always; then as long as the engine's thread makes progress."""
-        if self._scheduler is None:
-            return True
-        return self._scheduler.is_healthy(stuck_seconds=self.config.stuck_seconds)
+        """While loading always; then as long as the engine's threads make progress."""
+        limit = self.config.stuck_seconds
+        return all(worker.is_healthy(stuck_seconds=limit) for worker in self._workers)
 
     def render_metrics(self) -> bytes:
         """The exposition of this moment."""
-        scheduler = self._scheduler
-        depth, busy = (scheduler.queue_depth, scheduler.busy) if scheduler else (0, 0)
-        return self.metrics.render(queue_depth=depth, busy=busy)
+        workers = self._workers
+        return self.metrics.render(
+            queue_depth=sum(worker.queue_depth for worker in workers),
+            busy=sum(worker.busy for worker in workers),
+        )
 
     def begin_request(self) -> None:
         """A drain waits until `end_request` was called as often."""
@@ -99,9 +131,14 @@ class Service:
         """Load, warm up and evaluate; then the phase is READY. Raises StartError."""
         model = await asyncio.to_thread(load_model, self.config)
         loaded_seconds = process_age_seconds()
-        deliver = build_deliver(asyncio.get_running_loop())
-        scheduler = model.build_backend(self.config.max_queue, deliver)
-        scheduler.start()
+        scheduler = None
+        if model.build_backend is not None:
+            deliver = build_deliver(asyncio.get_running_loop())
+            scheduler = model.build_backend(self.config.max_queue, deliver)
+            scheduler.start()
+        if model.embedder is not None:
+            self._embeddings = EmbeddingQueue(model.embedder, max_queue=self.config.max_queue)
+            self._embeddings.start()
         self._scheduler, self._model = scheduler, model
         self.metrics.record_loaded(
             seconds=loaded_seconds,
@@ -109,6 +146,7 @@ class Service:
             engine=model.engine.name,
             version=self.config.identity.model_version,
             slots=model.engine.slots,
+            cache_bytes=model.engine.cache_bytes,
         )
         fields = {
             "seconds": round(loaded_seconds, 3),
@@ -120,7 +158,7 @@ class Service:
         _log.info("model loaded", extra={"fields": fields})
         if self.phase is Phase.LOADING:
             self.phase = Phase.EVALUATING
-            if self.config.evaluate:
+            if self.config.evaluate and scheduler is not None:
                 await self._evaluate(model, scheduler)
         if self.phase is Phase.EVALUATING:
             self.phase = Phase.READY
@@ -165,8 +203,8 @@ class Service:
         self._accepting = False
         self.phase = Phase.STOPPED
         left = self._in_flight
-        if self._scheduler is not None:
-            await asyncio.to_thread(self._scheduler.close)
+        for worker in self._workers:
+            await asyncio.to_thread(worker.close)
         with contextlib.suppress(TimeoutError):
             # The last events of cancelled requests reach their clients.
             await asyncio.wait_for(self._quiet.wait(), _FAREWELL_SECONDS)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text to token ids and back, whole or token by token."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,13 +15,22 @@ TOKENIZER_FILE: Final = "tokenizer.json"
 _REPLACEMENT: Final = "\ufffd"
 _MOST_PENDING: Final = 16
 """Tokens that may wait for the rest of a character; no encoding needs as many."""
+_BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TextCodec:
     """A model's tokenizer; safe to use from several threads."""
 
     def __init__(self, tokenizer: Any) -> None:
+        # A file may ask for both, for training; here they would cut and pad prompts in silence.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._added = {
+            index: (token.content, bool(token.special))
+            for index, token in tokenizer.get_added_tokens_decoder().items()
+        }
+        self._piece_bytes: Callable[[str], bytes] | None = None
         self.longest_token = max(1, *map(len, tokenizer.get_vocab(with_added_tokens=True)))
         """Most characters that one token stands for."""
 
@@ -34,16 +44,71 @@ class TextCodec:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 
+    @property
+    def size(self) -> int:
+        """Ids that the vocabulary has, added tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        """The added tokens that `decode` leaves out, by id."""
+        return {index: content for index, (content, special) in self._added.items() if special}
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token stands for, special ones included; empty for an id without a piece."""
+        if token in self._added:
+            content: str = self._added[token][0]
+            return content.encode()
+        piece: str | None = self._tokenizer.id_to_token(token)
+        if piece is None:
+            return b""
+        if self._piece_bytes is None:
+            self._piece_bytes = _reader_of_pieces(self._tokenizer.decoder)
+        return self._piece_bytes(piece)
+
+    def to_json(self) -> str:
+        """The tokenizer in the form of tokenizer.json."""
+        text: str = self._tokenizer.to_str()
+        return text
+
+
+def _reader_of_pieces(decoder: Any) -> Callable[[str], bytes]:
+    """How a vocabulary's pieces spell bytes, by the decoder that the tokenizer has.
+
+    Byte-level vocabularies give every byte a printable character (GPT-2's table); the others write
+    spaces as U+2581 and bytes that are no text as <0xNN> (SentencePiece).
+    """
+    stated = "" if decoder is None else decoder.__getstate__().decode()
+    if '"ByteLevel"' in stated:
+        table = _byte_alphabet()
+        return lambda piece: b"".join(
+            bytes((table[c],)) if c in table else c.encode("utf-8", "replace") for c in piece
+        )
+    falls_back = '"ByteFallback"' in stated
+    replaced = "\u2581" in stated
+
+    def read(piece: str) -> bytes:
+        found = _BYTE_TOKEN.fullmatch(piece) if falls_back else None
+        if found:
+            return bytes((int(found[1], 16),))
+        return (piece.replace("\u2581", " ") if replaced else piece).encode("utf-8", "replace")
+
+    return read
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's table: printable Latin-1 characters are themselves, the other bytes follow at U+0100."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in plain}
+    others = (byte for byte in range(256) if chr(byte) not in table)
+    return table | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
 
 def load_codec(model_dir: Path) -> TextCodec:
     """Read tokenizer.json; raises StartError (Unfit)."""
     path = model_dir / TOKENIZER_FILE
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-        # Files of encoders often pad every text to a fixed length and cut it: both are the engine's matter.
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return TextCodec(tokenizer)
+        return TextCodec(Tokenizer.from_file(str(path)))
     except Exception as error:
         message = f"{TOKENIZER_FILE} cannot be read: {' '.join(str(error).split())[:300]}"
         raise StartError(Reason.UNFIT, message) from error

@@ -30,6 +30,14 @@ EVALUATE: Final = "SLM_EVALUATE"
 """`true` (default) runs golden.jsonl before ready when the model has one; `false` does not."""
 DRAIN_SECONDS: Final = "SLM_DRAIN_SECONDS"
 
+API_KEYS_FILE: Final = "SLM_API_KEYS_FILE"
+"""File with the keys that clients may use, one a line, `#` begins a comment; read again when it changes.
+Empty means that everybody may ask. Probes and metrics are always open."""
+TLS_CERT_FILE: Final = "SLM_TLS_CERT_FILE"
+"""PEM file with the server's certificate chain; used again for new connections when it changes."""
+TLS_KEY_FILE: Final = "SLM_TLS_KEY_FILE"
+"""PEM file with the certificate's private key, not encrypted; both or none."""
+
 # Fetcher
 STORE_DIR: Final = "SLM_STORE_DIR"
 MANIFEST_FILE: Final = "SLM_MANIFEST_FILE"

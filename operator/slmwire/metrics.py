@@ -43,6 +43,35 @@ PROMPT_TOKENS: Final = "slmserve_prompt_tokens_total"
 GENERATED_TOKENS: Final = "slmserve_generated_tokens_total"
 """Counter: tokens generated."""
 
+PROMPT_CACHED_TOKENS: Final = "slmserve_prompt_cached_tokens_total"
+"""Counter: prompt tokens whose attention cache was there already; they are among the prompt tokens."""
+
+CACHE_BYTES: Final = "slmserve_cache_bytes"
+"""Gauge: most memory that the attention cache of all slots can take. Absent when the engine does not say."""
+
+FEEDBACK: Final = "slmserve_feedback_total"
+"""Counter {rating="up"|"neutral"|"down"}: answers that users judged, one judgement for each answer."""
+
+FEEDBACK_SCORE: Final = "slmserve_feedback_score"
+"""Summary (`_sum`, `_count`): the judgements as 0..1 (a score s of -1..1 counts as (s + 1) / 2), so that
+the sum only grows, and the ratio of two rates is the mean."""
+
+FEEDBACK_LABELS: Final = "slmserve_feedback_labels_total"
+"""Counter {label}: labels given with judgements; those that are not in FEEDBACK_KNOWN_LABELS are `other`."""
+
+FEEDBACK_KNOWN_LABELS: Final = (
+    "incorrect",
+    "incomplete",
+    "irrelevant",
+    "format",
+    "language",
+    "unsafe",
+    "slow",
+    "helpful",
+    "other",
+)
+"""A fixed list: what clients write never becomes the label of a series."""
+
 QUEUE_DEPTH: Final = "slmserve_queue_depth"
 """Gauge: requests waiting for a slot."""
 
@@ -67,3 +96,8 @@ MODEL_INFO: Final = "slmserve_model_info"
 
 ENDPOINT_CHAT: Final = "chat"
 ENDPOINT_COMPLETIONS: Final = "completions"
+ENDPOINT_EMBEDDINGS: Final = "embeddings"
+
+RATING_UP: Final = "up"
+RATING_NEUTRAL: Final = "neutral"
+RATING_DOWN: Final = "down"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +34,7 @@ class ServerProcess:
                 command, stdout=log, stderr=subprocess.STDOUT, env=inherited | path | (environ or {})
             )
         self.port = 0
+        self.scheme = "http"
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +46,7 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def log_lines(self) -> list[dict[str, Any]]:
         lines = self.log_file.read_text().splitlines()
@@ -66,13 +68,22 @@ class ServerProcess:
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                url = f"{self.url}/readyz"
+                if httpx.get(url, timeout=5, verify=False).status_code == 200:  # noqa: S501
                     return
             except httpx.TransportError:
                 pass
             assert self.process.poll() is None, self.log_file.read_text()
             time.sleep(0.02)
         raise AssertionError(f"not ready: {self.log_file.read_text()}")
+
+    def wait_until(self, condition: Callable[[], bool], timeout_seconds: float = 30) -> None:
+        """Wait for something that the running server will do."""
+        deadline = time.monotonic() + timeout_seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come true in time"
+            assert self.process.poll() is None, self.log_file.read_text()
+            time.sleep(0.02)
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

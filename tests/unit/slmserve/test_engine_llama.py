@@ -68,6 +68,7 @@ def _score(loaded: LoadedEngine, model_dir: Path) -> float:
     )
 
     async def run() -> float:
+        assert loaded.build_backend is not None
         backend = loaded.build_backend(200, build_deliver(asyncio.get_running_loop()))
         backend.start()
         try:

@@ -54,6 +54,7 @@ def copy(openvino_dir: Path, tmp_path: Path) -> Path:
 
 
 def _run(loaded: LoadedEngine, recorder: Recorder, *generations: Generation) -> list[list[int]]:
+    assert loaded.build_backend is not None
     backend = loaded.build_backend(len(generations), recorder.deliver)
     backend.start()
     for generation in generations:
@@ -75,6 +76,7 @@ def _score(loaded: LoadedEngine, model_dir: Path) -> float:
     )
 
     async def run() -> float:
+        assert loaded.build_backend is not None
         backend = loaded.build_backend(200, build_deliver(asyncio.get_running_loop()))
         backend.start()
         try:
@@ -137,6 +139,7 @@ def test_a_seed_decides_the_answer_whatever_runs_beside_it(loaded: LoadedEngine)
 
 
 def _backend(loaded: LoadedEngine, recorder: Recorder, *, max_queue: int = 10) -> Backend:
+    assert loaded.build_backend is not None
     backend = loaded.build_backend(max_queue, recorder.deliver)
     backend.start()
     return backend
@@ -178,6 +181,7 @@ def test_close_ends_what_runs_and_what_waits(loaded: LoadedEngine) -> None:
 
 def test_requests_for_what_it_cannot_do_are_refused(loaded: LoadedEngine) -> None:
     recorder = Recorder()
+    assert loaded.build_backend is not None
     backend = loaded.build_backend(1, recorder.deliver)
     plain: dict[str, Any] = {
         "max_tokens": 1,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from openai import BadRequestError, OpenAI
 
 from slmserve.config import parse_config
 from slmserve.embedding import Embedder
@@ -33,6 +34,7 @@ from tests.unit.slmserve.encoder_model import (
     compute_states,
     write_sentence_transformers,
 )
+from tests.unit.slmserve.process import ServerProcess
 
 OPTIONS = EngineOptions(slots=2, context_length=0, threads=1)
 Reduce = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -276,8 +278,8 @@ def test_a_graph_of_another_form_is_named(tmp_path: Path) -> None:
 def test_the_directory_is_an_encoders_and_not_a_generators(tmp_path: Path) -> None:
     build_encoder(tmp_path)
     assert [kind.name for kind in find_candidates(tmp_path, "")] == ["encoder"]
-    with pytest.raises(StartError, match="no text"):
-        load_model(parse_config(["--model-dir", str(tmp_path)], {}))
+    model = load_model(parse_config(["--model-dir", str(tmp_path)], {}))
+    assert model.build_backend is None and model.embedder is not None
     (tmp_path / "genai_config.json").write_text("{}")
     assert [kind.name for kind in find_candidates(tmp_path, "")] == ["onnxruntime"]
 
@@ -286,3 +288,24 @@ def test_the_tokenizers_own_padding_and_cutting_are_off(tmp_path: Path) -> None:
     codec = load_codec(build_encoder(tmp_path))
     assert codec.encode("the cat", add_special_tokens=True) == [2, 7, 8, 3]
     assert len(codec.encode("cat " * 100, add_special_tokens=True)) == 102
+
+
+def test_a_server_gives_the_encoders_vectors_and_no_text(tmp_path: Path) -> None:
+    model_dir = tmp_path / "model"
+    model_dir.mkdir()
+    build_encoder(model_dir)
+    embedder = load(model_dir, OPTIONS).embedder
+    assert embedder is not None
+    texts = ["the cat", "cat", "the"]
+    codec = load_codec(model_dir)
+    expected = embedder.embed([codec.encode(text, add_special_tokens=True) for text in texts])
+    with ServerProcess(model_dir, tmp_path, "--model", "m") as server:
+        server.wait_ready()
+        with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            answer = client.embeddings.create(model="m", input=texts)
+            assert np.allclose([entry.embedding for entry in answer.data], expected, atol=1e-5)
+            assert answer.usage.prompt_tokens == sum(
+                len(codec.encode(t, add_special_tokens=True)) for t in texts
+            )
+            with pytest.raises(BadRequestError, match="embeddings"):
+                client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.slmserve.process import ServerProcess
 
-_PATHS = ("/v1/chat/completions", "/v1/completions")
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/feedback")
 _FIELDS = [
     "model",
     "messages",
@@ -28,6 +28,9 @@ _FIELDS = [
     "logprobs",
     "user",
     "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "top_logprobs",
     "max_completion_tokens",
     "frequency_penalty",
     "logit_bias",
@@ -35,6 +38,12 @@ _FIELDS = [
     "echo",
     "suffix",
     "best_of",
+    "input",
+    "dimensions",
+    "encoding_format",
+    "id",
+    "score",
+    "labels",
     "extra",
 ]
 _scalar = st.one_of(
@@ -49,7 +58,9 @@ _value = st.recursive(
     _scalar,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
-        st.dictionaries(st.sampled_from(["role", "content", "type", "text", "include_usage", "x"]), inner),
+        st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "include_usage", "function", "x"]), inner
+        ),
     ),
     max_leaves=8,
 )

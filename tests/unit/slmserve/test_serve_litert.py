@@ -63,6 +63,7 @@ def test_the_golden_set_is_answered() -> None:
     assert model.defaults.end_tokens == load_export(ORDERS / "v1-fp32").end_tokens
 
     async def judge() -> float:
+        assert model.build_backend is not None
         backend = model.build_backend(100, build_deliver(asyncio.get_running_loop()))
         backend.start()
         result = await run_golden(load_cases(MODEL), model, backend)

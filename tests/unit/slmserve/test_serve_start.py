@@ -197,7 +197,16 @@ def test_golden_answers_are_judged(match: Any, expected: str, answer: str, accep
     assert GoldenCase(messages=[message], expected=expected, match=match).accepts(answer) is accepted
 
 
-@pytest.mark.parametrize("line", ["{", '{"expected": "x"}', '{"messages": [], "expected": "x"}', "\xff"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        '{"expected": "x"}',
+        '{"messages": [], "expected": "x"}',
+        '{"messages": [{"role": "user"}], "expected": "x"}',
+        "\xff",
+    ],
+)
 def test_a_wrong_golden_line_is_named(tmp_path: Path, line: str) -> None:
     good = json.dumps({"messages": [{"role": "user", "content": "x"}], "expected": "y"})
     (tmp_path / "golden.jsonl").write_bytes(f"{good}\n\n".encode() + line.encode("latin-1"))
@@ -208,6 +217,7 @@ def test_a_wrong_golden_line_is_named(tmp_path: Path, line: str) -> None:
 def test_the_score_is_the_share_of_right_answers(orders_dir: Path) -> None:
     async def run() -> None:
         model = load_model(parse_config(["--model-dir", str(orders_dir), "--slots", "3"], {}))
+        assert model.build_backend is not None
         scheduler = model.build_backend(8, build_deliver(asyncio.get_running_loop()))
         scheduler.start()
         cases = load_cases(orders_dir)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Child process that tries to compile a grammar: a few patterns can keep the compiler busy for minutes.
+
+The compiler cannot be interrupted from inside its process, and its own limits do not hold for
+intersections of regular expressions. `python -m slmserve.grammar_check` reads the grammar from standard
+input and writes what is wrong with it, nothing when it is well.
+"""
+
+import os
+import resource
+import sys
+from typing import Final
+
+CPU_SECONDS: Final = 4
+_MEMORY_BYTES: Final = 2 << 30
+
+
+def main() -> int:
+    """Returns 0 also for a grammar that is wrong; a killed process says that it is too complex."""
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(5)
+    from slmserve.constraints import build_limits, find_fault
+
+    sys.stdout.write(find_fault(sys.stdin.read(), build_limits()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
