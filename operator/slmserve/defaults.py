@@ -20,14 +20,20 @@ TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 
 
-def load_defaults(model_dir: Path) -> GenerationDefaults:
-    """End tokens and default sampling; raises StartError (Unfit) when no file names an end token."""
+def load_defaults(model_dir: Path, own: frozenset[int] = frozenset()) -> GenerationDefaults:
+    """End tokens and default sampling, greedy unless a file says do_sample.
+
+    `own` are end tokens that the model's weights file names itself. Raises StartError (Unfit) for a file
+    that cannot be used, and when nothing names an end token.
+    """
     generation = _read_object(model_dir, GENERATION_FILE)
     try:
-        ends = _end_tokens(generation) or _end_tokens(_read_object(model_dir, MODEL_FILE))
-        ends = ends or _named_end_token(model_dir)
+        ends = own | _end_tokens(generation)
+        ends = ends or _end_tokens(_read_object(model_dir, MODEL_FILE)) or _named_end_token(model_dir)
         samples = bool(generation.get("do_sample", False))
         temperature, top_p = (float(generation.get(key) or 1.0) for key in ("temperature", "top_p"))
+        if not 0 <= temperature <= 10 or not 0 < top_p <= 1:
+            raise ValueError(f"temperature {temperature} or top_p {top_p} is out of range")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unfit(f"the model's configuration misstates its end token or sampling: {error}") from error
     if not ends:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from slmserve.backend import LoadedEngine
 from slmserve.config import available_cpus
-from slmserve.engines.generation_config import load_defaults
+from slmserve.defaults import load_defaults
 from slmserve.engines.gguf_model import GgufModel, check_adapter, read_model
 from slmserve.engines.llama_library import (
     LOAD_MODE_MMAP,

@@ -14,7 +14,7 @@ import numpy as np
 
 from slmserve.backend import Backend, Capability, Deliver, EngineInfo, LoadedEngine
 from slmserve.config import available_cpus
-from slmserve.engines.generation_config import load_defaults
+from slmserve.defaults import load_defaults
 from slmserve.engines.memory import memory_limit_bytes
 from slmserve.engines.openvino_backend import OpenVinoBackend
 from slmserve.engines.openvino_library import openvino, openvino_genai
@@ -74,8 +74,6 @@ def load(model_dir: Path, options: EngineOptions) -> LoadedEngine:
     """See `registry.EngineModule`."""
     config = load_config(model_dir)
     defaults = load_defaults(model_dir, config.end_tokens)
-    if not defaults.end_tokens:
-        raise _unfit(f"{CONFIG_FILE} has no eos_token_id; add it")
     max_length = min(options.context_length or config.context_length, config.context_length)
     _check_vocabulary(model_dir, config)
     pipeline = open_pipeline(model_dir, options, max_length=max_length)
