@@ -232,18 +232,20 @@ def _serve_template(fetch: _Fetch, digest: str) -> Body:
 def _with_choice(server: Body) -> Body:
     """The server, told where the engine stands that was chosen on its node."""
     choice = {"name": env.ENGINE_CHOICE_FILE, "value": paths.CHOICE_FILE}
-    mount = {"name": CHOICE_VOLUME, "mountPath": paths.CHOICE_DIR}
+    mount = {"name": CHOICE_VOLUME, "mountPath": paths.CHOICE_DIR, "readOnly": True}
     return server | {"env": [*server["env"], choice], "volumeMounts": [*server["volumeMounts"], mount]}
 
 
 def _choose_container(server: Body) -> Body:
     """Measures the engines that can load the model, with what the server will have."""
-    kept = ("image", "imagePullPolicy", "env", "resources", "volumeMounts", "securityContext")
+    kept = ("image", "imagePullPolicy", "env", "resources", "securityContext")
+    mounts = [m for m in server["volumeMounts"] if m["name"] != CHOICE_VOLUME]
     return {
         "name": CHOOSE,
         **{key: server[key] for key in kept},
         "command": ["python3", "-m", "slmserve"],
         "args": ["choose", "--model-dir", paths.MODEL_DIR, "--out", paths.CHOICE_FILE],
+        "volumeMounts": [*mounts, {"name": CHOICE_VOLUME, "mountPath": paths.CHOICE_DIR}],
         "terminationMessagePath": paths.TERMINATION_LOG,
         "terminationMessagePolicy": "File",
     }

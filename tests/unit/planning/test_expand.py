@@ -346,8 +346,8 @@ def test_auto_measures_on_the_node_before_the_server_starts(delivery: str) -> No
     assert choose_["resources"] == server["resources"] and choose_["image"] == server["image"]
     assert choose_["securityContext"] == server["securityContext"]
     for container in (choose_, server):
-        mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
-        assert {"/choice", "/model"} <= mounts
+        mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
+        assert mounts["/model"] is True and mounts["/choice"] is (container is server)
         env = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert env["SLM_ENGINE"] == "auto" and env["SLM_ENGINE_CHOICE_FILE"] == "/choice/engine.json"
     names = [volume["name"] for volume in serve["spec"]["volumes"]]
