@@ -25,6 +25,8 @@ BAD_VALUES: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("image.pullPolicy", {"image": {"pullPolicy": "Sometimes"}}),
     ("image", {"image": {"repo": "x"}}),
     ("repository", {"image": {"repository": None}}),
+    ("runtime.engineImages", {"runtime": {"engineImages": {"vllm": "a/vllm:1"}}}),
+    ("runtime.engineImages.openvino", {"runtime": {"engineImages": {"openvino": "a/b:1,c=d"}}}),
     ("prometheus.url", {"prometheus": {"url": "prometheus:9090"}}),
     ("prometheus.url", {"prometheus": {"url": "http://user:password@prometheus:9090"}}),
     ("prometheus.url", {"prometheus": {"url": "http://prometheus:9090", "existingSecret": "login"}}),
@@ -182,6 +184,7 @@ def check_forms() -> str:
                     "tenant": "edge",
                     "allowedURLs": ["https://metrics.example/team-a", "http://prometheus.shop:9090"],
                 },
+                "runtime": {"engineImages": {"openvino": "a/openvino:1", "llama.cpp": "a/llama:2"}},
                 "watchNamespaces": ["shop", "clinic"],
                 "crds": {"install": False},
                 "rbac": {"readSecrets": False, "tenantRoles": False},
@@ -207,6 +210,12 @@ def check_forms() -> str:
         for text, holds in {
             "image by digest": container["image"] == f"registry.example.com/a/operator@{_DIGEST}",
             "runtime image": environment["SLMOPS_RUNTIME_IMAGE"] == "registry.example.com/a/runtime:7",
+            "runtime.engineImages": environment["SLMOPS_ENGINE_IMAGES"]
+            == "llama.cpp=a/llama:2,openvino=a/openvino:1",
+            "DeviceProfiles are read and never written": [
+                rule["verbs"] for rule in rules if "deviceprofiles" in rule["resources"]
+            ]
+            == [["get", "list", "watch"]],
             "prometheus.url": environment["SLMOPS_PROMETHEUS_URL"] == "https://prometheus:9090",
             "prometheus.existingSecret": secrets == {"prometheus": "2026"}
             and mounts["prometheus"] == environment["SLMOPS_PROMETHEUS_CREDENTIALS_DIR"],

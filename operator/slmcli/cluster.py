@@ -38,6 +38,10 @@ class Cluster(Protocol):
         """All nodes."""
         ...
 
+    def profiles(self) -> list[Body]:
+        """All DeviceProfiles; NotFoundError when the cluster does not know the kind."""
+        ...
+
     def pods(self, namespace: str, name: str) -> list[Body]:
         """Its pods."""
         ...

@@ -15,6 +15,8 @@ from slmcli.standing import Standing
 from slmcli.stores import Stored, StoreReport
 from slmcli.view import DeploymentView, EventView
 from slmops.api.base import ApiModel
+from slmops.planning.fit import FitTable
+from slmops.planning.needs import Need
 
 Document = dict[str, Any]
 
@@ -127,6 +129,44 @@ def nodes_document(view: DeploymentView, reports: Iterable[NodeReport]) -> Docum
         for r in reports
     ]
     return _head("NodeList") | _identity(view) | {"items": items}
+
+
+def fit_document(name: str, table: FitTable) -> Document:
+    """`fit`."""
+    items = [
+        {
+            "node": row.node,
+            "profile": row.profile or None,
+            "variant": row.chosen.name if row.chosen is not None else None,
+            "allocatableBytes": row.allocatable_bytes or None,
+            "capacityBytes": row.capacity_bytes or None,
+            "diskBudgetBytes": row.disk_bytes,
+            "candidates": [
+                {
+                    "variant": judged.candidate.name,
+                    "verdict": judged.verdict,
+                    "sizeBytes": judged.candidate.size_bytes or None,
+                    "need": _need(judged.candidate.need),
+                }
+                for judged in row.candidates
+            ],
+            "problem": row.problem or None,
+        }
+        for row in table.rows
+    ]
+    return _head("FitTable") | {"name": name or None, "fitsAnywhere": table.fits_anywhere, "items": items}
+
+
+def _need(need: Need | None) -> Document | None:
+    if need is None:
+        return None
+    return {
+        "totalBytes": need.total_bytes,
+        "weightsBytes": need.weights_bytes or None,
+        "cacheBytes": need.cache_bytes,
+        "overheadBytes": need.overhead_bytes or None,
+        "requestBytes": need.given_bytes,
+    }
 
 
 def cache_document(reports: Iterable[StoreReport], owner: tuple[str, str] | None) -> Document:

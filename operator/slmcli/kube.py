@@ -32,6 +32,7 @@ from slmcli.errors import (
 )
 from slmcli.safe import clean
 from slmops.api import GROUP, PLURAL, VERSION
+from slmops.api.profile import PROFILE_PLURAL
 from slmwire.labels import DEPLOYMENT
 from slmwire.paths import AGENT_STORE
 
@@ -146,6 +147,10 @@ class KubeCluster:
     def nodes(self) -> list[Body]:
         """All nodes, page by page."""
         return self._items("/api/v1/nodes")
+
+    def profiles(self) -> list[Body]:
+        """All DeviceProfiles."""
+        return self._items(f"/apis/{GROUP}/{VERSION}/{PROFILE_PLURAL}")
 
     def pods(self, namespace: str, name: str) -> list[Body]:
         """Pods that carry the deployment's label."""

@@ -166,7 +166,9 @@ def _report(view: DeploymentView, state: NodeState) -> NodeReport:
 
 def _fits(view: DeploymentView, state: NodeState) -> bool:
     assert view.spec is not None
-    return any(matches(variant.node_selector, state.node.labels) for variant in view.spec.variants)
+    variants = view.spec.variants
+    # Those of an SLMModel are not in the spec.
+    return not variants or any(matches(variant.node_selector, state.node.labels) for variant in variants)
 
 
 def _problem(view: DeploymentView, state: NodeState) -> Problem | None:

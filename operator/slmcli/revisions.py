@@ -16,6 +16,8 @@ from slmops.planning.revision import source_hash
 from slmwire.labels import REVISION
 from slmwire.manifest import ManifestFile, digest_of
 
+COMPUTED: Final = "computed"
+"""Memory request that spec does not give."""
 _HASH: Final = re.compile(r"[0-9a-f]{4,}")
 
 
@@ -67,7 +69,7 @@ def _read(view: DeploymentView, body: Body) -> StoredRevision:
         number=int(body.get("revision") or 0),
         revision=name,
         model_version=str(data.get("modelVersion", "")),
-        variants=tuple(_variant(entry) for entry in variants if isinstance(entry, Mapping))
+        variants=tuple(_variant(entry, variants) for entry in variants if isinstance(entry, Mapping))
         if isinstance(variants, list)
         else (),
         states=_states(view, name),
@@ -76,8 +78,8 @@ def _read(view: DeploymentView, body: Body) -> StoredRevision:
     )
 
 
-def _variant(entry: Mapping[str, Any]) -> StoredVariant:
-    files = _files(entry)
+def _variant(entry: Mapping[str, Any], entries: Sequence[Any]) -> StoredVariant:
+    files = _files(entry, entries)
     return StoredVariant(
         name=str(entry.get("name", "")),
         digest=digest_of(files) if files else "",
@@ -86,7 +88,10 @@ def _variant(entry: Mapping[str, Any]) -> StoredVariant:
     )
 
 
-def _files(entry: Mapping[str, Any]) -> list[ManifestFile]:
+def _files(entry: Mapping[str, Any], entries: Sequence[Any]) -> list[ManifestFile]:
+    # Files that several variants have are stored with the first of them.
+    named = (e for e in entries if isinstance(e, Mapping) and e.get("name") == entry.get("filesOf"))
+    entry = next(named, entry) if "filesOf" in entry else entry
     try:
         return [
             ManifestFile(path=str(row["path"]), size=int(row["size"]), sha256=str(row["sha256"]))
@@ -142,6 +147,7 @@ def describe_data(stored: StoredRevision, pods: Sequence[str] = ("serve",)) -> d
     """A record as something to read: files by path, lists of named things as maps, the revision's own
     name, which differs always, replaced. `pods` may hold `serve` and `prefetch`."""
     variants = stored.data.get("variants")
+    entries = variants if isinstance(variants, list) else []
     return {
         "modelVersion": stored.model_version,
         "variants": {
@@ -149,11 +155,11 @@ def describe_data(stored: StoredRevision, pods: Sequence[str] = ("serve",)) -> d
                 "nodeSelector": entry.get("nodeSelector") or {},
                 "memory": entry.get("memory"),
                 "reference": entry.get("reference"),
-                "digest": _variant(entry).digest,
-                "files": {file.path: f"{file.size} bytes sha256:{file.sha256}" for file in _files(entry)},
+                "digest": _variant(entry, entries).digest,
+                "files": {f.path: f"{f.size} bytes sha256:{f.sha256}" for f in _files(entry, entries)},
             }
             | {f"{pod} pod": _readable(entry.get(pod), stored.revision) for pod in pods}
-            for entry in (variants if isinstance(variants, list) else ())
+            for entry in entries
             if isinstance(entry, Mapping)
         },
     }
@@ -187,7 +193,7 @@ def describe_spec(spec: SLMDeploymentSpec) -> dict[str, Any]:
         "variants": {
             variant.name: {
                 "nodeSelector": variant.node_selector.to_body(),
-                "memory": variant.resources.requests.memory or "0",
+                "memory": variant.resources.requests.memory or COMPUTED,
                 "sourceHash": source_hash(variant.source),
             }
             for variant in spec.variants
@@ -196,16 +202,19 @@ def describe_spec(spec: SLMDeploymentSpec) -> dict[str, Any]:
 
 
 def describe_like_spec(stored: StoredRevision) -> dict[str, Any]:
-    """The same of a record."""
+    """The same of a record; what DeviceProfiles made of its variants is left out, spec says nothing of it."""
     variants = stored.data.get("variants")
+    entries = [e for e in variants if isinstance(e, Mapping)] if isinstance(variants, list) else []
     return {
         "modelVersion": stored.model_version,
         "variants": {
             str(entry.get("name", "")): {
-                key: entry.get(key) for key in ("nodeSelector", "memory", "sourceHash")
+                "nodeSelector": entry.get("nodeSelector"),
+                "memory": COMPUTED if "need" in entry else entry.get("memory"),
+                "sourceHash": entry.get("sourceHash"),
             }
-            for entry in (variants if isinstance(variants, list) else ())
-            if isinstance(entry, Mapping)
+            for entry in entries
+            if "profile" not in entry
         },
     }
 

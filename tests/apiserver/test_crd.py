@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from e2e.rig import ControlPlane, RigError
-from slmops.api import SLMDeploymentSpec
+from slmops.api import API_VERSION, GROUP, SLMDeploymentSpec
+from slmops.api.kinds import KINDS
+from slmops.api.profile import PROFILE_KIND, DeviceProfileSpec
 from tests.apiserver.specs import changed, deployment
 
 pytestmark = pytest.mark.usefixtures("control_plane")
@@ -24,9 +26,10 @@ def dry_run(control_plane: ControlPlane, body: dict[str, Any]) -> dict[str, Any]
 
 
 def test_the_crd_is_established_and_structural(control_plane: ControlPlane) -> None:
-    crd = control_plane.kubectl.get("crd", "slmdeployments.slmops.dev")
-    conditions = {entry["type"]: entry["status"] for entry in crd["status"]["conditions"]}
-    assert conditions == {"NamesAccepted": "True", "Established": "True"}
+    for kind in KINDS:
+        crd = control_plane.kubectl.get("crd", f"{kind.plural}.{GROUP}")
+        conditions = {entry["type"]: entry["status"] for entry in crd["status"]["conditions"]}
+        assert conditions == {"NamesAccepted": "True", "Established": "True"}
 
 
 def test_defaults_are_stored_and_equal_those_of_the_models(control_plane: ControlPlane) -> None:
@@ -35,7 +38,7 @@ def test_defaults_are_stored_and_equal_those_of_the_models(control_plane: Contro
     assert [(w["name"], w["percent"]) for w in stored["rollout"]["waves"]] == [("canary", 10), ("rest", 100)]
     assert [m["failureLimit"] for m in stored["rollout"]["analysis"]["metrics"]] == [2, 2]
     assert stored["cache"]["hostPath"] == "/var/lib/slmops"
-    assert stored["variants"][0]["resources"]["requests"] == {"cpu": "100m", "memory": "256Mi"}
+    assert stored["variants"][0]["resources"]["requests"] == {"cpu": "100m"}, "the memory is computed"
     assert SLMDeploymentSpec.model_validate(stored) == SLMDeploymentSpec.model_validate(deployment()["spec"])
 
 
@@ -95,7 +98,23 @@ _BAD: list[tuple[str, Any, str, str]] = [
     ("metadata.name", "1orders", "", "beginning with a letter"),
     ("spec.model.version", "v 1", "spec.model.version", "should match"),
     ("spec.model.nmae", "x", "spec.model.nmae", "unknown field"),
-    ("spec.variants", [], "spec.variants", "at least 1 items"),
+    ("spec.variants", [], "spec", "give at least 1 of variants, or model.from"),
+    ("spec.model.from", {"name": "m"}, "spec.model", "set version, or from"),
+    ("spec.model", {"name": "m", "from": {"name": "m"}}, "spec", "not both"),
+    ("spec.model", {"name": "m"}, "spec.model", "set version, or from"),
+    (
+        "spec.model.from",
+        {"name": "m", "version": "1", "channel": "Latest"},
+        "spec.model.from",
+        "at most one of version, channel and versionPattern",
+    ),
+    ("spec.model.from", {"name": "m", "channel": "Beta"}, "spec.model.from.channel", "Unsupported value"),
+    ("spec.model.from", {"name": "m", "versionPattern": "[a]"}, "versionPattern", "should match"),
+    ("spec.variants.0.profiles", ["Pi"], "spec.variants[0].profiles[0]", "should match"),
+    ("spec.variants.0.engine", "vllm", "spec.variants[0].engine", "Unsupported value"),
+    ("spec.variants.0.runtime", {"slots": 0}, "spec.variants[0].runtime.slots", "greater than or equal to 1"),
+    ("spec.variants.0.memory", {"weights": "big"}, "spec.variants[0].memory.weights", "should match"),
+    ("spec.runtime.engine", "gguf", "spec.runtime.engine", "Unsupported value"),
     ("spec.variants.0.source", {}, "spec.variants[0].source", "exactly one of http, hf, oci, s3, pvc, file"),
     (
         "spec.variants.0.source.hf",
@@ -341,6 +360,87 @@ def test_a_wrong_spec_is_refused_with_its_field(
         dry_run(control_plane, changed(deployment(), field, value))
     assert path in str(caught.value)
     assert words in str(caught.value)
+
+
+def profile(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": PROFILE_KIND,
+        "metadata": {"name": "raspberry-pi-5"},
+        "spec": spec,
+    }
+
+
+def test_a_profile_may_say_nothing_and_its_defaults_are_those_of_the_models(
+    control_plane: ControlPlane,
+) -> None:
+    stored = dry_run(control_plane, profile())["spec"]
+    assert (stored["priority"], stored["variants"]) == (0, {"strategy": "Preferred"})
+    assert DeviceProfileSpec.model_validate(stored) == DeviceProfileSpec()
+    full = {
+        "nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]},
+        "architectures": ["arm64"],
+        "accelerator": {"value": "orin"},
+        "priority": -5,
+        "budgets": {"memory": "60%", "disk": "4Gi"},
+        "powerMode": "15W",
+        "powerWatts": {"idle": "3", "busy": "8.5"},
+        "variants": {"prefer": ["int4*", "int8"]},
+        "engine": "llama.cpp",
+        "engineImage": "registry.example/llama:1",
+        "runtime": {"threads": 4, "resources": {"limits": {"memory": "2Gi"}}},
+    }
+    stored = dry_run(control_plane, profile(**full))["spec"]
+    assert DeviceProfileSpec.model_validate(stored) == DeviceProfileSpec.model_validate(full)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "path", "words"),
+    [
+        ("metadata.name", "a" * 41, "", "at most 40"),
+        ("metadata.name", "pi.5", "", "no dot"),
+        ("spec.budgets", {"memory": "0%"}, "spec.budgets.memory", "should match"),
+        ("spec.budgets", {"memory": "120%"}, "spec.budgets.memory", "should match"),
+        ("spec.budgets", {"disk": "10%"}, "spec.budgets.disk", "should match"),
+        ("spec.variants", {"strategy": "Best"}, "spec.variants.strategy", "Unsupported value"),
+        (
+            "spec.variants",
+            {"strategy": "Fastest", "prefer": ["int4"]},
+            "spec.variants",
+            "prefer needs strategy Preferred",
+        ),
+        ("spec.variants", {"prefer": ["[a]"]}, "spec.variants.prefer[0]", "should match"),
+        ("spec.engine", "tensorrt", "spec.engine", "Unsupported value"),
+        ("spec.accelerator", {"label": "x"}, "spec.accelerator.value", "Required value"),
+        ("spec.powerWatts", {"idle": "3"}, "spec.powerWatts.busy", "Required value"),
+        ("spec.priority", 5000, "spec.priority", "less than or equal to 1000"),
+        ("spec.runtime", {"slots": 0}, "spec.runtime.slots", "greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_profile_is_refused_with_its_field(
+    control_plane: ControlPlane, field: str, value: Any, path: str, words: str
+) -> None:
+    with pytest.raises(RigError) as caught:
+        dry_run(control_plane, changed(profile(), field, value))
+    assert path in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_a_deployment_may_follow_a_model_and_fit_itself_to_devices(control_plane: ControlPlane) -> None:
+    body = changed(deployment(), "spec.variants.0.profiles", ["raspberry-pi-5"])
+    body = changed(body, "spec.variants.0.engine", "auto")
+    body = changed(body, "spec.variants.0.runtime", {"slots": 1})
+    body = changed(body, "spec.variants.0.memory", {"weights": "1Gi", "cachePerToken": "24Ki"})
+    stored = dry_run(control_plane, body)["spec"]
+    assert SLMDeploymentSpec.model_validate(stored) == SLMDeploymentSpec.model_validate(body["spec"])
+    with pytest.raises(RigError, match=r"needs placement\.mode PerNode"):
+        dry_run(control_plane, changed(body, "spec.placement.mode", "Replicas"))
+    for source in ({}, {"version": "2.0"}, {"channel": "Latest"}, {"versionPattern": "2.*"}):
+        body = deployment(model={"name": "orders", "from": {"name": "orders"} | source})
+        del body["spec"]["variants"]
+        stored = dry_run(control_plane, body)["spec"]
+        assert "variants" not in stored
+        assert SLMDeploymentSpec.model_validate(stored) == SLMDeploymentSpec.model_validate(body["spec"])
 
 
 def test_status_is_a_subresource(control_plane: ControlPlane) -> None:

@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "pause": Command(module="slmcli.commands.pause", help="stop the rollout where it is"),
     "resume": Command(module="slmcli.commands.resume", help="go on after a pause"),
     "undo": Command(module="slmcli.commands.undo", help="go back to an earlier revision"),
+    "fit": Command(module="slmcli.commands.fit", help="which variant each node would take, with the numbers"),
     "simulate": Command(
         module="slmcli.commands.simulate", help="what a rollout would do to a virtual fleet, in virtual time"
     ),

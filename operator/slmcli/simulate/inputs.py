@@ -38,6 +38,13 @@ def read_deployment(path: Path) -> tuple[Names, SLMDeploymentSpec]:
         spec = SLMDeploymentSpec.model_validate(body.get("spec") or {})
     except ValidationError as error:
         raise InputError(f"{path}: {first_problem(error)}") from None
+    if spec.model.from_ is not None:
+        raise InputError(
+            f"{path}: spec.model.from names an SLMModel, which nobody is asked for here; write its variants "
+            "into spec.variants and the version into spec.model.version"
+        )
+    if not spec.variants:
+        raise InputError(f"{path}: spec.variants: give at least 1")
     return Names(str(namespace or "default"), name), spec
 
 

@@ -13,6 +13,7 @@ from slmops.model.config import OperatorConfig
 from slmops.model.observed import Resolved, RevisionView, SignatureCheck
 from slmops.planning import build
 from slmops.planning.names import Names
+from slmops.planning.needs import assess_needs, with_requests
 from slmops.planning.revision import (
     Revision,
     build_revision_data,
@@ -111,9 +112,11 @@ def _revision(
     digests = {name: found.manifest.digest for name, found in resolved.items()}
     revision = revision_of(spec, digests)
     references = {name: found.reference for name, found in resolved.items()}
+    needs = assess_needs(spec, resolved)
+    spec = with_requests(spec, needs)
     templates = build.build_templates(
         names, spec, config=CONFIG, revision=revision, digests=digests, references=references
     )
-    data = build_revision_data(spec, resolved=resolved, templates=templates)
+    data = build_revision_data(spec, resolved=resolved, templates=templates, needs=needs)
     view = RevisionView(revision=revision, number=number, data=data)
     return parse_revision(revision, number, data), view, resolved

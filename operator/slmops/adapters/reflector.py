@@ -49,6 +49,8 @@ class Reflector(Generic[T]):
         self.namespace = namespace
         self.synced = asyncio.Event()
         """Set once the first list is complete."""
+        self.tried = asyncio.Event()
+        """Set once the first list is complete or has failed."""
         self._kube = kube
         self._trim = trim
         self._on_change = on_change
@@ -96,6 +98,7 @@ class Reflector(Generic[T]):
                 error = failed
                 if failures in (0, 3) or failures % 20 == 0:
                     _log.warning("%s: %s; trying again", self.resource.plural, failed)
+            self.tried.set()
             lasted = asyncio.get_running_loop().time() - started
             if error is None and lasted > 1:
                 failures = 0
@@ -120,6 +123,7 @@ class Reflector(Generic[T]):
             self._remove(key, until=listed)
         self._version = version
         self.synced.set()
+        self.tried.set()
 
     async def _watch(self) -> None:
         async with aclosing(

@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import quote
 
 from slmops.api import GROUP, KIND, PLURAL, VERSION
+from slmops.api.profile import PROFILE_KIND, PROFILE_PLURAL
 from slmops.model.observed import OwnedKind
 
 
@@ -45,6 +46,9 @@ def _segment(text: str) -> str:
 
 
 DEPLOYMENTS: Final = Resource(group=GROUP, version=VERSION, plural=PLURAL, kind=KIND)
+DEVICE_PROFILES: Final = Resource(
+    group=GROUP, version=VERSION, plural=PROFILE_PLURAL, kind=PROFILE_KIND, namespaced=False
+)
 NODES: Final = Resource(group="", version="v1", plural="nodes", kind="Node", namespaced=False)
 PODS: Final = Resource(group="", version="v1", plural="pods", kind="Pod")
 SECRETS: Final = Resource(group="", version="v1", plural="secrets", kind="Secret")

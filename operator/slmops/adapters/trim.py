@@ -4,16 +4,22 @@
 A Node is 9 KB as JSON and changes with every heartbeat; its view changes when placement may.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from slmops.api.base import quantity_value
-from slmops.model.observed import DistributionView, NodeView, OwnedKind, PodView
+from slmops.api.profile import DeviceProfileSpec
+from slmops.model.observed import DistributionView, NodeView, OwnedKind, PodView, ProfileView
 from slmops.planning.distribution import content_of
 from slmwire import labels
 from slmwire.reasons import Termination, parse_termination
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,19 @@ def trim_node(body: Mapping[str, Any]) -> NodeView:
         deleting="deletionTimestamp" in metadata,
         address=_internal_address(status),
     )
+
+
+def trim_profile(body: Mapping[str, Any]) -> ProfileView | None:
+    """View of a DeviceProfile; None for one that this operator does not understand."""
+    try:
+        spec = DeviceProfileSpec.model_validate(body.get("spec") or {})
+    except ValidationError as error:
+        name = body["metadata"]["name"]
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        _log.error("DeviceProfile %s is left out: spec.%s: %s", name, where, problem["msg"])
+        return None
+    return ProfileView(name=body["metadata"]["name"], spec=spec)
 
 
 def _internal_address(status: Mapping[str, Any]) -> str:

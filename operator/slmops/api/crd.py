@@ -152,8 +152,10 @@ def models() -> dict[str, type[ApiModel]]:
     waiting = list(ApiModel.__subclasses__())
     while waiting:
         model = waiting.pop()
-        found[model.__name__] = model
         waiting.extend(model.__subclasses__())
+        # Others may build on a model of the API.
+        if model.__module__.startswith(f"{__package__}."):
+            found[model.__name__] = model
     return found
 
 
@@ -165,6 +167,8 @@ def _node(raw: Mapping[str, Any], *, with_defaults: bool) -> dict[str, Any]:
     if "anyOf" in raw:
         return _union(raw, with_defaults=with_defaults)
     result = {key: raw[key] for key in _KEPT if key in raw}
+    if "const" in raw:  # a Literal of one value
+        result["enum"] = [raw["const"]]
     if raw.get("type") == "integer":
         result["format"] = "int64"
     if raw.get("type") == "array":

@@ -16,6 +16,7 @@ from slmops.api import (
     SLMDeploymentStatus,
 )
 from slmops.api.base import ApiModel
+from slmops.api.profile import PROFILE_KIND, PROFILE_PLURAL, DeviceProfileSpec
 from slmops.api.status import ConditionType
 
 
@@ -91,4 +92,34 @@ revision that was rolled back be tried once more; the others are in [operations]
     },
 )
 
-KINDS: Final[tuple[Kind, ...]] = (SLM_DEPLOYMENT,)
+DEVICE_PROFILE: Final = Kind(
+    kind=PROFILE_KIND,
+    plural=PROFILE_PLURAL,
+    short_name="devp",
+    scope="Cluster",
+    spec=DeviceProfileSpec,
+    status=None,
+    conditions=None,
+    introduction=f"""\
+`{PROFILE_KIND}` (`devp`), `{API_VERSION}`, cluster-scoped. `metadata.name` has at most 40 characters and no
+dot: it becomes part of the names of variants. How a variant is chosen by it: [profiles](profiles.md).
+""",
+    columns=(
+        {"name": "Priority", "type": "integer", "jsonPath": ".spec.priority"},
+        {"name": "Engine", "type": "string", "jsonPath": ".spec.engine"},
+        {"name": "Memory", "type": "string", "jsonPath": ".spec.budgets.memory"},
+        {"name": "Strategy", "type": "string", "jsonPath": ".spec.variants.strategy"},
+        {"name": "Power mode", "type": "string", "priority": 1, "jsonPath": ".spec.powerMode"},
+        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    ),
+    rules=(
+        {
+            "rule": "self.metadata.name.size() <= 40 && "
+            "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+            "message": "metadata.name becomes part of the names of variants: use at most 40 lower-case "
+            "letters, digits and hyphens, no dot",
+        },
+    ),
+)
+
+KINDS: Final[tuple[Kind, ...]] = (SLM_DEPLOYMENT, DEVICE_PROFILE)

@@ -9,7 +9,6 @@ from slmops.api.analysis import Analysis, Metric
 from slmops.api.base import (
     ApiModel,
     LabelSelector,
-    Name,
     Quantity,
     SecretName,
     cel,
@@ -20,6 +19,7 @@ from slmops.api.distribution import Distribution, not_with_replicas
 from slmops.api.rollout import Rollout, Wave
 from slmops.api.signature import Signature
 from slmops.api.source import NO_DOTS, FileSource, HttpSource, HuggingFaceSource, Source
+from slmops.api.variant import EngineName, ResourceAmounts, Resources, Variant
 
 __all__ = [
     "Analysis",
@@ -28,63 +28,76 @@ __all__ = [
     "HttpSource",
     "HuggingFaceSource",
     "Metric",
+    "ModelSource",
+    "ResourceAmounts",
+    "Resources",
     "Rollout",
     "SLMDeploymentSpec",
     "Signature",
     "Source",
+    "Variant",
     "Wave",
 ]
 
 
-def _within_limit(name: str) -> dict[str, str]:
-    return cel(
-        f"!has(self.requests.{name}) || !has(self.limits) || !has(self.limits.{name}) || "
-        f"quantity(self.requests.{name}).compareTo(quantity(self.limits.{name})) <= 0",
-        f"the {name} request is above its limit",
+_VERSION: Final = r"^[A-Za-z0-9._-]+$"
+
+
+class ModelSource(ApiModel):
+    """An SLMModel of the same namespace that the deployment follows.
+
+    Only a version that the SLMModel has accepted is rolled out, the newest that matches. One that is no
+    longer offered goes on serving: an older one is never taken in its place unless `version` names it.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "(has(self.version) ? 1 : 0) + (has(self.channel) ? 1 : 0) + "
+                "(has(self.versionPattern) ? 1 : 0) <= 1",
+                "set at most one of version, channel and versionPattern",
+            )
+        )
     )
 
-
-class ResourceAmounts(ApiModel):
-    """Amounts of processor and memory."""
-
-    cpu: Quantity | None = Field(default=None, description="Processor cores, for example 500m or 2.")
-    memory: Quantity | None = Field(default=None, description="Memory, for example 512Mi.")
-
-
-class Resources(ApiModel):
-    """What the inference container asks for and may use at most."""
-
-    model_config = ConfigDict(json_schema_extra=validations(_within_limit("cpu"), _within_limit("memory")))
-
-    requests: ResourceAmounts = Field(
-        default_factory=lambda: ResourceAmounts(cpu="100m", memory="256Mi"),
-        description="Reserved on the node. The memory decides whether two versions fit side by side.",
+    name: SecretName = Field(description="Name of the SLMModel.")
+    version: Annotated[str, StringConstraints(pattern=_VERSION, min_length=1, max_length=63)] | None = Field(
+        default=None, description="Exactly this version."
     )
-    limits: ResourceAmounts = Field(
-        default_factory=ResourceAmounts, description="Upper bounds; unset means none."
+    channel: Literal["Latest"] | None = Field(
+        default=None, description="Latest follows the newest accepted version, as when nothing is set."
     )
-
-
-class Variant(ApiModel):
-    """One form of the model (precision, architecture) and the nodes that it suits."""
-
-    name: Name = Field(description="Name of the variant, for example int4.")
-    source: Source = Field(description="Where the files come from.")
-    node_selector: LabelSelector = Field(
-        default_factory=LabelSelector,
-        description="Nodes that this variant suits. A node takes the first that suits it.",
+    version_pattern: (
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._*?-]+$", min_length=1, max_length=63)] | None
+    ) = Field(
+        default=None, description="The newest accepted version that matches, for example 2.*; ? is any one."
     )
-    resources: Resources = Field(default_factory=Resources, description="Of the inference container.")
 
 
 class Model(ApiModel):
     """Which model this is, for people and for the API."""
 
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "has(self.from) != (has(self.version) && size(self.version) > 0)",
+                "set version, or from: the version is that of the SLMModel then",
+            )
+        )
+    )
+
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=63)] = (
         Field(description="Name under which the API serves the model.")
     )
-    version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=63)] = (
-        Field(description="Version, shown in tables, metrics and conditions.")
+    version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]*$", max_length=63)] = Field(
+        default="",
+        description="Version, shown in tables, metrics and conditions; left out with `from`, whose it is "
+        "then.",
+    )
+    from_: ModelSource | None = Field(
+        default=None,
+        alias="from",
+        description="An SLMModel to follow: its variants are used, and spec.variants is left out.",
     )
     signature: Signature | None = Field(
         default=None, description="Who must have signed the files of every variant; not part of the revision."
@@ -196,6 +209,11 @@ class Runtime(ApiModel):
         description="Names of image pull Secrets.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
+    engine: EngineName | None = Field(
+        default=None,
+        description="Inference engine; unset takes the one that the model's files are for, auto lets each "
+        "node measure which is the fastest. A variant's and a DeviceProfile's count before it.",
+    )
     threads: int = Field(
         default=0,
         ge=0,
@@ -270,11 +288,24 @@ class Evaluation(ApiModel):
 class SLMDeploymentSpec(ApiModel):
     """A small language model on every matching node."""
 
-    model_config = ConfigDict(json_schema_extra=not_with_replicas())
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            *not_with_replicas()["x-kubernetes-validations"],
+            cel(
+                "has(self.model.from) != (has(self.variants) && size(self.variants) > 0)",
+                "give at least 1 of variants, or model.from, not both",
+            ),
+            cel(
+                "!has(self.placement.mode) || self.placement.mode != 'Replicas' || !has(self.variants) || "
+                "!self.variants.exists(v, has(v.profiles))",
+                "variants[].profiles needs placement.mode PerNode: the scheduler places replicas",
+            ),
+        )
+    )
 
     model: Model = Field(description="Which model this is.")
     variants: list[Variant] = Field(
-        min_length=1,
+        default_factory=list,
         max_length=16,
         description="Forms of the model in order of preference.",
         json_schema_extra=keyed("name"),

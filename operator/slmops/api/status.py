@@ -27,12 +27,12 @@ class ConditionType(StrEnum):
     ACCEPTED = "Accepted"
     """The spec makes sense. Reasons: Accepted (True); InvalidSpec, InvalidName, HostPathNotAllowed,
     FilePathNotAllowed (False: nothing that runs is touched); InvalidWaves, InvalidWindow, InvalidQuery,
-    ProviderNotAllowed (False: no rollout begins or goes on; the stable revision is looked after and a
-    rollback is finished)."""
+    ProviderNotAllowed, NoVariantFits (False: no rollout begins or goes on; the stable revision is looked
+    after and a rollback is finished)."""
     MODEL_RESOLVED = "ModelResolved"
     """Every variant's files are known by digest. Reasons: Resolved (True); Resolving (Unknown);
     SourceUnavailable, AccessDenied, RateLimited, IntegrityMismatch, Unfit, SignatureInvalid, InternalError
-    (False)."""
+    (False); NoAcceptedVersion, ProfilesUnknown (False: what runs is kept)."""
     SIGNATURE_VERIFIED = "SignatureVerified"
     """Set with spec.model.signature: a key of it signed the files of every variant. Reasons: Verified
     (True); Verifying (Unknown); SignatureInvalid (False)."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the operator's administrator decides, as opposed to the user of an SLMDeployment."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from slmwire.paths import AGENT_PORT, DEFAULT_STORE_PATH
 
@@ -12,6 +13,8 @@ class OperatorConfig:
 
     runtime_image: str
     runtime_pull_policy: str = "IfNotPresent"
+    engine_images: Mapping[str, str] = field(default_factory=dict)
+    """By engine; an engine without one is in `runtime_image`."""
     allowed_host_paths: tuple[str, ...] = ("/var/lib/slmops",)
     """Prefixes that `cache.hostPath` may lie under."""
     allowed_file_paths: tuple[str, ...] = ()

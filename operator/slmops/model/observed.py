@@ -10,7 +10,10 @@ from enum import StrEnum
 from typing import Any, Final, Literal
 
 from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.api.profile import DeviceProfileSpec
 from slmops.model.config import OperatorConfig
+from slmops.model.geometry import Geometry
+from slmops.model.offers import ModelOffer
 from slmwire.labels import Role
 from slmwire.manifest import Manifest
 from slmwire.reasons import Reason, Termination
@@ -63,6 +66,14 @@ class PodView:
     """Of a replica that belongs to one site."""
     ended: bool = False
     """Phase Failed or Succeeded: evicted, for example. It does not come back, another one takes its place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileView:
+    """A DeviceProfile."""
+
+    name: str
+    spec: DeviceProfileSpec
 
 
 class OwnedKind(StrEnum):
@@ -129,6 +140,8 @@ class Resolved:
     reference: str
     signature: SignatureCheck | None = None
     """Set where spec asks for one."""
+    geometry: Geometry | None = None
+    """What the model's configuration says; None where it could not be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,5 +260,9 @@ class Observed:
     """By source hash (`planning.revision.source_hash`)."""
     readings: tuple[Reading, ...] = ()
     """Fresh readings, each handed in once."""
+    profiles: tuple[ProfileView, ...] | None = ()
+    """All DeviceProfiles of the cluster; None while they cannot be read."""
+    offer: ModelOffer | None = None
+    """Of the SLMModel that spec follows, if there is one."""
     namespace_ending: bool = False
     """The namespace is being deleted: no object can be created in it any more."""

@@ -91,6 +91,8 @@ class Plan:
     status: SLMDeploymentStatus
     actions: tuple[Action, ...] = ()
     resolve: tuple[ResolveRequest, ...] = ()
+    sources: frozenset[str] | None = None
+    """Identities of all sources that are of interest; None leaves the outcomes as they are."""
     measure: tuple[MeasureRequest, ...] = ()
     transitions: tuple[Transition, ...] = ()
     requeue_after_seconds: float | None = None

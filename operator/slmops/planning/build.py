@@ -6,13 +6,17 @@ from typing import Any, Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import quantity_value
-from slmops.api.spec import Variant
+from slmops.api.spec import Source, Variant
+from slmops.api.variant import AUTO
 from slmops.model.config import OperatorConfig
 from slmops.planning.distribution_mount import DISTRIBUTION_MOUNT, distribution_volume, limit_env
 from slmops.planning.names import Names
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.scheduling import build_scheduling
+from slmops.planning.serving import serving_of
 from slmops.planning.source_pods import (
+    CHOICE_VOLUME,
+    CHOOSE,
     as_image_volume,
     file_root,
     source_env,
@@ -73,7 +77,7 @@ class _Fetch:
     ) -> None:
         self.names, self.spec, self.config = names, spec, config
         self.revision, self.variant = revision, variant
-        self.image = spec.runtime.image or config.runtime_image
+        self.serving = serving_of(spec, variant, config)
 
     def identity_env(self) -> list[Body]:
         spec, names = self.spec, self.names
@@ -91,7 +95,7 @@ class _Fetch:
         cache = self.spec.cache
         return {
             "name": name,
-            "image": self.image,
+            "image": self.serving.image,
             "imagePullPolicy": self.config.runtime_pull_policy,
             "command": ["python3", "-m", "slmfetch"],
             "args": args,
@@ -161,12 +165,12 @@ class _Fetch:
 
 
 def _serve_template(fetch: _Fetch, digest: str) -> Body:
-    spec, runtime = fetch.spec, fetch.spec.runtime
+    spec, serving = fetch.spec, fetch.serving
     requests = fetch.variant.resources.requests.to_body()
     limits = fetch.variant.resources.limits.to_body()
     server: Body = {
         "name": "server",
-        "image": fetch.image,
+        "image": serving.image,
         "imagePullPolicy": fetch.config.runtime_pull_policy,
         "command": ["python3", "-m", "slmserve"],
         "env": [
@@ -175,10 +179,12 @@ def _serve_template(fetch: _Fetch, digest: str) -> Body:
             {"name": env.MODEL_DIGEST, "value": digest},
             {"name": env.MANIFEST_FILE, "value": paths.MANIFEST_FILE},
             {"name": env.PORT, "value": str(paths.HTTP_PORT)},
-            {"name": env.THREADS, "value": str(runtime.threads)},
-            {"name": env.SLOTS, "value": str(runtime.slots)},
-            {"name": env.CONTEXT_LENGTH, "value": str(runtime.context_length)},
-            {"name": env.MAX_QUEUE, "value": str(runtime.max_queue)},
+            # What came later is absent until it is asked for: pods are to stay what they were.
+            *([{"name": env.ENGINE, "value": serving.engine}] if serving.engine else []),
+            {"name": env.THREADS, "value": str(serving.threads)},
+            {"name": env.SLOTS, "value": str(serving.slots)},
+            {"name": env.CONTEXT_LENGTH, "value": str(serving.context_length)},
+            {"name": env.MAX_QUEUE, "value": str(spec.runtime.max_queue)},
             {"name": env.EVALUATE, "value": "true" if spec.evaluation.enabled else "false"},
             {"name": env.DRAIN_SECONDS, "value": str(TERMINATION_GRACE_SECONDS - 5)},
         ],
@@ -211,15 +217,37 @@ def _serve_template(fetch: _Fetch, digest: str) -> Body:
     pod_labels = object_labels(
         fetch.names, revision=fetch.revision, variant=fetch.variant.name, role=Role.SERVE
     )
+    initial = [fetch.container(name="fetch", args=["fetch", "--serve", *file_root(fetch.variant.source)])]
+    if serving.engine == AUTO:
+        server = _with_choice(server)
+        initial.append(_choose_container(server))
+    body = fetch.pod_spec(
+        containers=[server], init_containers=initial, grace_seconds=TERMINATION_GRACE_SECONDS
+    )
+    if serving.engine == AUTO:
+        body["volumes"] = [*body["volumes"], {"name": CHOICE_VOLUME, "emptyDir": {"sizeLimit": "1Mi"}}]
+    return {"metadata": {"labels": pod_labels}, "spec": body}
+
+
+def _with_choice(server: Body) -> Body:
+    """The server, told where the engine stands that was chosen on its node."""
+    choice = {"name": env.ENGINE_CHOICE_FILE, "value": paths.CHOICE_FILE}
+    mount = {"name": CHOICE_VOLUME, "mountPath": paths.CHOICE_DIR, "readOnly": True}
+    return server | {"env": [*server["env"], choice], "volumeMounts": [*server["volumeMounts"], mount]}
+
+
+def _choose_container(server: Body) -> Body:
+    """Measures the engines that can load the model, with what the server will have."""
+    kept = ("image", "imagePullPolicy", "env", "resources", "securityContext")
+    mounts = [m for m in server["volumeMounts"] if m["name"] != CHOICE_VOLUME]
     return {
-        "metadata": {"labels": pod_labels},
-        "spec": fetch.pod_spec(
-            containers=[server],
-            init_containers=[
-                fetch.container(name="fetch", args=["fetch", "--serve", *file_root(fetch.variant.source)])
-            ],
-            grace_seconds=TERMINATION_GRACE_SECONDS,
-        ),
+        "name": CHOOSE,
+        **{key: server[key] for key in kept},
+        "command": ["python3", "-m", "slmserve"],
+        "args": ["choose", "--model-dir", paths.MODEL_DIR, "--out", paths.CHOICE_FILE],
+        "volumeMounts": [*mounts, {"name": CHOICE_VOLUME, "mountPath": paths.CHOICE_DIR}],
+        "terminationMessagePath": paths.TERMINATION_LOG,
+        "terminationMessagePolicy": "File",
     }
 
 
@@ -297,7 +325,9 @@ def build_prefetch_daemon_set(names: Names, revision: Revision, variant: Revisio
 
 def build_release_daemon_set(names: Names, spec: SLMDeploymentSpec, *, config: OperatorConfig) -> Body:
     """DaemonSet that drops this deployment's models from the nodes labelled for it."""
-    fetch = _Fetch(names, spec, config, "release", spec.variants[0])
+    # Of the variant nothing is used but what every pod has.
+    nobody = Variant.model_construct(name="none", source=Source())
+    fetch = _Fetch(names, spec, config, "release", spec.variants[0] if spec.variants else nobody)
     container = fetch.container(name="release", args=["release"]) | {
         "readinessProbe": {"exec": {"command": ["test", "-f", paths.READY_FILE]}, "periodSeconds": 1}
     }

@@ -139,14 +139,22 @@ def say_accepted(finding: Finding | None, note: str = "") -> Says:
 
 def say_resolved(resolution: Resolution) -> Says:
     """ModelResolved."""
+    if resolution.unmet is not None:
+        return _say_unmet(resolution.unmet)
     if not resolution.revision:
         return _say_unresolved(resolution)
-    size = sum(variant.size_bytes for variant in resolution.variants)
+    # The same files may be those of several variants.
+    size = sum({variant.digest: variant.size_bytes for variant in resolution.variants}.values())
     return Says(
         status="True",
         reason="Resolved",
         message=f"{len(resolution.variants)} variant(s), {size} bytes in all, known by digest",
     )
+
+
+def _say_unmet(unmet: Finding) -> Says:
+    message = f"{unmet.message}; what runs is kept"
+    return Says(status="False", reason=unmet.reason, message=message)
 
 
 def _say_unresolved(resolution: Resolution) -> Says:
@@ -173,7 +181,7 @@ def _say_unresolved(resolution: Resolution) -> Says:
 
 def say_signed(spec: SLMDeploymentSpec, resolution: Resolution) -> Says | None:
     """SignatureVerified; None where spec asks for no signature."""
-    if spec.model.signature is None:
+    if spec.model.signature is None or resolution.unmet is not None:
         return None
     refused = [(v, f.message) for v, f in resolution.failures if f.reason is Reason.SIGNATURE_INVALID]
     for variant, error in (*resolution.unsigned, *refused):
@@ -293,7 +301,7 @@ def say_progressing(
     if not resolution.revision and (rollout is None or rollout.step != "RollingBack"):
         # "Complete" here would tell GitOps that a new spec is in force before anything was done for it.
         resolved = say_resolved(resolution)
-        if resolution.failures or resolution.unsigned:
+        if resolution.failures or resolution.unsigned or resolution.unmet:
             return Says(status="False", reason="ModelNotResolved", message=resolved.message)
         return Says(status="True", reason="Resolving", message=resolved.message)
     if rollout is not None and rollout.step == "RollingBack" and hold is not None:

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
+from slmops.planning.effective import find_rule, selected_for
+from slmops.planning.finding import Finding
+from slmops.planning.misfit import capacity_text
+from slmops.planning.needs import mib_text
 from slmops.planning.nodes import (
     DOWNLOAD_REASONS,
     IMAGE_PULL_REASONS,
@@ -192,3 +196,28 @@ def canary_problem(state: NodeState, revision: str) -> Problem | None:
     if problem is None or problem.reason in DOWNLOAD_REASONS | IMAGE_PULL_REASONS:
         return None
     return None if problem.reason == "Unschedulable" else problem
+
+
+def find_misfit(fleet: Fleet) -> Finding | None:
+    """The target is too large for every node that it is meant for: refused before anything is fetched."""
+    target = fleet.target
+    if target is None or fleet.eligible or fleet.spec.placement.mode != "PerNode":
+        return None
+    tight = []
+    for state in fleet.matched:
+        rule = find_rule(target.profiles, state.node.labels)
+        selected = selected_for(target.variants, rule, state.node.labels)
+        if selected:
+            tight.append((state.node, rule, min(selected, key=lambda v: (v.memory_bytes, v.size_bytes))))
+    if not tight:
+        return None  # no node is meant at all, which is said elsewhere
+    largest, rule, _ = max(tight, key=lambda entry: (entry[0].allocatable_memory_bytes, entry[0].name))
+    smallest = min((variant for _, _, variant in tight), key=lambda v: (v.memory_bytes, v.size_bytes))
+    need = smallest.need.describe() if smallest.need is not None else mib_text(smallest.memory_bytes)
+    return Finding(
+        reason="NoVariantFits",
+        message=f"spec.variants: none fits any of the {len(tight)} node(s); the smallest, {smallest.name}, "
+        f"needs {need} of memory and {mib_text(smallest.size_bytes)} of disk, the largest node, "
+        f"{largest.name}, can give {capacity_text(rule, largest)}; add a smaller variant, or raise the "
+        "budgets (kubectl slm fit)",
+    )

@@ -6,6 +6,7 @@ from slmops.model.observed import Observed, OwnedKind
 from slmops.model.plan import ApplyObject
 from slmops.planning import build
 from slmops.planning.names import Names
+from slmops.planning.needs import assess_needs, with_requests
 from slmops.planning.resolution import Resolution
 from slmops.planning.revision import Revision, build_revision_data, parse_revision
 
@@ -44,6 +45,8 @@ def with_target(
     if known is not None and view is not None:
         data, why = dict(view.data), "taken up again"
     else:
+        needs = assess_needs(spec, resolution.resolved)
+        spec = with_requests(spec, needs)
         templates = build.build_templates(
             names,
             spec,
@@ -52,7 +55,7 @@ def with_target(
             digests={name: found.manifest.digest for name, found in resolution.resolved.items()},
             references={name: found.reference for name, found in resolution.resolved.items()},
         )
-        data = build_revision_data(spec, resolved=resolution.resolved, templates=templates)
+        data = build_revision_data(spec, resolved=resolution.resolved, templates=templates, needs=needs)
         why = "new revision"
     number = newest + 1
     body = build.build_controller_revision(names, revision=target, number=number, data=data)

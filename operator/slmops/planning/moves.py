@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from slmops.model.plan import PatchNodeLabels
+from slmops.planning.effective import capacity_bytes, find_rule
 from slmops.planning.fleet import Fleet
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeState
@@ -249,7 +250,7 @@ def _prefetch(names: Names, state: NodeState, revision: str, variant: str) -> _M
 def _flip(look: _Look, state: NodeState, wish: Wish, budget: int) -> _Move | None:
     names, revision, variant = look.names, wish.revision.revision, wish.variant
     labels = _drop_prefetch(names, state) | {names.serve_label(revision): variant.name}
-    beside = look.fleet.spec.rollout.strategy == "Waves" and _fits_both(look.fleet, state, variant)
+    beside = look.fleet.spec.rollout.strategy == "Waves" and _fits_both(look.fleet, state, wish)
     if state.serving and revision not in state.serve and beside:
         cost = 0 if state.name in look.moving else 1
         if cost > budget:
@@ -281,18 +282,19 @@ def _is_last_replica(fleet: Fleet, state: NodeState) -> bool:
     return not any(s.serving for s in fleet.states if s.name != state.name and s.node.labels == site)
 
 
-def _fits_both(fleet: Fleet, state: NodeState, variant: RevisionVariant) -> bool:
+def _fits_both(fleet: Fleet, state: NodeState, wish: Wish) -> bool:
     if state.suits is not None:
         return True  # the scheduler finds a place, or says that there is none
-    allocatable = state.node.allocatable_memory_bytes
-    if allocatable == 0:
+    variant = wish.variant
+    if state.node.allocatable_memory_bytes == 0:
         return False
     present = 0
     for revision, name in state.serve.items():
         known = fleet.revisions.get(revision)
         old = known.variant(name) if known else None
         present += old.memory_bytes if old else variant.memory_bytes
-    return present + variant.memory_bytes <= allocatable
+    rule = find_rule(wish.revision.profiles, state.node.labels)
+    return present + variant.memory_bytes <= capacity_bytes(rule, state.node)
 
 
 def _drop_prefetch(names: Names, state: NodeState) -> dict[str, str | None]:

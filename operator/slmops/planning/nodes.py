@@ -7,7 +7,10 @@ from operator import attrgetter
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
+from slmops.api.spec import Placement
 from slmops.model.observed import NodeView, PodView
+from slmops.planning.effective import choose, find_rule, fits_memory
+from slmops.planning.misfit import describe_misfit
 from slmops.planning.names import MOVING_KEY, PREFETCH_SUFFIX, RELEASE_KEY, Names
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.selectors import matches
@@ -216,7 +219,7 @@ class NodeMemory:
     """
 
     def __init__(self) -> None:
-        self._basis: tuple[Names, SLMDeploymentSpec] | None = None
+        self._basis: tuple[Names, Placement] | None = None
         self._states: dict[str, NodeState] = {}
         self._revisions: dict[str, Revision] = {}
 
@@ -225,8 +228,9 @@ class NodeMemory:
     ) -> NodeState:
         """As the function of this name."""
         basis = self._basis
-        if basis is None or basis[1] is not spec or basis[0] != names:
-            self._basis, self._states = (names, spec), {}
+        # Of the spec nothing but placement is read, which stays the same object while the rest is worked out.
+        if basis is None or basis[1] is not spec.placement or basis[0] != names:
+            self._basis, self._states = (names, spec.placement), {}
         known = self._states.get(node.name)
         if known is not None and known.node is node and known.pods == pods:
             return known
@@ -266,15 +270,8 @@ def read_nodes(
 
 
 def choose_variant(revision: Revision, node: NodeView) -> RevisionVariant | None:
-    """First variant of the revision whose selector matches and whose memory the node can ever hold."""
-    return next(
-        (
-            variant
-            for variant in revision.variants
-            if matches(variant.node_selector, node.labels) and _fits(variant.memory_bytes, node)
-        ),
-        None,
-    )
+    """First variant of the revision that is for the node's profile, selects the node and fits it."""
+    return choose(revision.variants, revision.profiles, node)
 
 
 def choose_variant_names(
@@ -287,7 +284,7 @@ def choose_variant_names(
         (revision.revision, variant.name)
         for revision in revisions
         for variant in revision.variants
-        if any(matches(variant.node_selector, n.labels) and _fits(variant.memory_bytes, n) for n in known)
+        if any(matches(variant.node_selector, n.labels) and fits_memory(variant, None, n) for n in known)
     )
 
 
@@ -312,21 +309,5 @@ def unfit_reason(revision: Revision, state: NodeState) -> Problem:
             message="no node that matches spec.placement.nodeSelector suits any variant; label a node for "
             "it, or add a smaller variant",
         )
-    node = state.node
-    selected = [v for v in revision.variants if matches(v.node_selector, node.labels)]
-    if not selected:
-        return Problem(
-            reason=Reason.UNFIT,
-            message="no variant's nodeSelector matches the node; add a variant for it or narrow placement",
-        )
-    need = min(v.memory_bytes for v in selected)
-    return Problem(
-        reason=Reason.UNFIT,
-        message=f"the smallest variant needs {need >> 20} MiB of memory, the node can give "
-        f"{node.allocatable_memory_bytes >> 20} MiB; add a smaller variant",
-    )
-
-
-def _fits(memory_bytes: int, node: NodeView) -> bool:
-    # A node that reports no allocatable memory has not registered fully; the scheduler decides then.
-    return node.allocatable_memory_bytes == 0 or memory_bytes <= node.allocatable_memory_bytes
+    rule = find_rule(revision.profiles, state.node.labels)
+    return Problem(reason=Reason.UNFIT, message=describe_misfit(revision.variants, rule, state.node))

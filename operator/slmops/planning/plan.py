@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from slmops.api import PAUSED_ANNOTATION, SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.status import ConditionType
 from slmops.model.observed import Observed, OwnedKind
 from slmops.model.plan import (
@@ -15,12 +15,13 @@ from slmops.model.plan import (
     Plan,
 )
 from slmops.planning import build, conditions
+from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
 from slmops.planning.distribution import apply_distribution, share_among
 from slmops.planning.finding import Finding
-from slmops.planning.fleet import Fleet, build_fleet
+from slmops.planning.fleet import Fleet, build_fleet, find_misfit
 from slmops.planning.history import parse_stored, with_target
 from slmops.planning.judge import due_measurements, fold_readings, forget_passes
 from slmops.planning.moves import count_moving, find_unsettled, limits_of
@@ -38,7 +39,7 @@ from slmops.planning.places import Places, say_closed
 from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
 from slmops.planning.requests import begins, heed_annotations
-from slmops.planning.resolution import Resolution, due_requests, resolve
+from slmops.planning.resolution import Resolution, due_requests, keep_wanted, resolve, sources_of
 from slmops.planning.revision import Revision
 from slmops.planning.rollout import decide
 from slmops.planning.slots import Layout, Order, find_site_problem, lay_out
@@ -47,7 +48,7 @@ from slmops.planning.transitions import transitions_between
 from slmops.planning.validate import validate
 from slmops.planning.validate_analysis import find_analysis_problem
 from slmops.planning.validate_rollout import find_fleet_problem, find_rollout_problem
-from slmops.planning.waves import effective_rollout
+from slmops.planning.working import Working, in_force, wanted_before, work_out
 
 
 def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) -> Plan:
@@ -69,16 +70,16 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
         reason = finding.reason if finding else "InvalidSpec"
         message = finding.message if finding else deployment.spec_error
         return _refuse(observed, reason, f"{message}; nothing that runs is touched", now)
+    stored = parse_stored(observed)
+    working = work_out(observed, deployment.spec, stored)
+    finding = working.finding
+    if finding is None and working.spec is not deployment.spec:
+        finding = validate(replace(deployment, spec=working.spec), observed.config)
+    if finding is not None:
+        return _refuse(observed, finding.reason, f"{finding.message}; nothing that runs is touched", now)
     finding = find_rollout_problem(deployment.spec) or find_analysis_problem(deployment.spec, observed.config)
-    return _plan_accepted(observed, _in_force(deployment.spec, deployment.annotations), finding, now, memory)
-
-
-def _in_force(spec: SLMDeploymentSpec, annotations: Mapping[str, str]) -> SLMDeploymentSpec:
-    """The spec with its waves spelled out, and paused if an annotation says so."""
-    rollout = effective_rollout(spec.rollout)
-    if annotations.get(PAUSED_ANNOTATION, "").lower() == "true":
-        rollout = rollout.model_copy(update={"paused": True})
-    return spec if rollout is spec.rollout else spec.model_copy(update={"rollout": rollout})
+    working = replace(working, spec=in_force(working.spec, deployment.annotations))
+    return _plan_accepted(observed, working, stored, finding, now, memory)
 
 
 def _refuse(observed: Observed, reason: str, message: str, now: float) -> Plan:
@@ -94,22 +95,16 @@ def _refuse(observed: Observed, reason: str, message: str, now: float) -> Plan:
 
 def _plan_accepted(
     observed: Observed,
-    spec: SLMDeploymentSpec,
+    working: Working,
+    stored: dict[str, Revision],
     finding: Finding | None,
     now: float,
     memory: NodeMemory | None,
 ) -> Plan:
-    deployment = observed.deployment
+    deployment, spec = observed.deployment, working.spec
     old = deployment.status
     names = Names(deployment.namespace, deployment.name)
-    stored = parse_stored(observed)
-    resolution = resolve(
-        spec,
-        outcomes=observed.resolutions,
-        stored=stored.values(),
-        stable=old.stable_revision,
-        rolling=old.rollout.revision if old.rollout and old.rollout.step not in FINISHED else "",
-    )
+    resolution = _resolve(observed, working, stored)
     standing, operations = heed_annotations(observed, spec, resolution.revision, frozenset(stored), now)
     target = standing.target
     revisions, new_revision = with_target(names, spec, observed, resolution, stored, target, standing.stable)
@@ -119,6 +114,7 @@ def _plan_accepted(
     fleet, layout = _read_fleet(names, spec, observed, revisions, standing, memory)
     if finding is None and begins(standing):
         finding = find_fleet_problem(spec.rollout.waves, [state.node for state in fleet.eligible])
+    finding = finding or find_misfit(fleet)
     blocked = finding.message if finding else ""
     if not blocked and target == resolution.revision != standing.stable:
         blocked = conditions.find_unchecked(spec, resolution, deployment)
@@ -159,6 +155,7 @@ def _plan_accepted(
             *placement.deletions,
         ),
         resolve=due_requests(resolution, observed.resolutions, now),
+        sources=None if working.unmet else sources_of(spec),
         measure=_due_measurements(observed, spec, decision, now),
         transitions=transitions_between(old, status),
         requeue_after_seconds=earliest(
@@ -166,6 +163,19 @@ def _plan_accepted(
             placement.settles_in_seconds,
             told_in_seconds,
         ),
+    )
+
+
+def _resolve(observed: Observed, working: Working, stored: Mapping[str, Revision]) -> Resolution:
+    if working.unmet is not None:
+        return keep_wanted(wanted_before(observed, stored), working.unmet)
+    old = observed.deployment.status
+    return resolve(
+        working.spec,
+        outcomes=observed.resolutions,
+        stored=stored.values(),
+        stable=old.stable_revision,
+        rolling=old.rollout.revision if old.rollout and old.rollout.step not in FINISHED else "",
     )
 
 
@@ -212,7 +222,8 @@ def _decide(observed: Observed, fleet: Fleet, standing: Standing, blocked: str, 
     if rollout is not None and not spec.rollout.paused and not blocked:
         analysis = spec.rollout.analysis
         readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
-        rollout = fold_readings(analysis, rollout, readings, classes=len(spec.variants))
+        readings = with_renamed(readings, find_renamed(fleet)) if readings else ()
+        rollout = fold_readings(analysis, rollout, readings, classes=max(1, len(spec.variants)))
     return decide(
         fleet,
         stable_revision=standing.stable,

@@ -12,7 +12,8 @@ from slmops.api.spec import Signature
 from slmops.api.status import VariantStatus
 from slmops.model.observed import Resolved, ResolveFailure, SignatureCheck
 from slmops.model.plan import ResolveRequest
-from slmops.planning.revision import Revision, resolution_key, revision_of, source_hash
+from slmops.planning.finding import Finding
+from slmops.planning.revision import Revision, RevisionVariant, resolution_key, revision_of, source_hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class Resolution:
     """Empty until every variant is resolved, and while the signature policy refuses one."""
     unsigned: tuple[tuple[str, str], ...] = ()
     """(variant, why its signature does not hold)"""
+    unmet: Finding | None = None
+    """Why nobody can say what spec stands for; `revision` is what it stood for last."""
 
 
 def resolve(
@@ -49,7 +52,7 @@ def resolve(
     rolled out and leaves alone what is stable.
     """
     signature = spec.model.signature
-    known = _known_sources(stored)
+    known = known_sources(stored)
     resolved: dict[str, Resolved] = {}
     requests: list[ResolveRequest] = []
     failures: list[tuple[str, ResolveFailure]] = []
@@ -110,6 +113,11 @@ def resolve(
     )
 
 
+def sources_of(spec: SLMDeploymentSpec) -> frozenset[str]:
+    """Identity of every question that the spec asks about its sources."""
+    return frozenset(resolution_key(variant.source, spec.model.signature) for variant in spec.variants)
+
+
 def due_requests(
     resolution: Resolution, outcomes: Mapping[str, Resolved | ResolveFailure], now: float
 ) -> tuple[ResolveRequest, ...]:
@@ -122,13 +130,36 @@ def due_requests(
     return tuple(due)
 
 
-def _known_sources(stored: Iterable[Revision]) -> dict[str, Resolved]:
+def keep_wanted(wanted: Revision | None, unmet: Finding) -> Resolution:
+    """The outcome while spec cannot be worked out: what it stood for last."""
+    return Resolution(
+        variants=tuple(_status_of(variant) for variant in wanted.variants) if wanted is not None else (),
+        resolved={},
+        requests=(),
+        failures=(),
+        revision=wanted.revision if wanted is not None else "",
+        unmet=unmet,
+    )
+
+
+def _status_of(variant: RevisionVariant) -> VariantStatus:
+    return VariantStatus(
+        name=variant.name,
+        source_hash=variant.source_hash,
+        digest=variant.manifest.digest,
+        reference=variant.reference,
+        size_bytes=variant.size_bytes,
+    )
+
+
+def known_sources(stored: Iterable[Revision]) -> dict[str, Resolved]:
     """By source hash: what the newest revision made from these words has."""
     return {
         entry.source_hash: Resolved(
             manifest=entry.manifest,
             reference=entry.reference,
             signature=SignatureCheck(text=entry.signature),
+            geometry=entry.geometry,
         )
         for revision in sorted(stored, key=lambda r: r.number)
         for entry in revision.variants

@@ -14,7 +14,10 @@ from typing import Any, Final
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import LabelSelector, quantity_value
 from slmops.api.spec import Signature, Source, Variant
+from slmops.model.geometry import Geometry, read_geometry
 from slmops.model.observed import Resolved
+from slmops.planning.effective import ProfileRule, profile_of, rules_of
+from slmops.planning.needs import Need, read_need
 from slmwire.manifest import Manifest, parse_manifest
 
 REVISION_LENGTH: Final = 10
@@ -47,8 +50,8 @@ def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
     the next revision; the operator's defaults are left out so that changing one rolls nothing out.
     """
     body = {
-        # Who must have signed the files does not change the files.
-        "model": spec.model.model_copy(update={"signature": None}).to_body(),
+        # Who must have signed the files, and who named them, does not change the files.
+        "model": spec.model.model_copy(update={"signature": None, "from_": None}).to_body(),
         "variants": [variant.to_body() | {"digest": digests[variant.name]} for variant in spec.variants],
         "tolerations": [toleration.to_body() for toleration in spec.placement.tolerations],
         "priorityClassName": spec.placement.priority_class_name or "",
@@ -59,6 +62,9 @@ def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
     if spec.placement.mode == "Replicas":
         # Here the node selector is part of the pods. Nothing may be added for mode PerNode.
         body |= {"mode": "Replicas", "nodeSelector": spec.placement.node_selector.to_body()}
+    if rules_of(spec):
+        # Which profile takes what decides which pod a node gets. Nothing may be added without profiles.
+        body |= {"profiles": [rule.to_body() for rule in rules_of(spec)]}
     return hashlib.sha256(canonical(body).encode()).hexdigest()[:REVISION_LENGTH]
 
 
@@ -79,6 +85,16 @@ class RevisionVariant:
     """Text of the signature that was read with the files; empty when spec asked for none."""
     serve_template: Mapping[str, Any]
     prefetch_template: Mapping[str, Any]
+    profile: str = ""
+    """DeviceProfile whose nodes it is for; empty: nodes that are of none."""
+    geometry: Geometry | None = None
+    need: Need | None = None
+    """What `memory_bytes` is made up of, where it was computed."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files."""
+        return self.manifest.size_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +105,10 @@ class Revision:
     number: int
     model_version: str
     variants: tuple[RevisionVariant, ...]
+    profiles: tuple[ProfileRule, ...] = ()
+    """The one that counts first comes first; a node takes a variant of its profile or none."""
+    model_from: str = ""
+    """SLMModel that the version is of."""
 
     def variant(self, name: str) -> RevisionVariant | None:
         """The variant of that name, if this revision has it."""
@@ -100,27 +120,45 @@ def build_revision_data(
     *,
     resolved: Mapping[str, Resolved],
     templates: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]],
+    needs: Mapping[str, Need] | None = None,
 ) -> dict[str, Any]:
-    """`data` of a ControllerRevision; `templates` maps a variant to (serve, prefetch) templates."""
+    """`data` of a ControllerRevision; `templates` maps a variant to (serve, prefetch) templates, `needs` to
+    what its memory request was computed from."""
+    first_with: dict[str, str] = {}
 
     def entry(variant: Variant) -> dict[str, Any]:
         serve, prefetch = templates[variant.name]
         found = resolved[variant.name]
+        text = found.manifest.to_json()
+        # Files that several profiles take are stored once: the whole must fit one object.
+        same = first_with.setdefault(text, variant.name) if profile_of(variant) or rules_of(spec) else ""
+        files: dict[str, Any] = {"manifest": json.loads(text)}
+        need = (needs or {}).get(variant.name)
+        optional = {
+            "signature": found.signature.text if found.signature is not None else "",
+            "profile": profile_of(variant),
+            "geometry": found.geometry.to_body() if found.geometry is not None else None,
+            "need": need.to_body() if need is not None and need.given_bytes is None else None,
+        }
         return {
             "name": variant.name,
             "nodeSelector": variant.node_selector.to_body(),
             "memory": variant.resources.requests.memory or "0",
-            "manifest": json.loads(found.manifest.to_json()),
+            **(files if same in ("", variant.name) else {"filesOf": same}),
             "sourceHash": source_hash(variant.source),
             "reference": found.reference,
             "serve": serve,
             "prefetch": prefetch,
-        } | ({"signature": found.signature.text} if found.signature and found.signature.text else {})
+        } | {key: value for key, value in optional.items() if value}
 
+    rules = [rule.to_body() for rule in rules_of(spec)]
+    source = spec.model.from_
     return {
         "schema": SCHEMA,
         "modelVersion": spec.model.version,
         "variants": [entry(variant) for variant in spec.variants],
+        **({"profiles": rules} if rules else {}),
+        **({"modelFrom": source.name} if source is not None else {}),
     }
 
 
@@ -131,6 +169,11 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
     """
     if data["schema"] != SCHEMA:
         raise ValueError(f"schema {data['schema']!r} is not {SCHEMA}")
+    manifests = {
+        str(entry["name"]): parse_manifest(json.dumps(entry["manifest"]))
+        for entry in data["variants"]
+        if "filesOf" not in entry
+    }
     return Revision(
         revision=revision,
         number=number,
@@ -140,13 +183,18 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
                 name=str(entry["name"]),
                 node_selector=LabelSelector.model_validate(entry["nodeSelector"]),
                 memory_bytes=int(quantity_value(str(entry["memory"]))),
-                manifest=parse_manifest(json.dumps(entry["manifest"])),
+                manifest=manifests[str(entry.get("filesOf") or entry["name"])],
                 source_hash=str(entry["sourceHash"]),
                 reference=str(entry["reference"]),
                 signature=str(entry.get("signature", "")),
                 serve_template=entry["serve"],
                 prefetch_template=entry["prefetch"],
+                profile=str(entry.get("profile", "")),
+                geometry=read_geometry(entry.get("geometry")),
+                need=read_need(entry.get("need")),
             )
             for entry in data["variants"]
         ),
+        profiles=tuple(ProfileRule.model_validate(rule) for rule in data.get("profiles", ())),
+        model_from=str(data.get("modelFrom", "")),
     )

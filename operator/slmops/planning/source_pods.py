@@ -9,6 +9,11 @@ from slmops.model.source_secret import auth_of, secret_of
 from slmwire import env, paths
 
 Body = dict[str, Any]
+CHOICE_VOLUME: Final = "choice"
+CHOOSE: Final = "choose"
+"""Init container that finds out the fastest engine."""
+_SHARED: Final = ("manifest", "tmp", CHOICE_VOLUME)
+"""Volumes that a pod has whichever way the model comes to it."""
 _WAIT: Final = "import signal; signal.pthread_sigmask(0, {15}); signal.sigwait({15})"
 """Python that does nothing until SIGTERM; as process 1 it would not end by itself."""
 
@@ -69,9 +74,15 @@ def as_image_volume(variant: Variant, template: Body, *, reference: str) -> Body
         return template
     pod = template["spec"]
     image = {"name": "model", "image": {"reference": reference, "pullPolicy": "IfNotPresent"}}
-    kept = [volume for volume in pod["volumes"] if volume["name"] in ("manifest", "tmp")]
+    kept = [volume for volume in pod["volumes"] if volume["name"] in _SHARED]
+    initial = [
+        _with_image(container, path=oci.path)
+        for container in pod.get("initContainers", ())
+        if container["name"] == CHOOSE
+    ]
     changed = {
         **{key: value for key, value in pod.items() if key != "initContainers"},
+        **({"initContainers": initial} if initial else {}),
         "containers": [_with_image(container, path=oci.path) for container in pod["containers"]],
         "volumes": [image, *kept],
     }
@@ -83,7 +94,7 @@ def as_image_volume(variant: Variant, template: Body, *, reference: str) -> Body
 
 
 def _with_image(container: Body, *, path: str | None) -> Body:
-    kept = [mount for mount in container["volumeMounts"] if mount["name"] in ("manifest", "tmp")]
+    kept = [mount for mount in container["volumeMounts"] if mount["name"] in _SHARED]
     mount = {"name": "model", "mountPath": paths.MODEL_DIR, "readOnly": True}
     body = {**container, "volumeMounts": [mount | ({"subPath": path} if path else {}), *kept]}
     if container["name"] != "fetch":

@@ -85,6 +85,32 @@ def _source_kind(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> 
     return None
 
 
+def _model_source(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    source = spec.model.from_
+    if source is None:
+        if not spec.variants:
+            message = "spec.variants: give at least 1, or an SLMModel in spec.model.from"
+            return Finding(reason="InvalidSpec", message=message)
+        if not spec.model.version:
+            return Finding(reason="InvalidSpec", message="spec.model.version: set it")
+        return None
+    if sum(value is not None for value in (source.version, source.channel, source.version_pattern)) > 1:
+        return Finding(
+            reason="InvalidSpec",
+            message="spec.model.from: set at most one of version, channel and versionPattern",
+        )
+    return None
+
+
+def _profiles(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    if spec.placement.mode == "PerNode" or not any(variant.profiles for variant in spec.variants):
+        return None
+    return Finding(
+        reason="InvalidSpec",
+        message="spec.variants[].profiles: they need placement.mode PerNode; leave them out",
+    )
+
+
 def _memory_limit(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
     for index, variant in enumerate(spec.variants):
         for kind in ("memory", "cpu"):
@@ -156,6 +182,8 @@ def _join(prefixes: Iterable[str]) -> str:
 _CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding | None], ...]] = (
     _name,
     _source_kind,
+    _model_source,
+    _profiles,
     _host_path,
     _file_paths,
     _memory_limit,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from slmops.adapters.trim import OwnedMeta
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import (
+    Deployment,
     Observed,
     OwnedKind,
     OwnedView,
@@ -14,6 +15,7 @@ from slmops.model.observed import (
     ResolveFailure,
     RevisionView,
 )
+from slmops.model.offers import ModelOffer
 from slmops.runtime.resource import DeploymentKey, StoredDeployment
 from slmops.runtime.world import World
 from slmwire.labels import REVISION
@@ -53,8 +55,15 @@ def observe(
         revisions=tuple(_revision(meta) for meta in owned if meta.kind is OwnedKind.CONTROLLER_REVISION),
         resolutions=dict(resolutions),
         readings=readings,
+        profiles=world.profiles,
+        offer=find_offer(world, deployment),
         namespace_ending=namespace_ending,
     )
+
+
+def find_offer(world: World, deployment: Deployment) -> ModelOffer | None:
+    """What the SLMModel offers that spec follows; nothing while no SLMModels are watched."""
+    return None
 
 
 def _revision(meta: OwnedMeta) -> RevisionView:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from slmops.api.variant import ENGINE_NAMES
 from slmops.model.config import OperatorConfig
 from slmops.model.urls import is_allowed_url
 from slmwire.paths import AGENT_PORT, DEFAULT_STORE_PATH
@@ -101,6 +102,7 @@ def read_settings(
                 text("SLMOPS_RUNTIME_PULL_POLICY", "IfNotPresent"),
                 _PULL_POLICIES,
             ),
+            engine_images=_engine_images(text("SLMOPS_ENGINE_IMAGES")),
             allowed_host_paths=_paths(
                 "SLMOPS_ALLOWED_HOST_PATHS", text("SLMOPS_ALLOWED_HOST_PATHS", "/var/lib/slmops")
             ),
@@ -136,6 +138,20 @@ def read_settings(
         # over at once; on a workstation it tells two operators apart.
         identity=f"{socket.gethostname()}-{os.getpid()}",
     )
+
+
+def _engine_images(text: str) -> dict[str, str]:
+    """`engine=image,engine=image`."""
+    images: dict[str, str] = {}
+    for entry in _list(text):
+        engine, equals, image = (part.strip() for part in entry.partition("="))
+        if engine not in ENGINE_NAMES or not equals or not image:
+            raise SettingsError(
+                f"SLMOPS_ENGINE_IMAGES: {entry!r} must be engine=image with one of {', '.join(ENGINE_NAMES)} "
+                "(chart value runtime.engineImages)"
+            )
+        images[engine] = image
+    return images
 
 
 def _list(text: str) -> tuple[str, ...]:

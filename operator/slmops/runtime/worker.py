@@ -14,7 +14,6 @@ from slmops.api import RETRY_ANNOTATION
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment, Observed
 from slmops.model.plan import Plan, Transition
-from slmops.planning.revision import resolution_key
 from slmops.ports.clock import Clock
 from slmops.ports.metrics import MetricsProvider
 from slmops.ports.sources import SourceResolver
@@ -28,7 +27,7 @@ from slmops.runtime.measure import Meter
 from slmops.runtime.metrics import OperatorMetrics
 from slmops.runtime.observe import observe
 from slmops.runtime.resolve import Resolutions
-from slmops.runtime.resource import DeploymentKey, StoredDeployment
+from slmops.runtime.resource import DeploymentKey
 from slmops.runtime.world import World
 
 COALESCE_SECONDS: Final = 0.05
@@ -224,7 +223,7 @@ class Worker:
         self._tell(observed, plan, now, changed=changed)
         failures = await services.executor.apply_actions(deployment, plan.actions)
         failures = self._notice_namespace_ending(deployment, failures)
-        self._request(stored, plan)
+        self._request(plan)
         if changed or plan.actions:
             # What was written is in the caches now and may allow the next step.
             self.wake()
@@ -251,12 +250,9 @@ class Worker:
             self._resolutions.forget_failures()
         self._retry_token = token
 
-    def _request(self, stored: StoredDeployment, plan: Plan) -> None:
-        spec = stored.deployment.spec
-        if spec is not None:
-            self._resolutions.keep_only(
-                resolution_key(variant.source, spec.model.signature) for variant in spec.variants
-            )
+    def _request(self, plan: Plan) -> None:
+        if plan.sources is not None:
+            self._resolutions.keep_only(plan.sources)
         self._resolutions.request(plan.resolve)
         self._meter.request(plan.measure)
 

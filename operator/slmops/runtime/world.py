@@ -7,10 +7,10 @@ from typing import Any
 
 from slmops.adapters.kube import KubeClient
 from slmops.adapters.reflector import Key, Reflector
-from slmops.adapters.resources import NODES, OWNED, PODS, Resource
-from slmops.adapters.trim import OwnedMeta, OwnedPod, trim_node, trim_owned, trim_pod
+from slmops.adapters.resources import DEVICE_PROFILES, NODES, OWNED, PODS, Resource
+from slmops.adapters.trim import OwnedMeta, OwnedPod, trim_node, trim_owned, trim_pod, trim_profile
 from slmops.api.base import LabelSelector
-from slmops.model.observed import NodeView, OwnedKind
+from slmops.model.observed import NodeView, OwnedKind, ProfileView
 from slmops.planning.names import Names
 from slmops.planning.selectors import matches
 from slmops.runtime.resource import DeploymentKey, StoredDeployment, is_newer, key_of_body, parse_deployment
@@ -67,6 +67,7 @@ class World:
         self._members: dict[DeploymentKey, _Members] = {}
         self._marks: dict[tuple[OwnedKind, str, str], Mark] = {}
         self._nodes = Reflector(kube, NODES, trim=trim_node, on_change=self._node_changed)
+        self._profiles = Reflector(kube, DEVICE_PROFILES, trim=trim_profile, on_change=self._profile_changed)
         self._pods = [
             Reflector(
                 kube,
@@ -98,17 +99,27 @@ class World:
     @property
     def reflectors(self) -> list[Reflector[Any]]:
         """All caches, to be run."""
-        return [self._nodes, *self._pods, *(r for group in self._owned.values() for r in group)]
+        owned = (reflector for group in self._owned.values() for reflector in group)
+        return [self._nodes, self._profiles, *self._pods, *owned]
 
     async def wait_synced(self) -> None:
-        """Until every cache has seen its whole list once."""
+        """Until every cache has seen its whole list once. DeviceProfiles may be unknown to the cluster: what
+        was made with them is left alone until they can be read."""
         for reflector in self.reflectors:
-            await reflector.synced.wait()
+            await (reflector.tried if reflector is self._profiles else reflector.synced).wait()
 
     @property
     def nodes(self) -> tuple[NodeView, ...]:
         """All nodes."""
         return tuple(self._nodes.values())
+
+    @property
+    def profiles(self) -> tuple[ProfileView, ...] | None:
+        """All DeviceProfiles by name; None while they cannot be read."""
+        if not self._profiles.synced.is_set():
+            return None
+        found = [profile for profile in self._profiles.values() if profile is not None]
+        return tuple(sorted(found, key=lambda profile: profile.name))
 
     @property
     def node_count(self) -> int:
@@ -225,6 +236,11 @@ class World:
                 was = True
             if was:
                 self._on_wake(key)
+
+    def _profile_changed(self, _: Key, old: ProfileView | None, new: ProfileView | None) -> None:
+        # It may concern any: through its nodes, or through a revision that was made with it. It is rare.
+        for key in self._deployments:
+            self._on_wake(key)
 
     def _pod_changed(self, key: Key, old: OwnedPod | None, new: OwnedPod | None) -> None:
         for pod in (old, new):

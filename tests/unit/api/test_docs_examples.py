@@ -12,6 +12,7 @@ from slmcli.simulate.inputs import read_fleet
 from slmops import api
 from slmops.api import SLMDeploymentSpec
 from slmops.api.distribution import Distribution
+from slmops.api.profile import DeviceProfileSpec
 from slmops.api.rollout import Rollout
 from slmops.api.spec import Placement
 
@@ -38,6 +39,8 @@ def test_every_example_is_taken(where: str, body: dict[str, Any], tmp_path: Path
     match body:
         case {"kind": api.KIND, "spec": spec}:
             SLMDeploymentSpec.model_validate(spec)
+        case {"kind": "DeviceProfile", "spec": spec}:
+            DeviceProfileSpec.model_validate(spec)
         case {"spec": spec}:
             Placement.model_validate(spec["placement"])
             Rollout.model_validate(spec["rollout"])
@@ -72,7 +75,9 @@ def test_every_link_within_the_repository_leads_somewhere() -> None:
 def test_every_annotation_that_is_named_is_one_that_is_read() -> None:
     known = {value for name, value in vars(api).items() if name.endswith("_ANNOTATION")}
     # labels, and the version
-    known |= {f"slmops.dev/{name}" for name in ("deployment", "edge", "ring", "role", "v")}
+    known |= {
+        f"slmops.dev/{name}" for name in ("accelerator", "board", "deployment", "edge", "ring", "role", "v")
+    }
     for path in (*DOCS, ROOT / "README.md"):
         named = set(re.findall(r"(?<![.\w<>])slmops\.dev/[a-z]+", path.read_text()))
         assert named - known == set(), path.name

@@ -11,11 +11,14 @@ from slmops.api.status import MAX_MEASUREMENTS, MAX_WORST_NODES
 from slmops.model.observed import OwnedKind
 from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning import times
+from slmops.planning.effective import find_rule
 from slmops.planning.moves import limit_of
 from slmops.planning.nodes import read_nodes
 from slmops.planning.plan import plan
+from slmops.planning.revision import parse_revision
 from slmops.planning.waves import site_of
 from slmops.planning.windows import is_open
+from tests.unit.planning.fleet_cluster import SimNode
 from tests.unit.planning.fleet_sim import FleetSim, Look
 
 STATUS_LIMIT_BYTES = 64 * 1024
@@ -246,11 +249,24 @@ def check_make_before_break(sim: FleetSim, look: Look) -> None:
             continue
         node = sim.cluster.nodes[action.node]
         need = [p.memory_bytes for p in sim.cluster.pods if p.node == node.name and p.role == "serve"]
-        new = int(quantity_value(sim.spec.variants[0].resources.requests.memory or "0"))
+        new, capacity = _memory_of(sim, action, node)
         swaps = any(key in node.labels for key, value in action.labels.items() if value is not None)
-        assert swaps or sum(need) + new + node.others_bytes > node.memory_bytes, (
+        assert swaps or sum(need) + new + node.others_bytes > capacity, (
             f"{action} takes the serving pod away though both fit"
         )
+
+
+def _memory_of(sim: FleetSim, action: PatchNodeLabels, node: SimNode) -> tuple[int, int]:
+    """What the node is given asks for, and what models may take of the node."""
+    for view in sim.cluster.revision_views():
+        name = action.labels.get(sim.names.serve_label(view.revision))
+        if name is not None:
+            revision = parse_revision(view.revision, view.number, view.data)
+            variant, rule = revision.variant(name), find_rule(revision.profiles, node.labels)
+            assert variant is not None
+            room = node.memory_bytes if rule is None else rule.capacity_bytes(node.memory_bytes)
+            return variant.memory_bytes, room
+    return int(quantity_value(sim.spec.variants[0].resources.requests.memory or "0")), node.memory_bytes
 
 
 def check_settled(sim: FleetSim, look: Look) -> None:

@@ -94,3 +94,17 @@ def test_wrong_value_names_the_variable_and_the_cure(name: str, value: str, cure
     assert cure in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "top-secret" not in str(caught.value)
+
+
+def test_images_by_engine() -> None:
+    found = read_settings(
+        IMAGE | {"SLMOPS_ENGINE_IMAGES": "llama.cpp=a/llama:1, openvino=b:5000/ov@sha256:0"}
+    )
+    assert found.planner.engine_images == {"llama.cpp": "a/llama:1", "openvino": "b:5000/ov@sha256:0"}
+    assert read_settings(IMAGE).planner.engine_images == {}
+
+
+@pytest.mark.parametrize("text", ["vllm=a:1", "openvino", "openvino=", "=a:1"])
+def test_a_wrong_image_of_an_engine_is_named(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"SLMOPS_ENGINE_IMAGES: .* must be engine=image with one of"):
+        read_settings(IMAGE | {"SLMOPS_ENGINE_IMAGES": text})

@@ -28,6 +28,8 @@ class ScriptedCluster:
     stored: list[Body] = field(default_factory=list)
     occurred: list[Body] = field(default_factory=list)
     fleet: list[Body] = field(default_factory=list)
+    blueprints: list[Body] | None = None
+    """DeviceProfiles; None when the cluster does not know the kind."""
     running: list[Body] = field(default_factory=list)
     agents: list[Body] = field(default_factory=list)
     stores: dict[str, Body | CliError] = field(default_factory=dict)
@@ -91,6 +93,11 @@ class ScriptedCluster:
 
     def nodes(self) -> list[Body]:
         return self.fleet
+
+    def profiles(self) -> list[Body]:
+        if self.blueprints is None:
+            raise NotFoundError("the server could not find the requested resource")
+        return deepcopy(self.blueprints)
 
     def pods(self, namespace: str, name: str) -> list[Body]:
         return self.running

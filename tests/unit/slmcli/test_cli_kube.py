@@ -80,6 +80,7 @@ def test_what_belongs_to_a_deployment_is_found_by_selectors(api: ScriptedApi, cl
         "/api/v1/namespaces/shop/pods": lambda: cluster.pods("shop", "orders"),
         "/api/v1/namespaces/shop/events": lambda: cluster.events("shop", "uid-1"),
         "/api/v1/nodes": cluster.nodes,
+        "/apis/slmops.dev/v1alpha1/deviceprofiles": cluster.profiles,
     }
     for path, read in paths.items():
         api.script(path, (200, {"items": [{"path": path}]}))

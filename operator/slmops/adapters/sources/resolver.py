@@ -8,6 +8,7 @@ from typing import Final
 from slmops.adapters.sources.addresses import AddressPolicy
 from slmops.adapters.sources.authorize import use_basic, use_bearer, use_s3
 from slmops.adapters.sources.file_source import resolve_file, resolve_pvc
+from slmops.adapters.sources.geometry import with_geometry
 from slmops.adapters.sources.hf_source import resolve_hugging_face
 from slmops.adapters.sources.http_source import resolve_http
 from slmops.adapters.sources.oci_source import read_oci_file, resolve_oci
@@ -39,14 +40,15 @@ class Resolver:
             return resolve_pvc(source.pvc)
         async with build_client(self._policy, source, secret, self._timeout_seconds) as client:
             if source.http is not None:
-                return await resolve_http(source.http, client)
+                return await with_geometry(await resolve_http(source.http, client), client)
             if source.hf is not None:
                 token = secret.get("token", "").strip()
-                return await resolve_hugging_face(source.hf, client, policy=self._policy, token=token)
+                resolved = await resolve_hugging_face(source.hf, client, policy=self._policy, token=token)
+                return await with_geometry(resolved, client)
             if source.oci is not None:
                 return await resolve_oci(source.oci, client, docker_config=secret.get("config.json", ""))
             if source.s3 is not None:
-                return await resolve_s3(source.s3, client)
+                return await with_geometry(await resolve_s3(source.s3, client), client)
         kinds = ", ".join(SOURCE_KINDS)
         raise SourceError(Reason.UNFIT, f"the source names none of {kinds}", permanent=True)
 

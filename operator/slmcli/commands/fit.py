@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fit`: which variant each node would take, with the numbers; applies nothing."""
+
+import argparse
+from pathlib import Path
+
+from slmcli.documents import fit_document
+from slmcli.errors import Exit, NotFoundError, RefusedError
+from slmcli.fitting import (
+    Written,
+    fetch_url,
+    find_sizes,
+    merge_profiles,
+    read_nodes_file,
+    read_profiles,
+    read_written,
+)
+from slmcli.observe import observe_node
+from slmcli.output import add_output_argument, to_document_text
+from slmcli.render.fit import render_fit
+from slmcli.safe import clean_tree
+from slmcli.session import Session
+from slmcli.view import Body, read_deployment
+from slmops.api.status import VariantStatus
+from slmops.model.observed import NodeView, ProfileView
+from slmops.planning.expand import ExpansionError
+from slmops.planning.fit import assess_fit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument(
+        "-f", "--filename", required=True, metavar="FILE",
+        help="YAML with the SLMDeployment; DeviceProfiles in it count before those of the cluster",
+    )  # fmt: skip
+    parser.add_argument(
+        "--nodes", metavar="FILE",
+        help="YAML with nodes (and DeviceProfiles) instead of those of the cluster, which is not asked then",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-fetch", action="store_true", help="read no manifest over HTTP to find out sizes"
+    )
+    add_output_argument(parser, "wide")
+
+
+def run(arguments: argparse.Namespace, session: Session) -> Exit:
+    """Run it; `Exit.REFUSED` when no variant fits any node."""
+    written = read_written(Path(arguments.filename))
+    revisions: list[Body] = []
+    variants: list[VariantStatus] = []
+    if arguments.nodes is not None:
+        nodes, profiles = read_nodes_file(Path(arguments.nodes))
+    else:
+        nodes, profiles = _of_cluster(session)
+        revisions, variants = _known(written, session)
+    resolved, notes = find_sizes(
+        written.spec,
+        revisions=revisions,
+        variants=variants,
+        fetch=None if arguments.no_fetch else fetch_url,
+    )
+    for note in notes:
+        session.say(note)
+    try:
+        table = assess_fit(
+            written.spec,
+            profiles=merge_profiles(profiles, written.profiles),
+            nodes=nodes,
+            resolved=resolved,
+        )
+    except ExpansionError as error:
+        raise RefusedError(str(error)) from None
+    if arguments.output in ("json", "yaml"):
+        session.terminal.write(to_document_text(fit_document(written.name, table), arguments.output))
+    elif not table.rows:
+        session.say("no node matches spec.placement.nodeSelector")
+    else:
+        wide = arguments.output == "wide"
+        lines = render_fit(table, width=session.terminal.width, detail="all" if wide else "problems")
+        session.terminal.show(*lines)
+    return Exit.OK if table.fits_anywhere else Exit.REFUSED
+
+
+def _of_cluster(session: Session) -> tuple[list[NodeView], list[ProfileView]]:
+    nodes = [observe_node(clean_tree(body)) for body in session.cluster.nodes()]
+    try:
+        bodies = session.cluster.profiles()
+    except NotFoundError:
+        session.say("this cluster knows no DeviceProfiles; going on without")
+        bodies = []
+    return nodes, read_profiles("the cluster", [clean_tree(body) for body in bodies])
+
+
+def _known(written: Written, session: Session) -> tuple[list[Body], list[VariantStatus]]:
+    """What the cluster knows of the sources, if the deployment is there already."""
+    namespace = session.chosen_namespace or written.namespace or session.namespace
+    try:
+        view = read_deployment(session.cluster.get(namespace, written.name))
+    except NotFoundError:
+        return [], []
+    revisions: list[Body] = list(session.cluster.revisions(namespace, written.name))
+    return revisions, list(view.status.variants) if view.status is not None else []

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The spec that the planner goes by, once DeviceProfiles and the SLMModel that it follows are worked in.
+
+Where neither matters it is the written spec itself, so that its revisions are what they always were.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from pydantic import Field
+
+from slmops.api.base import ApiModel, LabelSelector, quantity_value
+from slmops.api.spec import SLMDeploymentSpec, Variant
+from slmops.model.observed import NodeView
+from slmops.planning.selectors import matches
+
+
+class ProfileRule(ApiModel):
+    """What a revision keeps of a DeviceProfile: which nodes are of it, and what a model may take there."""
+
+    name: str = Field(description="Name of the profile.")
+    node_selector: LabelSelector = Field(description="Labels of its nodes.")
+    hardware: LabelSelector = Field(description="Architecture and accelerator, as labels, too.")
+    memory: str | None = Field(default=None, description="Quantity or percentage.")
+    disk: str | None = Field(default=None, description="Quantity.")
+
+    def is_of(self, labels: Mapping[str, str]) -> bool:
+        """Whether a node with these labels is of the class."""
+        return matches(self.node_selector, labels) and matches(self.hardware, labels)
+
+    def capacity_bytes(self, allocatable_bytes: int) -> int:
+        """Memory that models may take of what the node can allocate."""
+        if self.memory is None:
+            return allocatable_bytes
+        if self.memory.endswith("%"):
+            return allocatable_bytes * int(self.memory[:-1]) // 100
+        return min(allocatable_bytes, int(quantity_value(self.memory)))
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """Most bytes of one model's files."""
+        return None if self.disk is None else int(quantity_value(self.disk))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What an SLMModel says of a variant's memory; no part of a revision, as it may be measured again."""
+
+    size_bytes: int = 0
+    memory_bytes: int | None = None
+    """Peak with one request at a time on this class of devices."""
+    cache_bytes_per_token: int | None = None
+
+
+class EffectiveVariant(Variant):
+    """A variant as it runs on the nodes of one profile; without a profile, on those that are of none."""
+
+    name: str = Field(description="Of the variant and the profile.")
+    profile: str | None = Field(default=None, description="Name of the profile.")
+    image: str | None = Field(default=None, description="The profile's image of the server.")
+    measured: Measurement | None = Field(default=None, exclude=True)
+
+
+class EffectiveSpec(SLMDeploymentSpec):
+    """A spec whose variants are those of several profiles."""
+
+    profiles: list[ProfileRule] = Field(description="The one that counts first comes first.")
+
+
+class Choosable(Protocol):
+    """What a choice of variants looks at."""
+
+    @property
+    def profile(self) -> str:
+        """Name of the profile that it is for; empty for nodes that are of none."""
+        ...
+
+    @property
+    def node_selector(self) -> LabelSelector: ...
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its files."""
+        ...
+
+
+V = TypeVar("V", bound=Choosable)
+
+
+def profile_of(variant: Variant) -> str:
+    """Name of the profile of a variant of an effective spec; empty for none."""
+    return (variant.profile or "") if isinstance(variant, EffectiveVariant) else ""
+
+
+def rules_of(spec: SLMDeploymentSpec) -> Sequence[ProfileRule]:
+    """The profiles of an effective spec."""
+    return spec.profiles if isinstance(spec, EffectiveSpec) else ()
+
+
+def find_rule(rules: Iterable[ProfileRule], labels: Mapping[str, str]) -> ProfileRule | None:
+    """The profile that a node with these labels is of."""
+    for rule in rules:
+        if rule.is_of(labels):
+            return rule
+    return None
+
+
+def selected_for(variants: Sequence[V], rule: ProfileRule | None, labels: Mapping[str, str]) -> list[V]:
+    """The variants that are meant for the node, in order of preference, whether they fit or not."""
+    name = rule.name if rule is not None else ""
+    return [v for v in variants if v.profile == name and matches(v.node_selector, labels)]
+
+
+def capacity_bytes(rule: ProfileRule | None, node: NodeView) -> int:
+    """Memory that models may take on the node; 0 when it does not say yet what it has."""
+    allocatable = node.allocatable_memory_bytes
+    return allocatable if rule is None else rule.capacity_bytes(allocatable)
+
+
+def fits_memory(variant: Choosable, rule: ProfileRule | None, node: NodeView) -> bool:
+    """Whether the node can ever hold the variant in memory."""
+    # A node that reports no allocatable memory has not registered fully; the scheduler decides then.
+    return node.allocatable_memory_bytes == 0 or variant.memory_bytes <= capacity_bytes(rule, node)
+
+
+def fits_disk(variant: Choosable, rule: ProfileRule | None) -> bool:
+    """Whether the profile's budget holds the variant's files."""
+    return rule is None or rule.disk_bytes is None or variant.size_bytes <= rule.disk_bytes
+
+
+def choose(variants: Sequence[V], rules: Sequence[ProfileRule], node: NodeView) -> V | None:
+    """The first variant that is meant for the node and fits it."""
+    rule = find_rule(rules, node.labels) if rules else None
+    name = rule.name if rule is not None else ""
+    # A plain loop: this runs for each node and revision.
+    for variant in variants:
+        if (
+            variant.profile == name
+            and matches(variant.node_selector, node.labels)
+            and fits_memory(variant, rule, node)
+            and fits_disk(variant, rule)
+        ):
+            return variant
+    return None

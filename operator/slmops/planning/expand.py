@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the written spec to the effective one: the version of the SLMModel that is followed, and one variant
+for each pair of a DeviceProfile and a variant that its nodes may take.
+
+Which profiles are worked in must not depend on what comes and goes, or every change of it would be a new
+revision and a rollout. So those that no node is of are left alone, and one that was worked in once stays.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from slmops.api import SLMDeploymentSpec
+from slmops.api.base import NAME_PATTERN, LabelSelector, LabelSelectorRequirement, quantity_value
+from slmops.api.profile import DeviceProfileSpec
+from slmops.api.spec import ResourceAmounts, Resources, Variant
+from slmops.api.variant import AUTO, VariantRuntime
+from slmops.model.observed import NodeView, ProfileView, Resolved
+from slmops.model.offers import OfferedVariant, OfferedVersion
+from slmops.planning.effective import (
+    EffectiveSpec,
+    EffectiveVariant,
+    Measurement,
+    ProfileRule,
+    find_rule,
+)
+from slmops.planning.needs import engine_of_files
+from slmops.planning.revision import source_hash
+from slmops.planning.selectors import matches
+
+MAX_VARIANTS: Final = 64
+"""Of an effective spec: a revision with all pod templates has to fit one object."""
+MAX_NAME_LENGTH: Final = 40
+_ARCHITECTURE: Final = "kubernetes.io/arch"
+_DEFAULT_CPU: Final = Resources().requests.cpu
+
+
+class ExpansionError(ValueError):
+    """The spec cannot be worked out; the message names the field and the cure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """A variant with what its SLMModel says of it, if it comes from one."""
+
+    variant: Variant
+    offered: OfferedVariant | None = None
+
+
+def expand_spec(
+    spec: SLMDeploymentSpec,
+    *,
+    profiles: Iterable[ProfileView] = (),
+    known: Mapping[str, Resolved],
+    offered: OfferedVersion | None = None,
+) -> SLMDeploymentSpec:
+    """The effective spec; `spec` itself where nothing is to be worked in. Raises ExpansionError.
+
+    `known` holds the files of sources by `source_hash`; preferences that go by size are provisional until
+    all are known. `offered` is the version of the SLMModel that spec follows.
+    """
+    forms = [_Form(variant=variant) for variant in spec.variants]
+    if offered is not None:
+        forms = [_Form(variant=_from_offer(entry), offered=entry) for entry in offered.variants]
+        model = spec.model.model_copy(update={"version": offered.version})
+        spec = spec.model_copy(update={"model": model})
+    ranked = rank_profiles(profiles) if spec.placement.mode == "PerNode" else []
+    rules = [rule_of(profile) for profile in ranked]
+    plain = [_plain(form) for form in forms if not form.variant.profiles or spec.placement.mode != "PerNode"]
+    names = _Names(form.variant.name for form in forms)
+    pairs = [
+        _pair(spec, form, profile, names)
+        for profile in ranked
+        for form in _preferred([f for f in forms if _is_usable(f, profile, known)], profile, known)
+    ]
+    variants = [*pairs, *plain]
+    if len(variants) > MAX_VARIANTS:
+        raise ExpansionError(
+            f"spec.variants: with {len(ranked)} DeviceProfiles there are {len(variants)} combinations, at "
+            f"most {MAX_VARIANTS} can be kept; name in variants[].profiles which profiles each variant is for"
+        )
+    if not variants and forms:
+        wanted = sorted({name for form in forms for name in form.variant.profiles or ()})
+        raise ExpansionError(
+            f"spec.variants[].profiles: no DeviceProfile {', '.join(wanted)} takes a variant; make one of "
+            "that name (kubectl get devp), or leave profiles out"
+        )
+    if ranked:
+        fields = {name: getattr(spec, name) for name in type(spec).model_fields}
+        return EffectiveSpec.model_construct(**fields | {"variants": variants, "profiles": rules})
+    if offered is None and len(variants) == len(spec.variants):
+        return spec
+    return spec.model_copy(update={"variants": variants})
+
+
+def rank_profiles(profiles: Iterable[ProfileView]) -> list[ProfileView]:
+    """The one that counts for a node that several match comes first."""
+    return sorted(profiles, key=lambda profile: (-profile.spec.priority, profile.name))
+
+
+def rule_of(profile: ProfileView) -> ProfileRule:
+    """What the planner goes by."""
+    spec = profile.spec
+    expressions = []
+    if spec.architectures:
+        values = sorted(spec.architectures)
+        expressions.append(LabelSelectorRequirement(key=_ARCHITECTURE, operator="In", values=values))
+    if spec.accelerator is not None:
+        expressions.append(
+            LabelSelectorRequirement(
+                key=spec.accelerator.label, operator="In", values=[spec.accelerator.value]
+            )
+        )
+    return ProfileRule(
+        name=profile.name,
+        node_selector=spec.node_selector,
+        hardware=LabelSelector(match_expressions=expressions),
+        memory=spec.budgets.memory,
+        disk=spec.budgets.disk,
+    )
+
+
+def find_used(
+    spec: SLMDeploymentSpec,
+    profiles: Iterable[ProfileView],
+    *,
+    nodes: Iterable[NodeView],
+    kept: Collection[str],
+) -> list[ProfileView]:
+    """The profiles that are to be worked in: those of `kept`, and those that a matching node is of."""
+    ranked = rank_profiles(profiles)
+    used = {profile.name for profile in ranked if profile.name in kept}
+    if len(used) < len(ranked):
+        rules = [rule_of(profile) for profile in ranked]
+        selector = spec.placement.node_selector
+        for node in nodes:
+            if node.deleting or not matches(selector, node.labels):
+                continue
+            rule = find_rule(rules, node.labels)
+            if rule is not None:
+                used.add(rule.name)
+                if len(used) == len(ranked):
+                    break
+    return [profile for profile in ranked if profile.name in used]
+
+
+def _from_offer(entry: OfferedVariant) -> Variant:
+    try:
+        return Variant(
+            name=entry.name,
+            source=entry.source,
+            profiles=list(entry.profiles) or None,
+            engine=entry.engine or None,
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise ExpansionError(
+            f"spec.model.from: variant {entry.name} of the SLMModel cannot be used: {field}: {problem['msg']}"
+        ) from error
+
+
+def _plain(form: _Form) -> Variant:
+    """The variant for nodes that are of no profile: as it is written."""
+    if form.offered is None:
+        return form.variant
+    return EffectiveVariant.model_construct(**_fields(form.variant), measured=_measured(form, ""))
+
+
+def _is_usable(form: _Form, profile: ProfileView, known: Mapping[str, Resolved]) -> bool:
+    variant = form.variant
+    if variant.profiles and profile.name not in variant.profiles:
+        return False
+    wanted = profile.spec.engine
+    if wanted in (None, AUTO):
+        return True
+    engine: str = variant.engine or ""
+    found = known.get(source_hash(variant.source))
+    # A variant for some profiles only would not be looked up any more if its files ruled it out.
+    if not engine and found is not None and not variant.profiles:
+        engine = engine_of_files(found.manifest)
+    # An encoder runs on plain onnxruntime.
+    return engine in ("", AUTO, wanted) or (engine == "encoder" and wanted == "onnxruntime")
+
+
+def _preferred(forms: list[_Form], profile: ProfileView, known: Mapping[str, Resolved]) -> list[_Form]:
+    """In the order in which the profile takes them."""
+    preference = profile.spec.variants
+    order: Callable[[_Form], tuple[float, ...]]
+    match preference.strategy:
+        case "Preferred":
+            patterns = preference.prefer
+
+            def order(form: _Form) -> tuple[float, ...]:
+                places = [i for i, p in enumerate(patterns) if fnmatchcase(form.variant.name, p)]
+                return (min(places, default=len(patterns)),)
+
+        case "BestQuality":
+
+            def order(form: _Form) -> tuple[float, ...]:
+                quality = _number(form, profile.name, "quality")
+                return (0, -quality) if quality is not None else (1, -_size(form, known))
+
+        case "Fastest":
+
+            def order(form: _Form) -> tuple[float, ...]:
+                speed = _number(form, profile.name, "decode_tokens_per_second")
+                return (0, -speed) if speed is not None else (1, _size(form, known))
+
+        case "Smallest":
+
+            def order(form: _Form) -> tuple[float, ...]:
+                return (_size(form, known),)
+
+    return sorted(forms, key=order)
+
+
+def _number(form: _Form, profile: str, name: str) -> float | None:
+    measured = form.offered.measured.get(profile) if form.offered is not None else None
+    return None if measured is None else getattr(measured, name)
+
+
+def _size(form: _Form, known: Mapping[str, Resolved]) -> int:
+    if form.offered is not None and form.offered.size_bytes:
+        return form.offered.size_bytes
+    found = known.get(source_hash(form.variant.source))
+    return found.manifest.size_bytes if found is not None else 0
+
+
+class _Names:
+    """Names of pairs: none that is given already, and short enough for labels and names of objects."""
+
+    def __init__(self, given: Iterable[str]) -> None:
+        self._given = set(given)
+
+    def of_pair(self, variant: str, profile: str) -> str:
+        name = f"{variant}-{profile}"
+        if name in self._given or len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
+            digest = hashlib.sha256(f"{variant}/{profile}".encode()).hexdigest()[:8]
+            short = re.sub(r"[^a-z0-9]+", "-", name)[: MAX_NAME_LENGTH - 9].strip("-")
+            name = f"{short}-{digest}"
+        self._given.add(name)
+        return name
+
+
+def _fields(variant: Variant) -> dict[str, Any]:
+    return {name: getattr(variant, name) for name in Variant.model_fields}
+
+
+def _pair(spec: SLMDeploymentSpec, form: _Form, profile: ProfileView, names: _Names) -> EffectiveVariant:
+    variant, settings = form.variant, profile.spec
+    changes: dict[str, Any] = {
+        "name": names.of_pair(variant.name, profile.name),
+        "profiles": None,
+        "profile": profile.name,
+        "resources": _resources(variant, settings),
+        "engine": _engine(spec, variant, settings),
+        "runtime": _runtime(spec, variant, settings),
+        "image": settings.engine_image,
+        "measured": _measured(form, profile.name),
+    }
+    return EffectiveVariant.model_construct(**_fields(variant) | changes)
+
+
+def _engine(spec: SLMDeploymentSpec, variant: Variant, profile: DeviceProfileSpec) -> str | None:
+    return variant.engine or profile.engine or spec.runtime.engine
+
+
+def _runtime(spec: SLMDeploymentSpec, variant: Variant, profile: DeviceProfileSpec) -> VariantRuntime | None:
+    """The variant's settings, else the profile's where the deployment has the API's default."""
+    values: dict[str, int] = {}
+    for name in VariantRuntime.model_fields:
+        own = getattr(variant.runtime, name) if variant.runtime is not None else None
+        is_default = getattr(spec.runtime, name) == type(spec.runtime).model_fields[name].default
+        value = getattr(profile.runtime, name) if own is None and is_default else own
+        if value is not None:
+            values[name] = value
+    return VariantRuntime.model_validate(values) if values else None
+
+
+def _resources(variant: Variant, profile: DeviceProfileSpec) -> Resources:
+    """The variant's, the profile's where it says nothing. What the profile asks for stays below a limit."""
+    own, other = variant.resources, profile.runtime.resources
+    limits = ResourceAmounts(
+        cpu=own.limits.cpu or other.limits.cpu, memory=own.limits.memory or other.limits.memory
+    )
+    cpu = own.requests.cpu
+    if cpu in (None, _DEFAULT_CPU):
+        cpu = other.requests.cpu or cpu
+    memory = own.requests.memory or other.requests.memory
+    requests = ResourceAmounts(cpu=_least(cpu, limits.cpu), memory=_least(memory, limits.memory))
+    return Resources(requests=requests, limits=limits)
+
+
+def _least(request: str | None, limit: str | None) -> str | None:
+    if request is None or limit is None:
+        return request
+    return limit if quantity_value(limit) < quantity_value(request) else request
+
+
+def _measured(form: _Form, profile: str) -> Measurement | None:
+    offered = form.offered
+    if offered is None:
+        return None
+    there = offered.measured.get(profile)
+    return Measurement(
+        size_bytes=offered.size_bytes,
+        memory_bytes=there.memory_bytes if there is not None else None,
+        cache_bytes_per_token=offered.cache_bytes_per_token,
+    )

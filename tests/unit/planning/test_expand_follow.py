@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deployments that follow an SLMModel: which version is run, and what is kept when there is none."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from slmops.api.source import HttpSource, Source
+from slmops.api.spec import ModelSource
+from slmops.model.offers import ModelOffer, OfferedVariant, OfferedVersion
+from slmops.planning.follow import follow
+from tests.unit.planning.fleet_checks import watch
+from tests.unit.planning.profile_kit import ProfileSim, body_of, profile
+
+
+def offered(version: str, *, accepted: bool = True, reason: str = "", message: str = "") -> OfferedVersion:
+    variants = (
+        OfferedVariant(name="int4", source=Source(http=HttpSource(url=f"http://models/{version}/int4.json"))),
+    )
+    return OfferedVersion(
+        version=version, accepted=accepted, variants=variants, reason=reason, message=message
+    )
+
+
+def offer(*versions: OfferedVersion) -> ModelOffer:
+    """The newest first."""
+    return ModelOffer(name="orders", namespace="shop", versions=versions)
+
+
+ALL = offer(
+    offered("2.1", accepted=False, reason="Evaluating"), offered("2.0"), offered("1.9"), offered("1.8")
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "present", "expected"),
+    [
+        ({}, "", "2.0"),
+        ({"channel": "Latest"}, "1.9", "2.0"),
+        ({"versionPattern": "1.*"}, "", "1.9"),
+        ({"versionPattern": "1.*"}, "2.0", "1.9"),
+        ({"version": "1.8"}, "2.0", "1.8"),
+        ({"version": "2.0"}, "2.0", "2.0"),
+        ({}, "2.0", "2.0"),
+        # The newest lost its approval, or is gone: nobody goes back by himself.
+        ({}, "2.1", "2.1 is no longer accepted and 2.0 is older"),
+        ({}, "3.0", "3.0 is no longer offered and 2.0 is older"),
+        ({}, "2.0-rc1", "2.0"),
+        ({}, "1.10", "2.0"),
+        ({"versionPattern": "2.?"}, "2.10", "2.0"),
+        ({"versionPattern": "1.*"}, "1.10", "1.10 is no longer offered and 1.9 is older"),
+        # Nothing that could be taken.
+        ({"versionPattern": "2.1"}, "", "version 2.1: Evaluating"),
+        ({"version": "7"}, "", "has no version 7"),
+    ],
+)
+def test_the_newest_accepted_version_that_matches_is_followed(
+    source: dict[str, Any], present: str, expected: str
+) -> None:
+    followed = follow(ModelSource.model_validate({"name": "orders"} | source), ALL, present=present)
+    if followed.version is not None:
+        assert followed.version.version == expected and not followed.problem
+    else:
+        assert expected in followed.problem
+
+
+def test_without_model_or_version_it_is_said() -> None:
+    source = ModelSource(name="orders")
+    assert "there is no SLMModel orders" in follow(source, None, present="").problem
+    assert "has no version yet" in follow(source, offer(), present="").problem
+
+
+def following(**source: Any) -> ProfileSim:
+    sim = ProfileSim(body_of(model={"name": "orders", "from": {"name": "orders"} | source}))
+    watch(sim)
+    for name in "abc":
+        sim.add_node(name)
+    return sim
+
+
+def test_a_new_accepted_version_is_rolled_out_and_a_deleted_one_goes_on_serving() -> None:
+    sim = following()
+    sim.offer = offer(offered("1.0"))
+    sim.settle()
+    assert set(sim.versions().values()) == {"1.0"}
+    sim.offer = offer(
+        offered("1.1", accepted=False, reason="QualityTooLow", message="0.6 < 0.9"), offered("1.0")
+    )
+    sim.run(60)
+    assert set(sim.versions().values()) == {"1.0"} and sim.condition("ModelResolved") == ("True", "Resolved")
+    sim.offer = offer(offered("1.1"), offered("1.0"))
+    sim.settle()
+    assert set(sim.versions().values()) == {"1.1"}
+    stable = sim.status.stable_revision
+
+    sim.offer = offer(offered("1.0"))
+    sim.run(300)
+    assert set(sim.versions().values()) == {"1.1"}, "nobody goes back because the newest was deleted"
+    assert sim.condition("ModelResolved") == ("False", "NoAcceptedVersion")
+    assert sim.condition("Ready")[0] == "True" and sim.status.stable_revision == stable
+    sim.restart_operator()
+    sim.offer = None
+    sim.run(300)
+    assert set(sim.versions().values()) == {"1.1"} and sim.status.stable_revision == stable
+
+    sim.offer = offer(offered("1.0"))
+    sim.edit(model={"name": "orders", "from": {"name": "orders", "version": "1.0"}})
+    sim.settle()
+    assert set(sim.versions().values()) == {"1.0"}, "spec names it"
+
+
+def test_a_rollout_goes_on_while_the_model_is_away() -> None:
+    sim = following()
+    sim.offer = offer(offered("1.0"))
+    sim.settle()
+    sim.offer = offer(offered("1.1"), offered("1.0"))
+    assert sim.run_until(lambda: sim.step == "Soaking")
+    sim.offer = None
+    sim.settle()
+    assert set(sim.versions().values()) == {"1.1"}
+    assert "RolloutCancelled" not in sim.events()
+
+
+def test_before_any_version_is_accepted_nothing_runs_and_it_is_said() -> None:
+    sim = following()
+    sim.offer = offer(offered("1.0", accepted=False, reason="Evaluating", message="job 2 of 3"))
+    sim.run(60)
+    assert sim.our_labels() == {} and sim.condition("Accepted")[0] == "True"
+    (resolved,) = [c for c in sim.status.conditions if c.type == "ModelResolved"]
+    assert (resolved.status, resolved.reason) == ("False", "NoAcceptedVersion")
+    assert "version 1.0: Evaluating: job 2 of 3" in resolved.message
+    sim.offer = offer(offered("1.0"))
+    sim.settle()
+    assert set(sim.versions().values()) == {"1.0"}
+
+
+def test_a_followed_model_has_variants_for_profiles_and_can_be_deleted() -> None:
+    sim = following()
+    sim.profiles = (profile("pi"),)
+    sim.cluster.nodes["a"].labels["device"] = "pi"
+    form = offered("1.0").variants[0]
+    variants = (replace(form, name="npu", profiles=("pi",)), form)
+    sim.offer = offer(replace(offered("1.0"), variants=variants))
+    sim.settle()
+    assert sim.variants() == {"a": "npu-pi", "b": "int4", "c": "int4"}
+    sim.offer = None
+    sim.delete()
+    assert sim.run_until(lambda: sim.gone, limit_seconds=600)
+
+
+def test_what_cannot_be_used_is_refused_by_name() -> None:
+    sim = following()
+    sim.offer = offer(
+        replace(offered("1.0"), variants=(replace(offered("1.0").variants[0], name="No Name"),))
+    )
+    sim.run(30)
+    (accepted,) = [c for c in sim.status.conditions if c.type == "Accepted"]
+    assert accepted.status == "False" and "variant No Name of the SLMModel cannot be used" in accepted.message
