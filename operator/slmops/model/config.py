@@ -12,6 +12,8 @@ class OperatorConfig:
 
     runtime_image: str
     runtime_pull_policy: str = "IfNotPresent"
+    optimizer_image: str = ""
+    """Image of the steps of SLMModels; empty: each SLMModel must name one."""
     allowed_host_paths: tuple[str, ...] = ("/var/lib/slmops",)
     """Prefixes that `cache.hostPath` may lie under."""
     allowed_file_paths: tuple[str, ...] = ()

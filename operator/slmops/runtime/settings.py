@@ -101,6 +101,7 @@ def read_settings(
                 text("SLMOPS_RUNTIME_PULL_POLICY", "IfNotPresent"),
                 _PULL_POLICIES,
             ),
+            optimizer_image=text("SLMOPS_OPTIMIZER_IMAGE"),
             allowed_host_paths=_paths(
                 "SLMOPS_ALLOWED_HOST_PATHS", text("SLMOPS_ALLOWED_HOST_PATHS", "/var/lib/slmops")
             ),
