@@ -49,6 +49,7 @@ class ModelSourceStatus(ApiModel):
     digest: str = Field(description="sha256:<hex> over all files.")
     reference: str = Field(description="What a mutable reference stood for.")
     checked_at: str = Field(description="When it was looked at.")
+    checks: int = Field(default=1, description="How often it was looked at.")
     checked_generation: int = Field(default=0, description="metadata.generation at that time.")
 
 

@@ -445,3 +445,32 @@ def test_published_to_a_claim_or_a_store() -> None:
         source = getattr(sim.variant("int4").source, kind)
         assert [file.path for file in source.files] == ["model.onnx"], "pinned by hash"
         assert "int4" in (source.path if kind == "pvc" else source.prefix)
+
+
+def test_another_source_that_is_not_known_stops_the_work_on_the_old_one() -> None:
+    sim = ModelSim()
+    sim.settle()
+    sim.failing["http"] = Reason.ACCESS_DENIED
+    sim.spec["source"] = {"http": {"url": "https://models.example/m.json"}}
+    sim.generation += 1
+    sim.settle()
+    assert sim.condition("SourceResolved")[:2] == ("False", "AccessDenied")
+    assert not sim.running() and not sim.newest.accepted
+    sim.failing.clear()
+    sim.now += 10
+    sim.spec["evaluation"] = {}
+    sim.work_off()
+    assert sim.newest.accepted and sim.variant("fp16").source.http is not None  # type: ignore[union-attr]
+
+
+def test_a_recipe_changed_while_paused_waits_for_its_version() -> None:
+    sim = ModelSim()
+    sim.settle()
+    sim.spec["paused"] = True
+    sim.spec["recipes"] = [{"name": "other", "profiles": ["pi5"]}]
+    sim.generation += 1
+    sim.settle()
+    assert [variant.name for variant in sim.newest.variants] == ["fp16", "int4"]
+    sim.spec["paused"] = False
+    sim.work_off()
+    assert sim.newest.accepted and [variant.name for variant in sim.newest.variants] == ["other"]

@@ -14,6 +14,7 @@ from slmops.planning.conditions import Says, merge_conditions
 from slmops.planning.finding import Finding
 from slmops.planning.slmmodel.conditions import say_all, say_ready
 from slmops.planning.slmmodel.judge import judge_variants, judge_version
+from slmops.planning.slmmodel.keys import version_key
 from slmops.planning.slmmodel.ledger import Ledger
 from slmops.planning.slmmodel.measure import Dataset, find_dataset, measure
 from slmops.planning.slmmodel.transitions import transitions_between
@@ -73,7 +74,7 @@ def _plan_accepted(observed: ModelObserved, spec: SLMModelSpec, now: float) -> M
         versions = with_version(spec, versions, source, now=now)
     versions = heed_retry(old, versions, token)
     dataset = Dataset() if versions and versions[0].accepted else find_dataset(ledger)
-    if versions:
+    if versions and source is not None and _is_wanted(spec, versions[0]):
         accept = model.annotations.get(ACCEPT_ANNOTATION, "")
         newest = _advance(ledger, versions, source, dataset)
         versions[0] = judge_version(spec, newest, accepted_by_hand=accept, now=now)
@@ -92,16 +93,20 @@ def _plan_accepted(observed: ModelObserved, spec: SLMModelSpec, now: float) -> M
     )
 
 
+def _is_wanted(spec: SLMModelSpec, newest: ModelVersionStatus) -> bool:
+    """Whether the newest version is still that of spec, and not finished. It is not after a change of spec
+    while a new version may not begin yet: paused, or the other source is not known."""
+    return not newest.accepted and newest.key == version_key(spec, newest.digest)
+
+
 def _advance(
-    ledger: Ledger, versions: list[ModelVersionStatus], source: ModelSourceStatus | None, dataset: Dataset
+    ledger: Ledger, versions: list[ModelVersionStatus], source: ModelSourceStatus, dataset: Dataset
 ) -> ModelVersionStatus:
-    """The newest version one look further; one that is accepted is finished."""
+    """The newest version one look further."""
     spec, newest = ledger.spec, versions[0]
     recipes = {recipe.name: recipe for recipe in spec.recipes}
-    if newest.accepted or set(recipes) != {variant.name for variant in newest.variants}:
-        return newest  # the latter while paused: spec has changed, and no version of it may begin
     files = SourceNow(digest=newest.digest, resolved=None)
-    if source is not None and any(not variant.digest for variant in newest.variants):
+    if any(not variant.digest for variant in newest.variants):
         files = SourceNow(digest=newest.digest, resolved=find_files(ledger, source, newest.digest))
     known = [e for v in versions[1:] for variant in v.variants for e in variant.evaluations if e.key]
     _count_running(ledger, newest)

@@ -37,7 +37,7 @@ def find_source(
     spec, model = ledger.spec, ledger.observed.model
     identity = source_hash(spec.source)
     known = old if old is not None and old.source_hash == identity else None
-    question = identity if known is None else f"{identity}.{known.checked_at}.{known.checked_generation}"
+    question = identity if known is None else _question(known)
     if known is not None and not _is_due(ledger, known):
         return known, None
     answer = ledger.ask(question, spec.source)
@@ -48,6 +48,7 @@ def find_source(
             reference=answer.reference[:500],
             checked_at=times.to_text(ledger.now),
             checked_generation=model.generation,
+            checks=known.checks + 1 if known is not None else 1,
         )
         return found, None
     return known, answer
@@ -57,11 +58,15 @@ def find_files(ledger: Ledger, source: ModelSourceStatus, digest: str) -> Resolv
     """The files behind the source's digest; asked again when this process does not know them."""
     resolved = ledger.manifest(digest)
     if resolved is None and digest == source.digest:
-        question = f"{source.source_hash}.{source.checked_at}.{source.checked_generation}"
-        answer = ledger.ask(question, ledger.spec.source)
+        answer = ledger.ask(_question(source), ledger.spec.source)
         if isinstance(answer, Resolved) and answer.manifest.digest == digest:
             return answer
     return resolved
+
+
+def _question(known: ModelSourceStatus) -> str:
+    """Identity of the next question about the source: an answer counts once."""
+    return f"{known.source_hash}.{known.checks}"
 
 
 def _is_due(ledger: Ledger, known: ModelSourceStatus) -> bool:
@@ -70,8 +75,7 @@ def _is_due(ledger: Ledger, known: ModelSourceStatus) -> bool:
         return False
     if known.checked_generation != ledger.observed.model.generation:
         return True
-    question = f"{known.source_hash}.{known.checked_at}.{known.checked_generation}"
-    if isinstance(ledger.observed.resolutions.get(question), Resolved):
+    if isinstance(ledger.observed.resolutions.get(_question(known)), Resolved):
         return True  # asked again for its files; it may have moved on
     if spec.poll_interval is None:
         return False
