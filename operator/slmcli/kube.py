@@ -302,8 +302,8 @@ def _error(verb: str, path: str, status: int, text: bytes) -> CliError:
             )
         case 404 if not details.get("name") and f"/{MODEL_PLURAL}" in path:
             return NotFoundError(
-                "this cluster knows no SLMModels; upgrade SLMOps (helm upgrade slmops charts/slmops) or choose "
-                "another --context"
+                "this cluster knows no SLMModels; upgrade SLMOps (helm upgrade slmops charts/slmops) or "
+                "choose another --context"
             )
         case 404 if f"/{MODEL_PLURAL}" in path:
             return NotFoundError(f"{words}; kubectl slm models shows what there is, -n chooses the namespace")

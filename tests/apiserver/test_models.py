@@ -253,12 +253,13 @@ async def test_a_step_that_fails_is_said_with_its_words_and_jobs_go_with_the_mod
 
 
 async def test_the_api_server_refuses_what_makes_no_sense(models: Cluster) -> None:
-    for changes in (
+    refused: list[Body] = [
         {"recipes": [{"name": "x", "steps": [{"distil": {}}]}]},
         {"recipes": [{"name": "x", "steps": [{"prune": {"method": "NM"}}]}]},
         {"evaluation": {"metric": "Score"}},
         {"publish": {}},
-    ):
+    ]
+    for changes in refused:
         body = model_body(models.namespace, **changes)
         with pytest.raises(Exception, match=r"exactly one of|needs"):
             await models.kube.create(MODELS, namespace=models.namespace, body=body)

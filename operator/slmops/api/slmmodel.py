@@ -19,10 +19,10 @@ from slmops.api.base import (
     keyed,
     validations,
 )
+from slmops.api.recipe_steps import Step
 from slmops.api.source import FILE_PATH_PATTERN, NO_DOTS, SecretRef, Source, Url
 from slmops.api.spec import ResourceAmounts, Resources, Toleration
 
-STEP_KINDS: Final = ("quantizeInt8", "quantizeInt4", "prune", "slice", "convert")
 PUBLISH_KINDS: Final = ("oci", "s3", "pvc")
 Image = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 ProfileName = Annotated[
@@ -30,97 +30,6 @@ ProfileName = Annotated[
 ]
 _ATOMIC: Final[dict[str, Any]] = {"x-kubernetes-list-type": "atomic"}
 _SET: Final[dict[str, Any]] = {"x-kubernetes-list-type": "set"}
-
-
-class QuantizeInt8(ApiModel):
-    """Weights as 8-bit integers."""
-
-
-class QuantizeInt4(ApiModel):
-    """Weights as 4-bit integers in blocks that share a scale."""
-
-    block_size: Literal[16, 32, 64, 128, 256] = Field(
-        default=32, description="Weights that share a scale; small blocks are more exact and larger."
-    )
-    accuracy_level: int = Field(
-        default=4,
-        ge=0,
-        le=4,
-        description="Precision of the arithmetic: 0 any, 1 float32, 2 float16, 3 bfloat16, 4 int8.",
-    )
-    symmetric: bool = Field(default=True, description="Whether the blocks have no zero point.")
-
-
-class Prune(ApiModel):
-    """Sets the weights to zero that matter least."""
-
-    model_config = ConfigDict(
-        json_schema_extra=validations(
-            cel(
-                "has(self.method) && self.method == 'NM' ? "
-                "(has(self.pattern) && !has(self.sparsityPercent)) : "
-                "(has(self.sparsityPercent) && !has(self.pattern))",
-                "method Magnitude needs sparsityPercent, method NM needs pattern",
-            )
-        )
-    )
-
-    method: Literal["Magnitude", "NM"] = Field(
-        default="Magnitude",
-        description="Magnitude takes the smallest weights of each matrix, NM the smallest of each group.",
-    )
-    sparsity_percent: int | None = Field(
-        default=None, ge=1, le=95, description="With Magnitude: share of weights that become zero."
-    )
-    pattern: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")] | None = Field(
-        default=None, max_length=5, description="With NM: N:M keeps N weights of each M, for example 2:4."
-    )
-
-
-class Slice(ApiModel):
-    """Takes whole parts out of every layer, which makes the model smaller and faster on any hardware."""
-
-    model_config = ConfigDict(
-        json_schema_extra=validations(
-            cel(
-                "(has(self.feedForwardPercent) && self.feedForwardPercent > 0) || "
-                "(has(self.headsPercent) && self.headsPercent > 0)",
-                "set feedForwardPercent or headsPercent above 0",
-            )
-        )
-    )
-
-    feed_forward_percent: int = Field(
-        default=0, ge=0, le=90, description="Share of the feed-forward width that is taken out."
-    )
-    heads_percent: int = Field(
-        default=0, ge=0, le=90, description="Share of the attention heads that are taken out."
-    )
-
-
-class Convert(ApiModel):
-    """Writes the model in the format of another engine."""
-
-    to: Literal["GGUF", "LiteRT", "ONNX"] = Field(description="Format to write.")
-    type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
-        default=None, max_length=32, description="Type of the weights in it, for example Q4_K_M for GGUF."
-    )
-
-
-class Step(ApiModel):
-    """One step of a recipe; exactly one kind."""
-
-    model_config = ConfigDict(json_schema_extra=validations(exactly_one_of(*STEP_KINDS)))
-
-    quantize_int8: QuantizeInt8 | None = Field(
-        default=None, alias="quantizeInt8", description="Weights as 8-bit integers."
-    )
-    quantize_int4: QuantizeInt4 | None = Field(
-        default=None, alias="quantizeInt4", description="Weights as 4-bit integers."
-    )
-    prune: Prune | None = Field(default=None, description="Weights that matter least become zero.")
-    slice: Slice | None = Field(default=None, description="Whole parts of the layers are taken out.")
-    convert: Convert | None = Field(default=None, description="Another file format.")
 
 
 class Gates(ApiModel):
@@ -199,7 +108,12 @@ class PublishOci(ApiModel):
     plain_http: bool = Field(default=False, description="Whether the registry speaks HTTP without TLS.")
     push_secret_ref: SecretRef | None = Field(
         default=None,
-        description="Secret of type kubernetes.io/dockerconfigjson that may push; nodes pull with it, too.",
+        description="Secret of type kubernetes.io/dockerconfigjson that may push.",
+    )
+    pull_secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret of the same type that nodes and the operator pull with; unset means anonymous. "
+        "Devices never get the one that may push.",
     )
 
 
@@ -222,7 +136,12 @@ class PublishS3(ApiModel):
     )
     secret_ref: SecretRef | None = Field(
         default=None,
-        description="Secret with the keys accessKeyId, secretAccessKey and perhaps sessionToken.",
+        description="Secret with the keys accessKeyId, secretAccessKey and perhaps sessionToken that may "
+        "write.",
+    )
+    read_secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret with the same keys that nodes and the operator read with; unset means anonymous.",
     )
 
 

@@ -4,7 +4,7 @@
 import asyncio
 import logging
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ class StatusUnreadable(Exception):
     """The stored status does not parse; planning from an empty one would forget what was decided."""
 
 
-class Loop:
+class Loop(ABC):
     """Looks after one object while `run` runs.
 
     `kind` is the log field that holds the object's name; `looks` bounds the looks at the same time.
@@ -68,7 +68,7 @@ class Loop:
     async def _refresh(self) -> None:
         """Read the object: it is newer than what was planned from."""
 
-    def _stop(self) -> None:
+    def _stop(self) -> None:  # noqa: B027 - most have nothing to stop
         """End what runs in the background."""
 
     def wake(self) -> None:

@@ -4,7 +4,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from slmops.api import SLMModelSpec, SLMModelStatus
@@ -261,14 +261,12 @@ class ModelSim:
             name=name, work=self.jobs[name].work, state="Failed", created_at=self.now, finished_at=self.now
         )
 
-    def progress(self, name: str, change: Callable[[tuple[ContainerView, ...]], tuple[ContainerView, ...]],
-                 **pod: Any) -> None:  # fmt: skip
-        """Change the pod of a Job that runs."""
+    def progress(
+        self, name: str, change: Callable[[tuple[ContainerView, ...]], tuple[ContainerView, ...]]
+    ) -> None:
+        """Change the containers of a Job that runs."""
         old = self.pods[name]
-        self.pods[name] = JobPodView(
-            **{"name": name, "job": name, "created_at": old.created_at, "containers": change(old.containers)}
-            | pod
-        )
+        self.pods[name] = replace(old, containers=change(old.containers))
 
     def _end(self, name: str, containers: tuple[ContainerView, ...], *, state: Any, reason: str) -> None:
         old = self.pods[name]

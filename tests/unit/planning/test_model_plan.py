@@ -49,7 +49,7 @@ def test_from_a_source_to_an_offer() -> None:
 
 def test_the_optimise_job_is_told_its_steps_and_place_and_holds_no_token() -> None:
     sim = ModelSim(spec=spec_body(signing={"keySecretRef": {"name": "key"}}))
-    sim.spec["publish"]["oci"]["pushSecretRef"] = {"name": "push"}
+    sim.spec["publish"]["oci"] |= {"pushSecretRef": {"name": "push"}, "pullSecretRef": {"name": "pull"}}
     sim.settle()
     body = sim.bodies[sim.running("optimise")[0]]
     template = body["spec"]["template"]
@@ -70,6 +70,10 @@ def test_the_optimise_job_is_told_its_steps_and_place_and_holds_no_token() -> No
         assert mounted <= {volume["name"] for volume in pod["volumes"]}
         secrets = {"publish", "signing"} & mounted
         assert secrets == ({"publish", "signing"} if container["name"] == "publish" else set())
+    sim.work_off()
+    device = sim.bodies[next(n for n in sim.created if sim.labels(n) | {"variant": "int4"} == sim.labels(n)
+                             and sim.labels(n)["work"] == "evaluate")]  # fmt: skip
+    assert '"secretName": "pull"' in json.dumps(device) and '"push"' not in json.dumps(device)
 
 
 def test_the_measuring_job_runs_alone_on_a_node_of_its_profile() -> None:
@@ -257,6 +261,10 @@ def test_a_dataset_without_golden_set_is_refused_by_name() -> None:
     status, reason, message = sim.condition("SourceResolved")
     assert (status, reason) == ("False", "DatasetUnfit") and "golden.jsonl" in message
     assert not sim.running("evaluate")
+    sim.dataset = ("golden.jsonl",)
+    sim.annotations["slmops.dev/retry"] = "put there"
+    sim.work_off()
+    assert sim.newest.accepted
 
 
 def test_a_profile_that_does_not_exist_is_waited_for() -> None:
@@ -460,7 +468,7 @@ def test_another_source_that_is_not_known_stops_the_work_on_the_old_one() -> Non
     sim.now += 10
     sim.spec["evaluation"] = {}
     sim.work_off()
-    assert sim.newest.accepted and sim.variant("fp16").source.http is not None  # type: ignore[union-attr]
+    assert sim.newest.accepted and sim.variant("fp16").source.http is not None
 
 
 def test_a_recipe_changed_while_paused_waits_for_its_version() -> None:

@@ -4,6 +4,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from slmops.api import RETRY_ANNOTATION
 from slmops.api.slmmodel import Recipe
 from slmops.api.slmmodel_status import (
     MESSAGE_LIMIT,
@@ -45,11 +46,13 @@ class Dataset:
 
 
 def find_dataset(ledger: Ledger) -> Dataset:
-    """The dataset as it stands now; asked for once, so that all variants answer the same prompts."""
+    """The dataset as it stands now. It is asked for once, so that all variants answer the same prompts, and
+    again when somebody asks for another try."""
     source = ledger.spec.evaluation.dataset if ledger.spec.evaluation else None
     if source is None:
         return Dataset()
-    answer = ledger.ask(source_hash(source), source)
+    token = ledger.observed.model.annotations.get(RETRY_ANNOTATION, "")
+    answer = ledger.ask(f"{source_hash(source)}.{token}", source)
     if answer is None:
         return Dataset(source=source)
     if not isinstance(answer, Resolved):

@@ -91,7 +91,7 @@ def published_source(target: Publish, report: PublishReport) -> Source:
             oci=OciSource(
                 image=f"{repository}@{digest}",
                 plain_http=target.oci.plain_http,
-                pull_secret_ref=target.oci.push_secret_ref,
+                pull_secret_ref=target.oci.pull_secret_ref,
             )
         )
     files = _listed(report)
@@ -104,7 +104,7 @@ def published_source(target: Publish, report: PublishReport) -> Source:
                 bucket=given.bucket,
                 prefix=given.prefix,
                 files=files,
-                secret_ref=given.secret_ref,
+                secret_ref=given.read_secret_ref,
             )
         )
     assert target.pvc is not None

@@ -9,7 +9,8 @@ from typing import Final
 
 from slmops.api import SLMModelSpec
 from slmops.api.base import duration_seconds
-from slmops.api.slmmodel import PUBLISH_KINDS, STEP_KINDS, Gates, Step
+from slmops.api.recipe_steps import STEP_KINDS, Step
+from slmops.api.slmmodel import PUBLISH_KINDS, Gates
 from slmops.api.source import SOURCE_KINDS, Source
 from slmops.model.config import OperatorConfig
 from slmops.model.slmmodel import ModelObject
