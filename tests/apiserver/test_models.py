@@ -105,6 +105,17 @@ async def until_model(cluster: Cluster, what: str, test: Callable[[Body], bool])
     return seen
 
 
+async def until_events(cluster: Cluster, *reasons: str) -> None:
+    """Wait for Events about the model; they are posted in the background."""
+
+    async def posted() -> bool:
+        found = await cluster.items(EVENTS, namespace=cluster.namespace)
+        about = {e["reason"] for e in found if (e.get("regarding") or {}).get("kind") == MODEL_KIND}
+        return set(reasons) <= about
+
+    await until(f"Events {reasons}", posted)
+
+
 async def jobs_of(cluster: Cluster) -> dict[str, Body]:
     """Jobs by `work/variant`; several attempts would be an error of the test."""
     found: dict[str, Body] = {}
@@ -197,6 +208,7 @@ async def test_a_version_is_made_measured_and_offered_across_a_restart(models: C
             lambda s: any(v.get("digest") for v in s["versions"][0]["variants"] if v["name"] == "int4"),
         )
         assert running.operator.world.offer_of(models.namespace, NAME) is not None
+        await until_events(models, "VersionFound", "VariantPublished")
     # While nobody looks, one measurement ends.
     await measure(models, "fp16", 0.90)
     async with operator(models) as running:
@@ -205,6 +217,7 @@ async def test_a_version_is_made_measured_and_offered_across_a_restart(models: C
             models, "the version being accepted", lambda s: bool(s.get("acceptedVersion"))
         )
         offer = running.operator.world.offer_of(models.namespace, NAME)
+        await until_events(models, "VersionAccepted")
     assert offer is not None and offer.versions[0].accepted
     assert [variant.name for variant in offer.versions[0].variants] == ["fp16", "int4"]
     assert status["acceptedVersion"] == "1.0" and condition(status, "Ready")["reason"] == "VersionAccepted"
@@ -215,9 +228,6 @@ async def test_a_version_is_made_measured_and_offered_across_a_restart(models: C
     assert len(await jobs_of(models)) == 3, "each was made once"
     owners = {job["metadata"]["ownerReferences"][0]["kind"] for job in (await jobs_of(models)).values()}
     assert owners == {MODEL_KIND}
-    events = [event["reason"] for event in await models.items(EVENTS, namespace=models.namespace)
-              if (event.get("regarding") or {}).get("kind") == MODEL_KIND]  # fmt: skip
-    assert {"VersionFound", "VariantPublished", "VersionAccepted"} <= set(events)
 
 
 async def test_a_gate_leaves_a_variant_out_and_its_limit_is_said(models: Cluster) -> None:

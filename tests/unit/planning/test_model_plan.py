@@ -482,3 +482,16 @@ def test_a_recipe_changed_while_paused_waits_for_its_version() -> None:
     sim.spec["paused"] = False
     sim.work_off()
     assert sim.newest.accepted and [variant.name for variant in sim.newest.variants] == ["other"]
+
+
+def test_many_files_do_not_fill_the_object() -> None:
+    files = [{"path": f"f{i}", "sha256": "1" * 64, "size": 1} for i in range(100)]
+    recipes = [{"name": f"r{i}"} for i in range(16)]
+    spec = {"source": {"pvc": {"claimName": "c", "files": files}}, "recipes": recipes}
+    sim = ModelSim(spec=spec | {"versionHistoryLimit": 20})
+    for number in range(4):
+        sim.spec["version"] = f"v{number}"
+        sim.generation += 1
+        sim.work_off()
+    assert sim.newest.accepted and len(sim.status.versions) == 1
+    assert len(json.dumps(sim.status.to_body())) < 500_000

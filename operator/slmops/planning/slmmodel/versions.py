@@ -22,6 +22,8 @@ from slmops.planning.slmmodel.ledger import Ledger
 from slmops.planning.slmmodel.sources import is_pinned
 
 SHORT_LENGTH: Final = 10
+MAX_FILES_IN_STATUS: Final = 2000
+"""A file takes about 200 bytes, and an object may have a megabyte and a half."""
 SUPERSEDED: Final = "Superseded"
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
@@ -208,8 +210,20 @@ def heed_retry(
 
 
 def trimmed(versions: list[ModelVersionStatus], *, limit: int) -> list[ModelVersionStatus]:
-    """The newest ones, and the newest that is accepted even if it is older."""
-    kept = versions[:limit]
-    if not any(version.accepted for version in kept):
-        kept += [version for version in versions[limit:] if version.accepted][:1]
+    """The newest ones, and the newest that is accepted even if it is older; fewer where sources list many
+    files, because all of them go into one object."""
+    offered = next((version for version in versions if version.accepted), None)
+    kept: list[ModelVersionStatus] = []
+    files = 0
+    for index, version in enumerate(versions):
+        files += sum(_listed_files(variant) for variant in version.variants)
+        fits = index < limit and files <= MAX_FILES_IN_STATUS
+        if index == 0 or fits or version is offered:
+            kept.append(version)
     return kept
+
+
+def _listed_files(variant: ModelVariantStatus) -> int:
+    source = variant.source
+    holder = (source.http or source.s3 or source.pvc or source.file) if source is not None else None
+    return len(holder.files) if holder is not None else 0
