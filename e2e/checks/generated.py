@@ -24,7 +24,7 @@ _TABLE: Final = re.compile(r"(<!-- values:[^\n]*-->\n).*?(<!-- /values -->)", re
 _INSTALL_HEAD: Final = f"""\
 # SPDX-License-Identifier: Apache-2.0
 # Generated from charts/slmops by `make generate`; do not edit.
-# For clusters without Helm: put your registry before the two images and set SLMOPS_PROMETHEUS_URL, then
+# For clusters without Helm: put your registry before the images and set SLMOPS_PROMETHEUS_URL, then
 #   kubectl apply --server-side -f install.yaml
 apiVersion: v1
 kind: Namespace

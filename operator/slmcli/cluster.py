@@ -18,6 +18,14 @@ class Cluster(Protocol):
         """All SLMDeployments of a namespace; of all namespaces when it is empty."""
         ...
 
+    def model(self, namespace: str, name: str) -> Body:
+        """One SLMModel; NotFoundError when it is not there."""
+        ...
+
+    def models(self, namespace: str) -> list[Body]:
+        """All SLMModels of a namespace."""
+        ...
+
     def patch(self, namespace: str, name: str, body: Body) -> Body:
         """Merge patch of an SLMDeployment; ConflictError when `metadata.resourceVersion` is old."""
         ...

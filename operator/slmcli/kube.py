@@ -31,7 +31,7 @@ from slmcli.errors import (
     UsageError,
 )
 from slmcli.safe import clean
-from slmops.api import GROUP, PLURAL, VERSION
+from slmops.api import GROUP, MODEL_PLURAL, PLURAL, VERSION
 from slmops.api.profile import PROFILE_PLURAL
 from slmwire.labels import DEPLOYMENT
 from slmwire.paths import AGENT_STORE
@@ -112,6 +112,14 @@ class KubeCluster:
     def deployments(self, namespace: str) -> list[Body]:
         """All SLMDeployments of a namespace, or of all."""
         return self._items(_deployments(namespace))
+
+    def model(self, namespace: str, name: str) -> Body:
+        """One SLMModel."""
+        return self._json("GET", _models(namespace, name))
+
+    def models(self, namespace: str) -> list[Body]:
+        """All SLMModels of a namespace."""
+        return self._items(_models(namespace))
 
     def patch(self, namespace: str, name: str, body: Body) -> Body:
         """Merge patch."""
@@ -231,6 +239,11 @@ def _deployments(namespace: str, name: str = "") -> str:
     return "/".join([*parts, *([quote(name, safe="")] if name else [])])
 
 
+def _models(namespace: str, name: str = "") -> str:
+    path = f"/apis/{GROUP}/{VERSION}/namespaces/{quote(namespace, safe='')}/{MODEL_PLURAL}"
+    return f"{path}/{quote(name, safe='')}" if name else path
+
+
 def _watch_events(response: urllib3.BaseHTTPResponse, path: str) -> Iterator[Body]:
     buffer = b""
     try:
@@ -292,6 +305,13 @@ def _error(verb: str, path: str, status: int, text: bytes) -> CliError:
                 "this cluster knows no SLMDeployments; install SLMOps (helm install slmops charts/slmops) or "
                 "choose another --context"
             )
+        case 404 if not details.get("name") and f"/{MODEL_PLURAL}" in path:
+            return NotFoundError(
+                "this cluster knows no SLMModels; upgrade SLMOps (helm upgrade slmops charts/slmops) or "
+                "choose another --context"
+            )
+        case 404 if f"/{MODEL_PLURAL}" in path:
+            return NotFoundError(f"{words}; kubectl slm models shows what there is, -n chooses the namespace")
         case 404:
             return NotFoundError(
                 f"{words}; kubectl slm list -A shows what there is, -n chooses the namespace"

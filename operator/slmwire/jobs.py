@@ -8,12 +8,13 @@ container publishes. An *evaluate* Job is one pod on a node of the device class:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
 JOB_FILE: Final = "/etc/slmops-job/job.json"
-"""The Job's instructions, from a ConfigMap: `{"steps": [...], "publish": {...}, ...}`."""
+"""The Job's instructions, from an annotation of the pod: `{"steps": [...], "publish": {...}, "sign": bool}`,
+named as in the SLMModel. `publish` names this variant's own place: an image with its tag, or a folder."""
 WORK_DIR: Final = "/work"
 """Volume that the containers of an optimise Job share."""
 SOURCE_TREE_ENV: Final = "SLM_SOURCE_TREE"
@@ -22,6 +23,8 @@ STEP_DIR: Final = "/work/step-{index}"
 """Output of step `index`, which is the input of the next."""
 PUBLISH_SECRET_DIR: Final = "/etc/slmops-publish"
 """Credentials for publishing, files as in `paths.SOURCE_DIR`."""
+PUBLISH_VOLUME_DIR: Final = "/mnt/slmops-publish"
+"""Root of the claim's volume when a Job publishes to a pvc; `publish.pvc.path` is relative to it."""
 SIGNING_KEY_FILE: Final = "/etc/slmops-signing/key.pem"
 """Private key (PEM) that signs what is published; absent means unsigned."""
 DATASET_DIR: Final = "/dataset"
@@ -41,6 +44,9 @@ class PublishReport:
     size_bytes: int
     files: int
     signed: bool = False
+    entries: Sequence[Mapping[str, Any]] = ()
+    """`path`, `sha256` and `size` of each file, as far as they fit into the message. A place that the
+    operator cannot read (pvc) needs them; in an S3 store they pin each object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

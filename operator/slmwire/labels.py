@@ -13,6 +13,12 @@ VARIANT: Final = f"{DOMAIN}/variant"
 ROLE: Final = f"{DOMAIN}/role"
 SITE: Final = f"{DOMAIN}/site"
 """On pods of a Deployment that serves one site."""
+MODEL: Final = f"{DOMAIN}/model"
+"""On Jobs of an SLMModel and their pods: its name."""
+WORK: Final = f"{DOMAIN}/work"
+"""On the same: optimise or evaluate."""
+VERSION: Final = f"{DOMAIN}/version"
+PROFILE: Final = f"{DOMAIN}/profile"
 
 
 class Role(StrEnum):

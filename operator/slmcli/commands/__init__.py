@@ -30,6 +30,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "cache": Command(
         module="slmcli.commands.cache", help="what the model store of each node holds, pins and fetches"
     ),
+    "models": Command(
+        module="slmcli.commands.models", help="versions of models, their variants and what these measured"
+    ),
     "history": Command(module="slmcli.commands.history", help="the revisions that are kept"),
     "diff": Command(module="slmcli.commands.diff", help="what differs between two revisions"),
     "promote": Command(module="slmcli.commands.promote", help="let the wave go that waits for approval"),

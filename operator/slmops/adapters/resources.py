@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
-from slmops.api import GROUP, KIND, PLURAL, VERSION
+from slmops.api import GROUP, KIND, MODEL_KIND, MODEL_PLURAL, PLURAL, VERSION
 from slmops.api.profile import PROFILE_KIND, PROFILE_PLURAL
 from slmops.model.observed import OwnedKind
 
@@ -49,6 +49,7 @@ DEPLOYMENTS: Final = Resource(group=GROUP, version=VERSION, plural=PLURAL, kind=
 DEVICE_PROFILES: Final = Resource(
     group=GROUP, version=VERSION, plural=PROFILE_PLURAL, kind=PROFILE_KIND, namespaced=False
 )
+MODELS: Final = Resource(group=GROUP, version=VERSION, plural=MODEL_PLURAL, kind=MODEL_KIND)
 NODES: Final = Resource(group="", version="v1", plural="nodes", kind="Node", namespaced=False)
 PODS: Final = Resource(group="", version="v1", plural="pods", kind="Pod")
 SECRETS: Final = Resource(group="", version="v1", plural="secrets", kind="Secret")
@@ -56,6 +57,7 @@ SERVICES: Final = Resource(group="", version="v1", plural="services", kind="Serv
 CONFIG_MAPS: Final = Resource(group="", version="v1", plural="configmaps", kind="ConfigMap")
 DAEMON_SETS: Final = Resource(group="apps", version="v1", plural="daemonsets", kind="DaemonSet")
 APPS_DEPLOYMENTS: Final = Resource(group="apps", version="v1", plural="deployments", kind="Deployment")
+JOBS: Final = Resource(group="batch", version="v1", plural="jobs", kind="Job")
 CONTROLLER_REVISIONS: Final = Resource(
     group="apps", version="v1", plural="controllerrevisions", kind="ControllerRevision"
 )

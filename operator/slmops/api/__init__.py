@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The custom resources of group `slmops.dev`: pydantic models are their single source."""
 
+from slmops.api.slmmodel import SLMModelSpec
+from slmops.api.slmmodel_status import SLMModelStatus
 from slmops.api.spec import SLMDeploymentSpec
 from slmops.api.status import SLMDeploymentStatus
 
@@ -9,6 +11,8 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "SLMDeployment"
 PLURAL = "slmdeployments"
+MODEL_KIND = "SLMModel"
+MODEL_PLURAL = "slmmodels"
 
 FINALIZER = f"{GROUP}/cleanup"
 RETRY_ANNOTATION = f"{GROUP}/retry"
@@ -22,15 +26,20 @@ ABORT_ANNOTATION = f"{GROUP}/abort"
 """`REVISION[@ANY]`: roll the revision back; it counts as failed."""
 UNDO_ANNOTATION = f"{GROUP}/undo"
 """`REVISION[@ANY]`: roll out a revision of the history instead of spec's, until spec changes."""
+ACCEPT_ANNOTATION = f"{GROUP}/accept"
+"""On an SLMModel with policy Manual: the version that is to be offered."""
 PAUSED_ANNOTATION = f"{GROUP}/paused"
 """`true` stops the rollout as `spec.rollout.paused` does, for as long as it is set."""
 
 __all__ = [
     "ABORT_ANNOTATION",
+    "ACCEPT_ANNOTATION",
     "API_VERSION",
     "FINALIZER",
     "GROUP",
     "KIND",
+    "MODEL_KIND",
+    "MODEL_PLURAL",
     "PAUSED_ANNOTATION",
     "PLURAL",
     "PROMOTE_ANNOTATION",
@@ -40,4 +49,6 @@ __all__ = [
     "VERSION",
     "SLMDeploymentSpec",
     "SLMDeploymentStatus",
+    "SLMModelSpec",
+    "SLMModelStatus",
 ]

@@ -74,7 +74,7 @@ def build_crd(kind: Kind = SLM_DEPLOYMENT) -> dict[str, Any]:
 
 def build_schema(kind: Kind = SLM_DEPLOYMENT) -> dict[str, Any]:
     """Structural OpenAPI v3 schema of the whole object."""
-    status = {"status": model_schema(kind.status, with_defaults=False)} if kind.status else {}
+    status = {"status": _without_rules(model_schema(kind.status, with_defaults=False))} if kind.status else {}
     result: dict[str, Any] = {
         "type": "object",
         "description": describe(kind.spec),
@@ -90,6 +90,16 @@ def build_schema(kind: Kind = SLM_DEPLOYMENT) -> dict[str, Any]:
     if kind.rules:
         result["x-kubernetes-validations"] = [dict(rule) for rule in kind.rules]
     return result
+
+
+def _without_rules(node: Any) -> Any:
+    """The schema without CEL: nobody but the operator writes status, and rules in lists of lists cost more
+    than the API server allows."""
+    if isinstance(node, dict):
+        return {
+            key: _without_rules(value) for key, value in node.items() if key != "x-kubernetes-validations"
+        }
+    return [_without_rules(value) for value in node] if isinstance(node, list) else node
 
 
 def model_schema(model: type[ApiModel], *, with_defaults: bool) -> dict[str, Any]:

@@ -10,13 +10,18 @@ from slmops.api import (
     API_VERSION,
     GROUP,
     KIND,
+    MODEL_KIND,
+    MODEL_PLURAL,
     PLURAL,
     RETRY_ANNOTATION,
     SLMDeploymentSpec,
     SLMDeploymentStatus,
+    SLMModelSpec,
+    SLMModelStatus,
 )
 from slmops.api.base import ApiModel
 from slmops.api.profile import PROFILE_KIND, PROFILE_PLURAL, DeviceProfileSpec
+from slmops.api.slmmodel_status import ModelConditionType
 from slmops.api.status import ConditionType
 
 
@@ -122,4 +127,42 @@ dot: it becomes part of the names of variants. How a variant is chosen by it: [p
     ),
 )
 
-KINDS: Final[tuple[Kind, ...]] = (SLM_DEPLOYMENT, DEVICE_PROFILE)
+SLM_MODEL: Final = Kind(
+    kind=MODEL_KIND,
+    plural=MODEL_PLURAL,
+    short_name="slmm",
+    scope="Namespaced",
+    spec=SLMModelSpec,
+    status=SLMModelStatus,
+    conditions=ModelConditionType,
+    introduction=f"""\
+`{MODEL_KIND}` (`slmm`), `{API_VERSION}`, namespaced: the versions of a model, the variants that Jobs make
+of each, what they measured, and which are offered to SLMDeployments ([models](models.md)). `metadata.name`
+has at most 40 characters and no dot: it becomes part of the names of Jobs. The annotation
+`{RETRY_ANNOTATION}`, set to a new value, tries once more what failed.
+""",
+    columns=(
+        {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'},
+        {"name": "Reason", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].reason'},
+        {"name": "Latest", "type": "string", "jsonPath": ".status.latestVersion"},
+        {"name": "Accepted", "type": "string", "jsonPath": ".status.acceptedVersion"},
+        {"name": "Progress", "type": "string", "jsonPath": ".status.progress"},
+        {
+            "name": "Message",
+            "type": "string",
+            "priority": 1,
+            "jsonPath": '.status.conditions[?(@.type=="Ready")].message',
+        },
+        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    ),
+    rules=(
+        {
+            "rule": "self.metadata.name.size() <= 40 && "
+            "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+            "message": "metadata.name becomes part of the names of Jobs: use at most 40 lower-case letters, "
+            "digits and hyphens, no dot",
+        },
+    ),
+)
+
+KINDS: Final[tuple[Kind, ...]] = (SLM_DEPLOYMENT, SLM_MODEL, DEVICE_PROFILE)

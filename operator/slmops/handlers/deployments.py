@@ -12,7 +12,7 @@ import kopf
 from kubernetes.aio.client.configuration import Configuration
 
 from slmops.adapters.kube import load_configuration
-from slmops.api import GROUP, PLURAL, VERSION
+from slmops.api import GROUP, MODEL_PLURAL, PLURAL, VERSION
 from slmops.runtime.operator import Operator
 
 SERVER_TIMEOUT_SECONDS: Final = 240
@@ -43,6 +43,15 @@ def build_registry(operator: Operator, *, on_stop: Callable[[], Awaitable[None]]
             operator.deployment_gone(event["object"])
         else:
             operator.deployment_seen(event["object"])
+
+    # Where the CustomResourceDefinition of SLMModels is missing, kopf says so once and begins to watch them
+    # when it appears; SLMDeployments are not affected.
+    @kopf.on.event(GROUP, VERSION, MODEL_PLURAL, registry=registry)
+    async def wake_model(event: kopf.RawEvent, **_: Any) -> None:
+        if event["type"] == "DELETED":
+            operator.models.gone(event["object"])
+        else:
+            operator.models.seen(event["object"])
 
     @kopf.on.cleanup(registry=registry)
     async def stop(**_: Any) -> None:

@@ -15,6 +15,8 @@ class OperatorConfig:
     runtime_pull_policy: str = "IfNotPresent"
     engine_images: Mapping[str, str] = field(default_factory=dict)
     """By engine; an engine without one is in `runtime_image`."""
+    optimizer_image: str = ""
+    """Image of the steps of SLMModels; empty: each SLMModel must name one."""
     allowed_host_paths: tuple[str, ...] = ("/var/lib/slmops",)
     """Prefixes that `cache.hostPath` may lie under."""
     allowed_file_paths: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Literal
 
-from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.api import KIND, SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.profile import DeviceProfileSpec
 from slmops.model.config import OperatorConfig
 from slmops.model.geometry import Geometry
@@ -241,6 +241,11 @@ class Deployment:
     annotations: Mapping[str, str] = field(default_factory=dict)
     deleting_since: float | None = None
     has_finalizer: bool = False
+
+    @property
+    def kind(self) -> str:
+        """`kind` of the object."""
+        return KIND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,10 @@
 """Conditions, counters and the texts that people read."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
+from typing import Literal, TypeVar
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.status import (
@@ -28,6 +29,7 @@ from slmwire.labels import Role
 from slmwire.reasons import Reason
 
 Truth = Literal["True", "False", "Unknown"]
+Kind = TypeVar("Kind", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class Says:
 
 
 def merge_conditions(
-    old: Iterable[Condition], new: dict[ConditionType, Says], *, generation: int, now: float
+    old: Iterable[Condition], new: Mapping[Kind, Says], *, generation: int, now: float
 ) -> list[Condition]:
     """Conditions with their transition times: kept while the status stays the same."""
     before = {condition.type: condition for condition in old}

@@ -33,7 +33,10 @@ def build_scheduling(spec: SLMDeploymentSpec, variant: Variant, *, pods: Body) -
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": pods},
     }
-    requirements = [*_requirements(spec.placement.node_selector), *_requirements(variant.node_selector)]
+    requirements = [
+        *selector_requirements(spec.placement.node_selector),
+        *selector_requirements(variant.node_selector),
+    ]
     return {
         "tolerations": tolerations,
         "topologySpreadConstraints": [spread],
@@ -59,7 +62,8 @@ def label_in(key: str, value: str) -> Body:
     return {"key": key, "operator": "In", "values": [value]}
 
 
-def _requirements(selector: LabelSelector) -> list[Body]:
+def selector_requirements(selector: LabelSelector) -> list[Body]:
+    """What a label selector asks of a node's labels."""
     equal = [label_in(key, value) for key, value in sorted(selector.match_labels.items())]
     others = [
         {"key": entry.key, "operator": entry.operator, **({"values": entry.values} if entry.values else {})}

@@ -9,7 +9,7 @@ from typing import Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import duration_seconds, quantity_value
-from slmops.api.source import SOURCE_KINDS
+from slmops.api.source import SOURCE_KINDS, Source
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment
 from slmops.planning.finding import Finding
@@ -55,22 +55,28 @@ def _host_path(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Fi
 
 
 def _file_paths(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
-    for index, variant in enumerate(spec.variants):
-        source = variant.source.file
-        where = f"spec.variants[{index}].source.file"
-        if source is None:
-            continue
-        if not _is_below(source.path, config.allowed_file_paths):
-            return Finding(
-                reason="FilePathNotAllowed",
-                message=f"{where}.path: {source.path} is not below {_join(config.allowed_file_paths)}; "
-                "let an administrator allow it (chart value allowedFilePaths)",
-            )
-        if any(entry.size is None for entry in source.files):
-            return Finding(
-                reason="InvalidSpec",
-                message=f"{where}.files: every file needs its size; the operator cannot read a node's disk",
-            )
+    found = (
+        find_file_problem(f"spec.variants[{index}].source", variant.source, config)
+        for index, variant in enumerate(spec.variants)
+    )
+    return next((finding for finding in found if finding is not None), None)
+
+
+def find_file_problem(where: str, source: Source, config: OperatorConfig) -> Finding | None:
+    """What is wrong with a `file` source at `where` in the spec; None for any other kind."""
+    if source.file is None:
+        return None
+    if not _is_below(source.file.path, config.allowed_file_paths):
+        return Finding(
+            reason="FilePathNotAllowed",
+            message=f"{where}.file.path: {source.file.path} is not below {_join(config.allowed_file_paths)}; "
+            "let an administrator allow it (chart value allowedFilePaths)",
+        )
+    if any(entry.size is None for entry in source.file.files):
+        return Finding(
+            reason="InvalidSpec",
+            message=f"{where}.file.files: every file needs its size; the operator cannot read a node's disk",
+        )
     return None
 
 

@@ -7,13 +7,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from slmops.adapters.errors import Conflict, Forbidden, Invalid, KubeError, NotFound
 from slmops.adapters.kube import KubeClient
 from slmops.adapters.resources import EVENTS
-from slmops.api import API_VERSION, KIND
-from slmops.model.observed import Deployment
+from slmops.api import API_VERSION
 from slmops.model.plan import Transition
 from slmops.ports.clock import Clock
 
@@ -27,9 +26,25 @@ _ATTEMPTS: Final = 3
 _log = logging.getLogger(__name__)
 
 
+class Subject(Protocol):
+    """The object that an event is about."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def namespace(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def uid(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Post:
-    deployment: Deployment
+    subject: Subject
     transition: Transition
     at: float
 
@@ -54,10 +69,10 @@ class EventPoster:
         self._queue: asyncio.Queue[_Post] = asyncio.Queue(QUEUE_LIMIT)
         self._posted: dict[tuple[str, str, str], float] = {}
 
-    def post(self, deployment: Deployment, transition: Transition) -> None:
+    def post(self, subject: Subject, transition: Transition) -> None:
         """Queue an event; dropped when it was posted lately or the queue is full."""
         now = self._clock.now()
-        identity = (deployment.uid, transition.reason, transition.message)
+        identity = (subject.uid, transition.reason, transition.message)
         if now - self._posted.get(identity, float("-inf")) < REPEAT_SECONDS:
             return
         self._posted.pop(identity, None)
@@ -65,7 +80,7 @@ class EventPoster:
         while len(self._posted) > _REMEMBERED:
             del self._posted[next(iter(self._posted))]
         try:
-            self._queue.put_nowait(_Post(deployment=deployment, transition=transition, at=now))
+            self._queue.put_nowait(_Post(subject=subject, transition=transition, at=now))
         except asyncio.QueueFull:
             self._on_drop()
 
@@ -76,12 +91,12 @@ class EventPoster:
             await self._send(post)
 
     async def _send(self, post: _Post) -> None:
-        body = build_event(post.deployment, post.transition, at=post.at, instance=self._instance)
+        body = build_event(post.subject, post.transition, at=post.at, instance=self._instance)
         for attempt in range(_ATTEMPTS):
             if not self._may_write():
                 return
             try:
-                await self._kube.create(EVENTS, namespace=post.deployment.namespace, body=body)
+                await self._kube.create(EVENTS, namespace=post.subject.namespace, body=body)
                 return
             except Conflict:
                 return  # an attempt before did arrive
@@ -94,19 +109,17 @@ class EventPoster:
         self._on_drop()
 
 
-def build_event(
-    deployment: Deployment, transition: Transition, *, at: float, instance: str
-) -> dict[str, Any]:
-    """An events.k8s.io/v1 Event about an SLMDeployment.
+def build_event(subject: Subject, transition: Transition, *, at: float, instance: str) -> dict[str, Any]:
+    """An events.k8s.io/v1 Event about a subject.
 
     The name follows from the content, so a repeated attempt is refused as existing.
     """
-    text = f"{deployment.uid}/{transition.reason}/{transition.message}/{at:.3f}"
-    name = f"{deployment.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    text = f"{subject.uid}/{transition.reason}/{transition.message}/{at:.3f}"
+    name = f"{subject.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return {
         "apiVersion": EVENTS.api_version,
         "kind": EVENTS.kind,
-        "metadata": {"name": name, "namespace": deployment.namespace},
+        "metadata": {"name": name, "namespace": subject.namespace},
         "eventTime": datetime.fromtimestamp(at, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "reportingController": CONTROLLER,
         "reportingInstance": instance[:128],
@@ -116,9 +129,9 @@ def build_event(
         "note": transition.message[:NOTE_LIMIT],
         "regarding": {
             "apiVersion": API_VERSION,
-            "kind": KIND,
-            "namespace": deployment.namespace,
-            "name": deployment.name,
-            "uid": deployment.uid,
+            "kind": subject.kind,
+            "namespace": subject.namespace,
+            "name": subject.name,
+            "uid": subject.uid,
         },
     }

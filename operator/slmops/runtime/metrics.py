@@ -3,10 +3,11 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from slmops.api import SLMDeploymentStatus
+from slmops.api import SLMDeploymentStatus, SLMModelStatus
 from slmops.api.status import Measurement
 from slmops.model.observed import Deployment
 from slmops.model.plan import Transition
+from slmops.model.slmmodel import ModelObject
 from slmops.planning import times
 from slmops.planning.transitions import HOLDS, hold_of
 
@@ -116,6 +117,19 @@ class OperatorMetrics:
             registry=self.registry,
         )
 
+        self.model_versions = Gauge(
+            "slmops_model_versions",
+            "Versions of SLMModels by state: Accepted, or the reason that they are not.",
+            ("namespace", "model", "state"),
+            registry=self.registry,
+        )
+        self.model_jobs = Counter(
+            "slmops_model_jobs_total",
+            "Jobs of SLMModels that ended, by outcome: Succeeded, or the reason of the failure.",
+            ("namespace", "model", "work", "outcome"),
+            registry=self.registry,
+        )
+
     def count_request(self, verb: str, resource: str, status: int, seconds: float) -> None:
         """Count one request to the Kubernetes API (a `RequestHook`)."""
         self.requests.labels(verb, resource, str(status)).inc()
@@ -147,6 +161,18 @@ class OperatorMetrics:
     def count_transition(self, deployment: Deployment, transition: Transition) -> None:
         """Count one state change."""
         self.transitions.labels(deployment.namespace, deployment.name, transition.reason).inc()
+
+    def show_model(self, model: ModelObject, new: SLMModelStatus) -> None:
+        """Bring the series of one SLMModel in line with its new status."""
+        self.model_versions.remove_by_labels({"namespace": model.namespace, "model": model.name})
+        for version in new.versions:
+            state = "Accepted" if version.accepted else version.reason
+            self.model_versions.labels(model.namespace, model.name, state).inc()
+
+    def forget_model(self, namespace: str, name: str) -> None:
+        """Drop the series of an SLMModel that is gone."""
+        for metric in (self.model_versions, self.model_jobs):
+            metric.remove_by_labels({"namespace": namespace, "model": name})
 
     def forget(self, namespace: str, name: str) -> None:
         """Drop the series of a deployment that is gone."""

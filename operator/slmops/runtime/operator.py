@@ -12,6 +12,7 @@ from slmops.adapters.kube import KubeClient
 from slmops.adapters.resources import DEPLOYMENTS
 from slmops.model.config import OperatorConfig
 from slmops.planning.plan import plan
+from slmops.planning.slmmodel.plan import plan_model
 from slmops.ports.clock import Clock
 from slmops.ports.metrics import MetricsProvider
 from slmops.ports.sources import SourceResolver
@@ -19,6 +20,10 @@ from slmops.runtime.events import EventPoster
 from slmops.runtime.execute import Executor
 from slmops.runtime.guard import DURATION_SECONDS, LeaseGuard
 from slmops.runtime.metrics import OperatorMetrics
+from slmops.runtime.models.execute import ModelExecutor
+from slmops.runtime.models.keeper import ModelKeeper
+from slmops.runtime.models.worker import ModelServices
+from slmops.runtime.models.world import ModelWorld
 from slmops.runtime.resource import DeploymentKey, key_of_body
 from slmops.runtime.worker import Planner, Services, Worker
 from slmops.runtime.world import World
@@ -66,6 +71,13 @@ class Operator:
             duration_seconds=parts.lease_seconds,
             on_change=self._lease_changed,
         )
+        model_world = ModelWorld(
+            parts.kube,
+            namespaces=parts.watch_namespaces,
+            on_wake=lambda key: self.models.wake(key),
+            on_offer=lambda key: self.world.wake_followers(key.namespace, key.name),
+        )
+        self.world.models = model_world
         self._events = EventPoster(
             parts.kube,
             clock=parts.clock,
@@ -73,6 +85,9 @@ class Operator:
             may_write=self.guard.held,
             on_drop=parts.metrics.events_dropped.inc,
         )
+        looks = asyncio.Semaphore(PARALLEL_LOOKS)
+        resolutions = asyncio.Semaphore(PARALLEL_RESOLUTIONS)
+        read_throughs = asyncio.Semaphore(PARALLEL_READ_THROUGHS)
         self._services = Services(
             kube=parts.kube,
             world=self.world,
@@ -85,10 +100,29 @@ class Operator:
             clock=parts.clock,
             config=parts.config,
             may_write=self.guard.held,
-            looks=asyncio.Semaphore(PARALLEL_LOOKS),
+            looks=looks,
             measurements=asyncio.Semaphore(PARALLEL_MEASUREMENTS),
-            resolutions=asyncio.Semaphore(PARALLEL_RESOLUTIONS),
-            read_throughs=asyncio.Semaphore(PARALLEL_READ_THROUGHS),
+            resolutions=resolutions,
+            read_throughs=read_throughs,
+        )
+        self.models = ModelKeeper(
+            ModelServices(
+                kube=parts.kube,
+                world=model_world,
+                executor=ModelExecutor(parts.kube, model_world, parts.metrics, may_write=self.guard.held),
+                events=self._events,
+                metrics=parts.metrics,
+                planner=plan_model,
+                resolver=parts.resolver,
+                clock=parts.clock,
+                config=parts.config,
+                may_write=self.guard.held,
+                looks=looks,
+                resolutions=resolutions,
+                read_throughs=read_throughs,
+            ),
+            namespaces=parts.watch_namespaces,
+            sweep_seconds=parts.sweep_seconds,
         )
 
     async def run(self) -> None:
@@ -100,6 +134,7 @@ class Operator:
                 for reflector in self.world.reflectors:
                     group.create_task(reflector.run(), name=f"reflector {reflector.resource.plural}")
                 group.create_task(self._events.run(), name="events")
+                group.create_task(self.models.run(), name="models")
                 await self.world.wait_synced()
                 await self._sweep_safely()
                 self._group = group
@@ -151,6 +186,7 @@ class Operator:
         self._parts.metrics.holds_lease.set(1 if self.guard.held() else 0)
         for key in self._tasks:
             self._wake(key)
+        self.models.wake_all()
 
     async def _sweep_now_and_then(self) -> None:
         while True:

@@ -48,7 +48,10 @@ def parse_deployment(body: Mapping[str, Any], previous: StoredDeployment | None 
     try:
         status, status_error = SLMDeploymentStatus.model_validate(body.get("status") or {}), ""
     except ValidationError as error:
-        status, status_error = SLMDeploymentStatus(), f"status does not parse: {_first(error, 'status')}"
+        status, status_error = (
+            SLMDeploymentStatus(),
+            f"status does not parse: {first_problem(error, 'status')}",
+        )
     deleted = metadata.get("deletionTimestamp")
     finalizers = tuple(metadata.get("finalizers") or ())
     return StoredDeployment(
@@ -88,10 +91,10 @@ def _parse_spec(body: Any) -> tuple[SLMDeploymentSpec | None, str]:
     try:
         return SLMDeploymentSpec.model_validate(body if body is not None else {}), ""
     except ValidationError as error:
-        return None, _first(error, "spec")
+        return None, first_problem(error, "spec")
 
 
-def _first(error: ValidationError, root: str) -> str:
+def first_problem(error: ValidationError, root: str) -> str:
     """`spec.variants[0].source: message`, of the first of the errors."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     path = root

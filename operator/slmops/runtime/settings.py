@@ -103,6 +103,7 @@ def read_settings(
                 _PULL_POLICIES,
             ),
             engine_images=_engine_images(text("SLMOPS_ENGINE_IMAGES")),
+            optimizer_image=text("SLMOPS_OPTIMIZER_IMAGE"),
             allowed_host_paths=_paths(
                 "SLMOPS_ALLOWED_HOST_PATHS", text("SLMOPS_ALLOWED_HOST_PATHS", "/var/lib/slmops")
             ),

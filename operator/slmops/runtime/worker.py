@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One task per SLMDeployment: wait for a wake or a timer, look, plan, write, and wait again."""
+"""One task per SLMDeployment: look, plan, write."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
-from slmops.adapters.errors import Conflict, Forbidden, Invalid, KubeError, NamespaceEnding
+from slmops.adapters.errors import Forbidden, Invalid, KubeError, NamespaceEnding
 from slmops.adapters.kube import KubeClient
 from slmops.api import RETRY_ANNOTATION
 from slmops.model.config import OperatorConfig
@@ -17,12 +16,11 @@ from slmops.model.plan import Plan, Transition
 from slmops.ports.clock import Clock
 from slmops.ports.metrics import MetricsProvider
 from slmops.ports.sources import SourceResolver
-from slmops.runtime.backoff import Backoff
 from slmops.runtime.decisions import describe_decision
 from slmops.runtime.economy import StatusPace, Traffic
 from slmops.runtime.events import EventPoster
-from slmops.runtime.execute import Executor, Failure, ForeignObject, WritesForbidden, describe
-from slmops.runtime.logs import fields_of
+from slmops.runtime.execute import Executor, Failure, ForeignObject, describe
+from slmops.runtime.loop import Loop, StatusUnreadable
 from slmops.runtime.measure import Meter
 from slmops.runtime.metrics import OperatorMetrics
 from slmops.runtime.observe import observe
@@ -30,20 +28,9 @@ from slmops.runtime.resolve import Resolutions
 from slmops.runtime.resource import DeploymentKey
 from slmops.runtime.world import World
 
-COALESCE_SECONDS: Final = 0.05
-"""Wakes that come this close together are one look."""
-BUSY_SECONDS: Final = 1.0
-"""Least time between two looks once `BUSY_LOOKS` in a row have written: somebody writes against us."""
-BUSY_LOOKS: Final = 20
-REST_FACTOR: Final = 4.0
-"""Rest after a look, as a multiple of the time that planning took."""
 _log = logging.getLogger("slmops")
 
 Planner = Callable[[Observed, float], Plan]
-
-
-class StatusUnreadable(Exception):
-    """The stored status does not parse; planning from an empty one would forget the stable revision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +57,18 @@ class Services:
     traffic: Traffic = field(default_factory=Traffic)
 
 
-class Worker:
+class Worker(Loop):
     """Looks after one SLMDeployment while `run` runs."""
 
     def __init__(self, key: DeploymentKey, services: Services) -> None:
-        self.key = key
+        super().__init__(
+            key,
+            kind="deployment",
+            metrics=services.metrics,
+            may_write=services.may_write,
+            looks=services.looks,
+        )
         self._services = services
-        self._woken = asyncio.Event()
-        self._woken.set()
-        self._backoff = Backoff()
-        self._busy_looks = 0
-        self._look_seconds = 0.0
-        self._woken_at: float | None = None
         self._pace = StatusPace(services.traffic)
         self._shown = False
         self._retry_token: str | None = None
@@ -103,77 +90,9 @@ class Worker:
             on_outcome=self.wake,
         )
 
-    def wake(self) -> None:
-        """Something may have changed: look soon."""
-        if self._woken_at is None:
-            self._woken_at = time.perf_counter()
-        self._woken.set()
-
-    async def run(self) -> None:
-        """Look until cancelled."""
-        wait: float | None = None
-        try:
-            while True:
-                await self._wait(wait)
-                wait = await self._look_safely()
-        finally:
-            self._meter.stop()
-            self._resolutions.stop()
-
-    async def _wait(self, seconds: float | None) -> None:
-        # After an error the delay is cut short by a wake, but never to nothing: what failed may be
-        # what wakes us. A look at a large fleet takes a while; most of the time is left to others.
-        least = max(COALESCE_SECONDS, REST_FACTOR * self._look_seconds)
-        if self._backoff.failures:
-            least = max(least, min(1.0, seconds or 1.0))
-        if self._busy_looks > BUSY_LOOKS:
-            least = max(least, BUSY_SECONDS)
-        try:
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        except TimeoutError:
-            pass
-        await asyncio.sleep(least)
-
-    async def _look_safely(self) -> float | None:
-        """One look; seconds until the next one if nothing happens."""
-        services = self._services
-        if not services.may_write():
-            return 1.0
-        requeue: float | None = None
-        try:
-            requeue, failures = await self._look_in_turn()
-            if not failures:
-                self._backoff.reset()
-                return requeue
-            self._report(failures)
-        except WritesForbidden:
-            return 1.0
-        except Conflict as error:
-            # The object is newer than what was planned from: read it and look again.
-            _log.debug("%s; looking again", error, extra=self._fields())
-            services.metrics.errors.labels("Conflict").inc()
-            await self._refresh()
-            self.wake()
-        except (KubeError, StatusUnreadable) as error:
-            self._warn(type(error).__name__, str(error))
-        except Exception as error:
-            services.metrics.errors.labels(type(error).__name__).inc()
-            _log.exception("look failed", extra=self._fields())
-        delay = self._backoff.fail()
-        # A write that fails must not keep a deadline from firing: the plan's own timer still counts.
-        return delay if requeue is None else min(delay, max(requeue, COALESCE_SECONDS))
-
-    async def _look_in_turn(self) -> tuple[float | None, list[Failure]]:
-        services = self._services
-        with services.metrics.waiting.track_inprogress():
-            await services.looks.acquire()
-        try:
-            self._woken.clear()
-            with services.metrics.reconcile_seconds.time():
-                return await self._look()
-        finally:
-            services.looks.release()
+    def _stop(self) -> None:
+        self._meter.stop()
+        self._resolutions.stop()
 
     async def _look(self) -> tuple[float | None, list[Failure]]:
         services = self._services
@@ -301,16 +220,9 @@ class Worker:
                 transition = Transition(kind="Warning", reason="WriteFailed", message=message)
                 self._services.events.post(stored.deployment, transition)
 
-    def _warn(self, reason: str, message: str, **values: str) -> None:
-        self._services.metrics.errors.labels(reason).inc()
-        _log.warning("%s", message, extra=self._fields(reason=reason, **values))
-
     async def _refresh(self) -> None:
         try:
             if await self._services.executor.refresh(self.key) is None:
                 self._services.world.forget_deployment(self.key)
         except KubeError as error:
             _log.debug("%s", error, extra=self._fields())
-
-    def _fields(self, **values: object) -> dict[str, dict[str, object]]:
-        return fields_of(namespace=self.key.namespace, deployment=self.key.name, **values)

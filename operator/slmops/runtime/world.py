@@ -11,12 +11,15 @@ from slmops.adapters.resources import DEVICE_PROFILES, NODES, OWNED, PODS, Resou
 from slmops.adapters.trim import OwnedMeta, OwnedPod, trim_node, trim_owned, trim_pod, trim_profile
 from slmops.api.base import LabelSelector
 from slmops.model.observed import NodeView, OwnedKind, ProfileView
+from slmops.model.offers import ModelOffer
 from slmops.planning.names import Names
 from slmops.planning.selectors import matches
+from slmops.runtime.models.world import ModelWorld
 from slmops.runtime.resource import DeploymentKey, StoredDeployment, is_newer, key_of_body, parse_deployment
-from slmwire.labels import MANAGED_BY, MANAGED_BY_VALUE
+from slmwire.labels import MANAGED_BY, MANAGED_BY_VALUE, MODEL
 
-_OURS = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
+_OURS = f"{MANAGED_BY}={MANAGED_BY_VALUE},!{MODEL}"
+"""Pods of Jobs are the models' business."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,8 @@ class World:
         self, kube: KubeClient, *, namespaces: tuple[str, ...], on_wake: Callable[[DeploymentKey], None]
     ) -> None:
         self._on_wake = on_wake
+        self.models: ModelWorld | None = None
+        """What is known of SLMModels, once somebody looks after them."""
         self._deployments: dict[DeploymentKey, StoredDeployment] = {}
         self._belongings: dict[DeploymentKey, _Belongings] = {}
         self._members: dict[DeploymentKey, _Members] = {}
@@ -223,6 +228,20 @@ class World:
         """The deployment is gone."""
         self._deployments.pop(key, None)
         self._members.pop(key, None)
+
+    # SLMModels
+
+    def offer_of(self, namespace: str, name: str) -> ModelOffer | None:
+        """What an SLMModel offers; None when there is no such model."""
+        return self.models.offer_of(DeploymentKey(namespace, name)) if self.models is not None else None
+
+    def wake_followers(self, namespace: str, name: str) -> None:
+        """The offer of an SLMModel has changed: wake the SLMDeployments that follow it."""
+        for key, stored in self._deployments.items():
+            spec = stored.deployment.spec
+            followed = spec.model.to_body().get("from") if spec is not None else None
+            if key.namespace == namespace and followed and followed.get("name") == name:
+                self._on_wake(key)
 
     # Wakes
 

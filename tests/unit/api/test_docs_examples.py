@@ -10,7 +10,7 @@ import yaml
 
 from slmcli.simulate.inputs import read_fleet
 from slmops import api
-from slmops.api import SLMDeploymentSpec
+from slmops.api import SLMDeploymentSpec, SLMModelSpec
 from slmops.api.distribution import Distribution
 from slmops.api.profile import DeviceProfileSpec
 from slmops.api.rollout import Rollout
@@ -21,6 +21,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 HEALTHY = {
     "Accepted", "Resolved", "AllNodesReady", "Installing", "Prefetching", "Flipping", "Soaking", "Analysing",
     "RollingBack", "Converging", "Complete", "Promoted", "InProgress", "Verified", "Verifying",
+    "Published", "Optimising", "Publishing", "Passed", "NotAsked", "Evaluating", "VersionAccepted",
 }  # fmt: skip
 """Nobody has to do anything about these."""
 
@@ -41,6 +42,8 @@ def test_every_example_is_taken(where: str, body: dict[str, Any], tmp_path: Path
             SLMDeploymentSpec.model_validate(spec)
         case {"kind": "DeviceProfile", "spec": spec}:
             DeviceProfileSpec.model_validate(spec)
+        case {"kind": api.MODEL_KIND, "spec": spec}:
+            SLMModelSpec.model_validate(spec)
         case {"spec": spec}:
             Placement.model_validate(spec["placement"])
             Rollout.model_validate(spec["rollout"])

@@ -26,7 +26,7 @@ from slmops.model.observed import (
 from slmops.model.plan import MeasureRequest, PatchNodeLabels, Plan, ResolveRequest, Transition
 from slmops.planning.revision import source_hash
 from slmops.ports.sources import SourceError
-from slmops.runtime import worker as worker_module
+from slmops.runtime import loop as worker_module
 from slmops.runtime.events import EventPoster
 from slmops.runtime.execute import Executor
 from slmops.runtime.metrics import OperatorMetrics

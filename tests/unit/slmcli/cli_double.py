@@ -25,6 +25,7 @@ class ScriptedCluster:
     """
 
     objects: dict[tuple[str, str], Body] = field(default_factory=dict)
+    slmmodels: list[Body] = field(default_factory=list)
     stored: list[Body] = field(default_factory=list)
     occurred: list[Body] = field(default_factory=list)
     fleet: list[Body] = field(default_factory=list)
@@ -56,6 +57,15 @@ class ScriptedCluster:
         if self.broken is not None:
             raise self.broken
         return [deepcopy(body) for (ns, _), body in self.objects.items() if namespace in ("", ns)]
+
+    def model(self, namespace: str, name: str) -> Body:
+        for body in self.models(namespace):
+            if body["metadata"]["name"] == name:
+                return body
+        raise NotFoundError(f'slmmodels.slmops.dev "{name}" not found')
+
+    def models(self, namespace: str) -> list[Body]:
+        return [deepcopy(body) for body in self.slmmodels if body["metadata"]["namespace"] == namespace]
 
     def patch(self, namespace: str, name: str, body: Body) -> Body:
         target = self.objects[(namespace, name)]

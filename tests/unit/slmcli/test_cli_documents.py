@@ -32,6 +32,7 @@ KEYS = {
     "DeploymentList": "items",
     "NodeList": "namespace name items",
     "RevisionList": "namespace name items",
+    "ModelList": "items",
     "Explanation": "namespace name summary because waitsFor next measurements decisions actions",
     "Version": "client api",
 }
@@ -39,12 +40,14 @@ ITEM_KEYS = {
     "DeploymentList": f"{SUMMARY} step",
     "NodeList": "node site state online given fetching serving restarts problem",
     "RevisionList": "number revision modelVersion states createdAt variants",
+    "ModelList": "namespace name createdAt latestVersion acceptedVersion versions conditions notes",
 }
 COMMANDS = {
     "DeploymentStatus": ["status", "orders"],
     "DeploymentList": ["list"],
     "NodeList": ["nodes", "orders"],
     "RevisionList": ["history", "orders"],
+    "ModelList": ["models"],
     "Explanation": ["explain", "orders"],
     "Version": ["version"],
 }
@@ -58,6 +61,7 @@ def _cluster(status: Any) -> ScriptedCluster:
     cluster.occurred = [build_event("WavePassed", "pilot", seconds_ago=3)]
     cluster.fleet = [build_node("n", {STABLE: "int4"})]
     cluster.running = [build_pod("n", STABLE)]
+    cluster.slmmodels = [{"metadata": {"namespace": "shop", "name": "chat"}}]
     return cluster
 
 

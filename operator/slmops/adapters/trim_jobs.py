@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From Jobs and their pods to the few fields that are kept in memory."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from slmops.adapters.trim import seconds_of
+from slmops.model.slmmodel import ContainerView, JobPodView, JobView
+from slmwire import labels
+from slmwire.paths import TERMINATION_LIMIT_BYTES
+
+JOB_NAME_LABELS: Final = ("batch.kubernetes.io/job-name", "job-name")
+_State = Literal["Waiting", "Running", "Done", "Failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedJob:
+    """A Job's view with the SLMModel that it belongs to."""
+
+    namespace: str
+    model: str
+    uid: str
+    owner_uids: frozenset[str]
+    view: JobView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedJobPod:
+    """A view of a Job's pod with the SLMModel that it belongs to."""
+
+    namespace: str
+    model: str
+    view: JobPodView
+
+
+def trim_job(body: Mapping[str, Any]) -> OwnedJob:
+    """View of a Job that carries our labels."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    tags = metadata.get("labels") or {}
+    ended: Mapping[str, Any] = {}
+    state: Literal["Active", "Complete", "Failed"] = "Active"
+    for condition in status.get("conditions") or ():
+        if condition.get("status") == "True" and condition.get("type") in ("Complete", "Failed"):
+            ended, state = condition, condition["type"]
+    return OwnedJob(
+        namespace=metadata.get("namespace", ""),
+        model=tags.get(labels.MODEL, ""),
+        uid=metadata.get("uid", ""),
+        owner_uids=frozenset(owner.get("uid", "") for owner in metadata.get("ownerReferences") or ()),
+        view=JobView(
+            name=metadata["name"],
+            work=tags.get(labels.WORK, ""),
+            state=state,
+            reason=str(ended.get("reason") or ""),
+            message=str(ended.get("message") or ""),
+            created_at=seconds_of(metadata.get("creationTimestamp")),
+            finished_at=seconds_of(ended.get("lastTransitionTime")),
+            deleting="deletionTimestamp" in metadata,
+        ),
+    )
+
+
+def trim_job_pod(body: Mapping[str, Any]) -> OwnedJobPod:
+    """View of a pod of such a Job."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    tags = metadata.get("labels") or {}
+    scheduled: Mapping[str, Any] = next(
+        (c for c in status.get("conditions") or () if c.get("type") == "PodScheduled"), {}
+    )
+    unschedulable = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
+    return OwnedJobPod(
+        namespace=metadata.get("namespace", ""),
+        model=tags.get(labels.MODEL, ""),
+        view=JobPodView(
+            name=metadata["name"],
+            job=next((tags[name] for name in JOB_NAME_LABELS if name in tags), ""),
+            node=spec.get("nodeName") or "",
+            created_at=seconds_of(metadata.get("creationTimestamp")),
+            containers=tuple(_containers(spec, status)),
+            unschedulable=str(scheduled.get("message") or "no node fits") if unschedulable else "",
+            reason=str(status.get("reason") or ""),
+            message=str(status.get("message") or "")[:TERMINATION_LIMIT_BYTES],
+            deleting="deletionTimestamp" in metadata,
+        ),
+    )
+
+
+def _containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[ContainerView]:
+    for kind in ("init", ""):
+        known = {entry["name"]: entry for entry in status.get(f"{kind}ContainerStatuses" if kind else
+                                                              "containerStatuses") or ()}  # fmt: skip
+        for container in spec.get("initContainers" if kind else "containers") or ():
+            yield _container(container["name"], (known.get(container["name"]) or {}).get("state") or {})
+
+
+def _container(name: str, state: Mapping[str, Any]) -> ContainerView:
+    kind: _State = "Waiting"
+    said: Mapping[str, Any] = state.get("waiting") or {}
+    if "running" in state:
+        kind, said = "Running", {}
+    elif "terminated" in state:
+        said = state["terminated"] or {}
+        kind = "Done" if said.get("exitCode") == 0 else "Failed"
+    return ContainerView(
+        name=name,
+        state=kind,
+        reason=str(said.get("reason") or ""),
+        message=str(said.get("message") or "")[:TERMINATION_LIMIT_BYTES],
+    )

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`spec.recipes[].steps` of an SLMModel: what is done to the files."""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from slmops.api.base import ApiModel, cel, exactly_one_of, validations
+
+STEP_KINDS: Final = ("quantizeInt8", "quantizeInt4", "prune", "slice", "convert")
+
+
+class QuantizeInt8(ApiModel):
+    """Weights as 8-bit integers."""
+
+
+class QuantizeInt4(ApiModel):
+    """Weights as 4-bit integers in blocks that share a scale."""
+
+    block_size: Literal[16, 32, 64, 128, 256] = Field(
+        default=32, description="Weights that share a scale; small blocks are more exact and larger."
+    )
+    accuracy_level: int = Field(
+        default=4,
+        ge=0,
+        le=4,
+        description="Precision of the arithmetic: 0 any, 1 float32, 2 float16, 3 bfloat16, 4 int8.",
+    )
+    symmetric: bool = Field(default=True, description="Whether the blocks have no zero point.")
+
+
+class Prune(ApiModel):
+    """Sets the weights to zero that matter least."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "has(self.method) && self.method == 'NM' ? "
+                "(has(self.pattern) && !has(self.sparsityPercent)) : "
+                "(has(self.sparsityPercent) && !has(self.pattern))",
+                "method Magnitude needs sparsityPercent, method NM needs pattern",
+            )
+        )
+    )
+
+    method: Literal["Magnitude", "NM"] = Field(
+        default="Magnitude",
+        description="Magnitude takes the smallest weights of each matrix, NM the smallest of each group.",
+    )
+    sparsity_percent: int | None = Field(
+        default=None, ge=1, le=95, description="With Magnitude: share of weights that become zero."
+    )
+    pattern: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")] | None = Field(
+        default=None, max_length=5, description="With NM: N:M keeps N weights of each M, for example 2:4."
+    )
+
+
+class Slice(ApiModel):
+    """Takes whole parts out of every layer, which makes the model smaller and faster on any hardware."""
+
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "(has(self.feedForwardPercent) && self.feedForwardPercent > 0) || "
+                "(has(self.headsPercent) && self.headsPercent > 0)",
+                "set feedForwardPercent or headsPercent above 0",
+            )
+        )
+    )
+
+    feed_forward_percent: int = Field(
+        default=0, ge=0, le=90, description="Share of the feed-forward width that is taken out."
+    )
+    heads_percent: int = Field(
+        default=0, ge=0, le=90, description="Share of the attention heads that are taken out."
+    )
+
+
+class Convert(ApiModel):
+    """Writes the model in the format of another engine."""
+
+    to: Literal["GGUF", "LiteRT", "ONNX"] = Field(description="Format to write.")
+    type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
+        default=None, max_length=32, description="Type of the weights in it, for example Q4_K_M for GGUF."
+    )
+
+
+class Step(ApiModel):
+    """One step of a recipe; exactly one kind."""
+
+    model_config = ConfigDict(json_schema_extra=validations(exactly_one_of(*STEP_KINDS)))
+
+    quantize_int8: QuantizeInt8 | None = Field(
+        default=None, alias="quantizeInt8", description="Weights as 8-bit integers."
+    )
+    quantize_int4: QuantizeInt4 | None = Field(
+        default=None, alias="quantizeInt4", description="Weights as 4-bit integers."
+    )
+    prune: Prune | None = Field(default=None, description="Weights that matter least become zero.")
+    slice: Slice | None = Field(default=None, description="Whole parts of the layers are taken out.")
+    convert: Convert | None = Field(default=None, description="Another file format.")

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of SLMModels, and caches of their Jobs and pods."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from slmops.adapters.kube import KubeClient
+from slmops.adapters.reflector import Key, Reflector
+from slmops.adapters.resources import JOBS, PODS
+from slmops.adapters.trim_jobs import OwnedJob, OwnedJobPod, trim_job, trim_job_pod
+from slmops.model.offers import ModelOffer
+from slmops.model.slmmodel import JobPodView, JobView, ProfileView
+from slmops.planning.slmmodel.offer import to_offer
+from slmops.runtime.models.resource import StoredModel, is_newer, parse_model
+from slmops.runtime.resource import DeploymentKey, key_of_body
+from slmwire.labels import MANAGED_BY, MANAGED_BY_VALUE, MODEL
+
+ModelKey = DeploymentKey
+_OURS = f"{MANAGED_BY}={MANAGED_BY_VALUE},{MODEL}"
+
+
+class ModelWorld:
+    """SLMModels that were seen, with their Jobs and pods.
+
+    `on_wake` is called with each model that a change concerns, `on_offer` with one whose offer has changed.
+    """
+
+    def __init__(
+        self,
+        kube: KubeClient,
+        *,
+        namespaces: tuple[str, ...],
+        on_wake: Callable[[ModelKey], None],
+        on_offer: Callable[[ModelKey], None],
+    ) -> None:
+        self._on_wake = on_wake
+        self._on_offer = on_offer
+        self._models: dict[ModelKey, StoredModel] = {}
+        self._offers: dict[ModelKey, ModelOffer] = {}
+        self._jobs = [
+            Reflector(
+                kube,
+                JOBS,
+                trim=trim_job,
+                on_change=self._changed,
+                namespace=namespace,
+                label_selector=_OURS,
+            )
+            for namespace in namespaces or ("",)
+        ]
+        self._pods = [
+            Reflector(
+                kube,
+                PODS,
+                trim=trim_job_pod,
+                on_change=self._changed,
+                namespace=namespace,
+                label_selector=_OURS,
+            )
+            for namespace in namespaces or ("",)
+        ]
+
+    @property
+    def reflectors(self) -> list[Reflector[Any]]:
+        """All caches, to be run."""
+        return [*self._jobs, *self._pods]
+
+    async def wait_synced(self) -> None:
+        """Until every cache has seen its whole list once."""
+        for reflector in self.reflectors:
+            await reflector.synced.wait()
+
+    @property
+    def keys(self) -> tuple[ModelKey, ...]:
+        """All SLMModels."""
+        return tuple(self._models)
+
+    def stored(self, key: ModelKey) -> StoredModel | None:
+        """The latest known state of a model."""
+        return self._models.get(key)
+
+    def take_in_model(self, body: Mapping[str, Any]) -> bool:
+        """Take in a body from the stream, a list or an answer; False when it was no news."""
+        key = key_of_body(body)
+        if not is_newer(body, self._models.get(key)):
+            return False
+        stored = parse_model(body)
+        self._models[key] = stored
+        if not stored.status_error:
+            offer = to_offer(key.namespace, key.name, stored.model.status)
+            if offer != self._offers.get(key):
+                self._offers[key] = offer
+                self._on_offer(key)
+        return True
+
+    def forget_model(self, key: ModelKey) -> None:
+        """The model is gone."""
+        self._models.pop(key, None)
+        if self._offers.pop(key, None) is not None:
+            self._on_offer(key)
+
+    def offer_of(self, key: ModelKey) -> ModelOffer | None:
+        """What the model offers to deployments; None when there is no such model."""
+        return self._offers.get(key)
+
+    def profiles(self) -> Mapping[str, ProfileView]:
+        """DeviceProfiles by name: where a measurement finds its node. None are known yet."""
+        return {}
+
+    def jobs_of(self, key: ModelKey, uid: str) -> tuple[JobView, ...]:
+        """Jobs owned by this very model, not by an earlier one of that name, by name."""
+        found = (job for reflector in self._jobs for job in reflector.values())
+        views = (j.view for j in found if (j.namespace, j.model) == key and uid in j.owner_uids)
+        return tuple(sorted(views, key=lambda view: view.name))
+
+    def pods_of(self, key: ModelKey) -> tuple[JobPodView, ...]:
+        """Pods that carry the model's label."""
+        found = (pod for reflector in self._pods for pod in reflector.values())
+        views = (pod.view for pod in found if (pod.namespace, pod.model) == key)
+        return tuple(sorted(views, key=lambda view: view.name))
+
+    def take_in_job(self, body: Mapping[str, Any]) -> None:
+        """The answer to a create."""
+        namespace = body["metadata"].get("namespace", "")
+        for reflector in self._jobs:
+            if reflector.namespace in ("", namespace):
+                reflector.put(body)
+
+    def job_uid(self, namespace: str, name: str) -> str:
+        """Uid of a Job; empty when it is not known."""
+        found = (reflector.get((namespace, name)) for reflector in self._jobs)
+        return next((job.uid for job in found if job is not None), "")
+
+    def _changed(
+        self, _: Key, old: OwnedJob | OwnedJobPod | None, new: OwnedJob | OwnedJobPod | None
+    ) -> None:
+        concerned: Iterable[OwnedJob | OwnedJobPod] = [value for value in (old, new) if value is not None]
+        for key in {ModelKey(value.namespace, value.model) for value in concerned}:
+            self._on_wake(key)
