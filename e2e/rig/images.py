@@ -40,6 +40,8 @@ class ImageRecipe:
     containerfile: str
     inputs: tuple[str, ...]
     limit_bytes: int
+    on_request: bool = False
+    """Built only when it is named."""
 
 
 RECIPES: Final = (
@@ -61,6 +63,19 @@ RECIPES: Final = (
             "operator/slmwire",
         ),
         limit_bytes=300 * MIB,
+    ),
+    ImageRecipe(
+        name="slmops-optimizer",
+        containerfile="Containerfile.optimizer",
+        inputs=(
+            "locks/optimizer.txt",
+            "e2e/rig/prune.sh",
+            "operator/slmopt",
+            "operator/slmfetch",
+            "operator/slmwire",
+        ),
+        limit_bytes=500 * MIB,
+        on_request=True,
     ),
 )
 
@@ -119,11 +134,12 @@ def read_pip_settings() -> dict[str, str]:
 
 
 def build_images(names: tuple[str, ...] = ()) -> list[Image]:
-    """Build and push what the registry lacks; return all (or the named) images.
+    """Build and push what the registry lacks; return the named images, or all but those on request.
 
     The registry must run. Raises RigError when a build fails or an image is over its limit.
     """
-    return [_ensure_image(recipe) for recipe in RECIPES if not names or recipe.name in names]
+    wanted = names or tuple(recipe.name for recipe in RECIPES if not recipe.on_request)
+    return [_ensure_image(recipe) for recipe in RECIPES if recipe.name in wanted]
 
 
 def _ensure_image(recipe: ImageRecipe) -> Image:
