@@ -46,10 +46,14 @@ e2e: venv ## real nodes, containers, Prometheus, faults
 
 .PHONY: bench
 bench: venv ## benchmarks beside their peers; writes docs/benchmarks/*.json and docs/benchmarks.md
-	@missed=; for name in serve rollout fleet fetch warm evidence simulate planner; do \
+	@missed=; for name in serve rollout fleet fetch warm evidence simulate planner quality; do \
 	  echo "$(PY) -m e2e.bench.$$name"; $(PY) -m e2e.bench.$$name || missed="$$missed $$name"; \
 	done; $(PY) -m e2e.bench.render; \
 	test -z "$$missed" || { echo "targets missed, or not measured to the end:$$missed"; exit 1; }
+
+.PHONY: quality
+quality: venv ## what each way to shrink a model costs in quality; writes the table in docs/optimise.md
+	$(PY) -m e2e.bench.quality
 
 .PHONY: model
 model: venv ## train and export the test models again and check their figures (needs torch, gigabytes)
@@ -96,10 +100,11 @@ lock: venv ## compile locks/*.txt from pyproject.toml
 	# Without what runtime.txt has already, and without the telemetry that the library can do without.
 	$(COMPILE) --extra runtime-openvino pyproject.toml -c locks/runtime.txt --no-emit-package numpy \
 	  --no-emit-package openvino-telemetry -o locks/runtime-openvino.txt
-	$(COMPILE) --extra operator --extra runtime --extra cli --extra dev pyproject.toml -o locks/dev.txt
 	$(COMPILE) --extra runtime-litert pyproject.toml -c locks/runtime.txt --no-emit-package numpy \
 	  -o locks/runtime-litert.txt
 	$(COMPILE) --extra runtime-executorch pyproject.toml -c locks/runtime.txt -o locks/runtime-executorch.txt
+	$(COMPILE) --extra optimizer pyproject.toml -o locks/optimizer.txt
+	$(COMPILE) --extra operator --extra runtime --extra cli --extra optimizer --extra dev pyproject.toml -o locks/dev.txt
 	$(COMPILE) locks/model.in -o locks/model.txt
 	$(COMPILE) locks/model-litert.in -o locks/model-litert.txt
 	echo "uv==$(UV_VERSION)" | $(COMPILE) - -o locks/uv.txt

@@ -42,6 +42,8 @@ class ImageRecipe:
     limit_bytes: int
     engine: str = ""
     """Of a runtime with another engine: the end of its lock's name."""
+    on_request: bool = False
+    """Built only when it is named."""
 
 
 RECIPES: Final = (
@@ -63,6 +65,19 @@ RECIPES: Final = (
             "operator/slmwire",
         ),
         limit_bytes=300 * MIB,
+    ),
+    ImageRecipe(
+        name="slmops-optimizer",
+        containerfile="Containerfile.optimizer",
+        inputs=(
+            "locks/optimizer.txt",
+            "e2e/rig/prune.sh",
+            "operator/slmopt",
+            "operator/slmfetch",
+            "operator/slmwire",
+        ),
+        limit_bytes=500 * MIB,
+        on_request=True,
     ),
 )
 
@@ -140,7 +155,7 @@ def read_pip_settings() -> dict[str, str]:
 
 
 def build_images(names: tuple[str, ...] = ()) -> list[Image]:
-    """Build and push what the registry lacks; return those of RECIPES, or the named images.
+    """Build and push what the registry lacks; return the named images, or all but those on request.
 
     The registry must run. Raises RigError for an unknown name, when a build fails, and when an image is
     over its limit.
@@ -149,11 +164,13 @@ def build_images(names: tuple[str, ...] = ()) -> list[Image]:
 
 
 def select_recipes(names: tuple[str, ...]) -> tuple[ImageRecipe, ...]:
-    """RECIPES, or the recipes with these names; raises RigError for a name that there is not."""
+    """The recipes with these names, or all of RECIPES but those on request; RigError for an unknown name."""
     known = {recipe.name: recipe for recipe in (*RECIPES, *ENGINE_RECIPES)}
     if unknown := sorted(set(names) - known.keys()):
         raise RigError(f"no image is called {unknown[0]}; there are {', '.join(known)}")
-    return tuple(known[name] for name in dict.fromkeys(names)) or RECIPES
+    return tuple(known[name] for name in dict.fromkeys(names)) or tuple(
+        recipe for recipe in RECIPES if not recipe.on_request
+    )
 
 
 def _ensure_image(recipe: ImageRecipe) -> Image:

@@ -98,16 +98,28 @@ async def run_golden(cases: list[GoldenCase], model: LoadedModel, scheduler: Bac
 
 
 async def _judge(case: GoldenCase, model: LoadedModel, scheduler: Backend) -> bool:
+    answer = await answer_case(case, model, scheduler)
+    return answer is not None and case.accepts(answer)
+
+
+def encode_prompt(case: GoldenCase, model: LoadedModel) -> list[int] | None:
+    """The case's messages in the model's template; None when they do not fit or are refused."""
     if model.template is None:
-        return False
+        return None
     try:
         text = model.template.render([message.to_template() for message in case.messages])
     except ApiError:
-        return False
+        return None
     prompt = model.codec.encode(text, add_special_tokens=False)
+    return prompt if 1 <= len(prompt) < model.engine.max_length else None
+
+
+async def answer_case(case: GoldenCase, model: LoadedModel, scheduler: Backend) -> str | None:
+    """The model's greedy answer, cut where it has become too long; None when it has none."""
+    prompt = encode_prompt(case, model)
+    if prompt is None:
+        return None
     room = model.engine.max_length - len(prompt)
-    if room < 1 or not prompt:
-        return False
     expected = len(model.codec.encode(case.expected, add_special_tokens=False))
     ask = Ask(
         prompt=prompt,
@@ -117,9 +129,9 @@ async def _judge(case: GoldenCase, model: LoadedModel, scheduler: Backend) -> bo
     )
     answer = submit(scheduler, ask, model.codec, None)
     try:
-        return case.accepts(await _text(answer))
+        return await _text(answer)
     except GenerationFailedError:
-        return False
+        return None
     finally:
         answer.close()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AWS Signature Version 4 for S3 requests without a body.
+"""AWS Signature Version 4 for S3 requests.
 
 After "Authenticating Requests: Using the Authorization Header (AWS Signature Version 4)" in the Amazon
 S3 API reference; the tests hold its examples. Standard library only: the fetcher signs on the nodes.
@@ -29,19 +29,21 @@ def sign_get(
     now: datetime,
     extra_headers: Mapping[str, str] | None = None,
     method: str = "GET",
+    body_sha256: str = EMPTY_SHA256,
 ) -> dict[str, str]:
-    """Headers to add to a GET or HEAD of `url` so that S3 knows who asks.
+    """Headers to add to a request for `url` so that S3 knows who asks; by default one without a body.
 
     `url` is what is sent, percent-encoded; its host goes into the signature as written, without the
     scheme's default port, which is what HTTP clients send as Host. `extra_headers` are sent by the
-    caller as well (Range, say) and are signed; they are not in the answer. `now` is aware. A signature
-    holds for about 15 minutes, so each attempt wants its own. ValueError if `now` has no time zone.
+    caller as well (Range, say) and are signed; they are not in the answer. `body_sha256` is the
+    hexadecimal hash of what is sent. `now` is aware. A signature holds for about 15 minutes, so each attempt
+    wants its own. ValueError if `now` has no time zone.
     """
     if now.tzinfo is None:
         raise ValueError("now needs a time zone")
     stamp = now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     parts = urlsplit(url)
-    added = {"x-amz-content-sha256": EMPTY_SHA256, "x-amz-date": stamp}
+    added = {"x-amz-content-sha256": body_sha256, "x-amz-date": stamp}
     if session_token:
         added["x-amz-security-token"] = session_token
     signed = {"host": _host_of(url)}
@@ -56,7 +58,7 @@ def sign_get(
             *(f"{name}:{signed[name]}" for name in sorted(signed)),
             "",
             names,
-            EMPTY_SHA256,
+            body_sha256,
         )
     )
     scope = f"{stamp[:8]}/{region}/s3/aws4_request"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page that `models --report` writes: a plot and a table for each version, and no script."""
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Final, Literal
@@ -44,8 +45,8 @@ def render_report(views: Sequence[ModelView]) -> str:
 def _point(row: ModelRow, metric: str) -> ParetoRow:
     entry = row.evaluation
     text = getattr(entry, _FIELDS[metric]) if entry is not None and metric in _FIELDS else None
-    quality = float(text) if text else None
-    if metric == "Perplexity" and quality:
+    quality = float(text) if text else math.nan  # not measured: not drawn
+    if metric == "Perplexity" and quality > 0:
         quality = 1 / quality
     verdict = entry.verdict if entry is not None else row.variant.verdict
     accepted: Literal["yes", "no", "unknown"] = "yes" if verdict == "Pass" else "no" if verdict else "unknown"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signatures against the examples of the Amazon S3 API reference."""
 
+import hashlib
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -72,3 +73,19 @@ def test_time_is_utc_whatever_zone_it_comes_in() -> None:
     assert sign_get(f"{BUCKET}/a", now=there, **KEYS) == sign_get(f"{BUCKET}/a", now=NOW, **KEYS)
     with pytest.raises(ValueError, match="time zone"):
         sign_get(f"{BUCKET}/a", now=datetime(2013, 5, 24), **KEYS)  # noqa: DTZ001
+
+
+def test_example_put_object() -> None:
+    headers = {"Date": "Fri, 24 May 2013 00:00:00 GMT", "x-amz-storage-class": "REDUCED_REDUNDANCY"}
+    added = sign_get(
+        f"{BUCKET}/test%24file.text",
+        now=NOW,
+        extra_headers=headers,
+        method="PUT",
+        body_sha256=hashlib.sha256(b"Welcome to Amazon S3.").hexdigest(),
+        **KEYS,
+    )
+    assert added["x-amz-content-sha256"].startswith("44ce7dd67c959e0d")
+    assert added["Authorization"].endswith(
+        "Signature=98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd"
+    )

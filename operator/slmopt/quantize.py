@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantization with onnxruntime's own tools: 8-bit dynamic and 4-bit in blocks."""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from slmopt.errors import unfit
+from slmopt.graph import OnnxExport, save_onnx
+from slmopt.job import QuantizeInt4, QuantizeInt8
+from slmopt.log import log
+
+
+def apply_int8(export: OnnxExport, step: QuantizeInt8) -> None:
+    """Quantize the matrices in place to 8 bits; raises OptimizeError (Unfit).
+
+    fp32 exports get dynamic quantization (weights and activations, a scale per output); fp16 ones get 8-bit
+    weights in blocks of 32, as dynamic quantization knows fp32 only.
+    """
+    export.refuse_quantized("quantizeInt8")
+    chosen = {matrix.node for matrix in export.select(step.exclude, step="quantizeInt8")}
+    others = [node.name for node in export.nodes if node.op_type == "MatMul" and node.name not in chosen]
+    if export.is_half:
+        _quantize_blocks(export, bits=8, block_size=32, accuracy_level=4, excluded=others)
+    else:
+        export.model = _quantize_dynamic(export.model, others)
+    log("quantized", bits=8, matrices=len(chosen))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the library's progress bars, hints and divisions by the scale of empty blocks."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _quantize_dynamic(model: Any, excluded: list[str]) -> Any:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quietly(), tempfile.TemporaryDirectory(prefix="slmopt-") as scratch:
+        source, target = Path(scratch) / "model.onnx", Path(scratch) / "quantized.onnx"
+        save_onnx(model, source)
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=excluded,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+            extra_options={"MatMulConstBOnly": True},
+        )
+        return onnx.load(str(target))
+
+
+def apply_int4(export: OnnxExport, step: QuantizeInt4) -> None:
+    """Quantize the matrices in place to MatMulNBits with 4 bits; raises OptimizeError (Unfit)."""
+    export.refuse_quantized("quantizeInt4")
+    chosen = {matrix.node for matrix in export.select(step.exclude, step="quantizeInt4")}
+    others = [node.name for node in export.nodes if node.op_type == "MatMul" and node.name not in chosen]
+    if step.algorithm == "kQuant":
+        if step.embeddings:
+            raise unfit('quantizeInt4.embeddings works with algorithm "rtn"; choose one of the two')
+        _quantize_k(export, step, others)
+    else:
+        kinds = ("MatMul", "Gather") if step.embeddings else ("MatMul",)
+        if step.embeddings:
+            # Only the embedding table: other lookups are index arithmetic of the graph.
+            table = _find_embedding(export)
+            others += [n.name for n in export.nodes if n.op_type == "Gather" and n.name != table]
+        _quantize_blocks(
+            export,
+            bits=4,
+            block_size=step.block_size,
+            accuracy_level=step.accuracy_level,
+            excluded=others,
+            symmetric=step.symmetric,
+            kinds=kinds,
+        )
+    log("quantized", bits=4, matrices=len(chosen), block=step.block_size, algorithm=step.algorithm)
+
+
+def _find_embedding(export: OnnxExport) -> str:
+    for node in export.nodes:
+        if node.op_type == "Gather" and export.is_float(node.input[0]):
+            return str(node.name)
+    raise unfit("quantizeInt4.embeddings: the model has no embedding table in fp32 or fp16; leave it out")
+
+
+def _quantize_blocks(
+    export: OnnxExport,
+    *,
+    bits: int,
+    block_size: int,
+    accuracy_level: int,
+    excluded: list[str],
+    symmetric: bool = True,
+    kinds: tuple[str, ...] = ("MatMul",),
+) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
+
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=block_size,
+        is_symmetric=symmetric,
+        accuracy_level=accuracy_level or None,
+        op_types_to_quantize=kinds,
+        bits=bits,
+    )
+    quantizer = MatMulNBitsQuantizer(export.model, algo_config=config, nodes_to_exclude=excluded)
+    with _quietly():
+        quantizer.process()
+    export.model = quantizer.model.model
+
+
+def _quantize_k(export: OnnxExport, step: QuantizeInt4, excluded: list[str]) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        KQuantWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
+
+    quantizer = MatMulNBitsQuantizer(
+        export.model,
+        bits=4,
+        block_size=step.block_size,
+        is_symmetric=step.symmetric,
+        accuracy_level=step.accuracy_level or None,
+        nodes_to_exclude=excluded,
+        algo_config=KQuantWeightOnlyQuantConfig(),
+    )
+    with _quietly():
+        quantizer.process()
+    export.model = quantizer.model.model

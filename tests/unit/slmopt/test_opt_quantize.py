@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantization on the project's own model: size, quality, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from slmopt.errors import OptimizeError
+from slmopt.graph import OnnxExport
+from slmopt.model_dir import build_manifest
+from slmwire.manifest import parse_manifest
+from tests.unit.slmopt.kit import (
+    ANSWER_TOKENS,
+    ORDERS,
+    exact_match,
+    make_half,
+    run_logits,
+    run_recipe,
+)
+
+
+def kinds(directory: Path) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for node in onnx.load(str(directory / "model.onnx"), load_external_data=False).graph.node:
+        found[node.op_type] = found.get(node.op_type, 0) + 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "most_bytes"),
+    [
+        ({"quantizeInt8": {}}, "MatMulInteger", 1_100_000),
+        ({"quantizeInt4": {}}, "MatMulNBits", 830_000),
+        ({"quantizeInt4": {"blockSize": 128, "symmetric": False}}, "MatMulNBits", 790_000),
+        ({"quantizeInt4": {"algorithm": "kQuant"}}, "MatMulNBits", 830_000),
+    ],
+)
+def test_matrices_become_integers_and_answers_stay_right(
+    tmp_path: Path, step: dict[str, Any], kind: str, most_bytes: int
+) -> None:
+    manifest = run_recipe(tmp_path / "out", step)
+    counted = kinds(tmp_path / "out")
+    assert (counted.get(kind), counted.get("MatMul", 0)) == (16, 0)
+    assert manifest.size_bytes < most_bytes
+    assert exact_match(tmp_path / "out") >= 0.95
+
+
+def test_the_directory_is_complete(tmp_path: Path) -> None:
+    manifest = run_recipe(tmp_path / "out", {"quantizeInt4": {}})
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {path.name for path in ORDERS.iterdir()}
+    assert parse_manifest((tmp_path / "out" / "slm-manifest.json").read_bytes()) == manifest
+    assert build_manifest(tmp_path / "out") == manifest
+    for name in ("tokenizer.json", "tokenizer_config.json", "golden.jsonl", "special_tokens_map.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (ORDERS / name).read_bytes()
+    assert json.loads((tmp_path / "out" / "genai_config.json").read_text()) == json.loads(
+        (ORDERS / "genai_config.json").read_text()
+    )
+
+
+def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path) -> None:
+    first = run_recipe(tmp_path / "a", {"quantizeInt4": {}})
+    assert run_recipe(tmp_path / "b", {"quantizeInt4": {}}).digest == first.digest
+
+
+def test_the_embedding_table_can_go_with_them(tmp_path: Path) -> None:
+    run_recipe(tmp_path / "out", {"quantizeInt4": {"embeddings": True}})
+    counted = kinds(tmp_path / "out")
+    assert (counted["GatherBlockQuantized"], counted["MatMulNBits"]) == (1, 16)
+    assert (tmp_path / "out" / "model.onnx.data").stat().st_size < 480_000
+    assert exact_match(tmp_path / "out") >= 0.95
+
+
+def test_excluded_matrices_stay(tmp_path: Path) -> None:
+    run_recipe(tmp_path / "four", {"quantizeInt4": {"exclude": ["lm_head", "layers.0/"]}})
+    assert (kinds(tmp_path / "four")["MatMul"], kinds(tmp_path / "four")["MatMulNBits"]) == (6, 10)
+    run_recipe(tmp_path / "eight", {"quantizeInt8": {"exclude": ["lm_head"]}})
+    assert (kinds(tmp_path / "eight")["MatMul"], kinds(tmp_path / "eight")["MatMulInteger"]) == (1, 15)
+
+
+@pytest.mark.parametrize("step", [{"quantizeInt8": {}}, {"quantizeInt4": {}}])
+def test_half_precision_exports(tmp_path: Path, step: dict[str, Any]) -> None:
+    half = make_half(tmp_path / "half")
+    run_recipe(tmp_path / "out", step, source=half)
+    assert kinds(tmp_path / "out")["MatMulNBits"] == 16
+    expected = run_logits(OnnxExport(half), tmp_path / "before")
+    actual = run_logits(OnnxExport(tmp_path / "out"), tmp_path / "after")
+    agreement = (expected.argmax(axis=1) == actual.argmax(axis=1))[-ANSWER_TOKENS:].mean()
+    assert agreement >= 0.95
+
+
+@pytest.mark.parametrize("second", ["quantizeInt8", "quantizeInt4"])
+def test_nothing_is_quantized_twice(tmp_path: Path, second: str) -> None:
+    for first in ("quantizeInt8", "quantizeInt4"):
+        with pytest.raises(OptimizeError, match=rf"{second}: the model is quantized already"):
+            run_recipe(tmp_path / "out", {first: {}}, {second: {}})
+
+
+def test_choices_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptimizeError, match=r'embeddings works with algorithm "rtn"'):
+        run_recipe(tmp_path / "out", {"quantizeInt4": {"algorithm": "kQuant", "embeddings": True}})
+    with pytest.raises(OptimizeError, match="leaves no matrix"):
+        run_recipe(tmp_path / "out", {"quantizeInt8": {"exclude": ["/"]}})
