@@ -166,9 +166,12 @@ class _Fields:
 
     def choice(self, name: str, default: object, choices: Sequence[object]) -> Any:
         value = self._left.pop(name, default)
-        if isinstance(value, bool) or value not in choices:
+        # The API writes its values as Kubernetes does (Magnitude), people on a laptop as they like.
+        known = {c.lower() if isinstance(c, str) else c: c for c in choices}
+        wanted = value.lower() if isinstance(value, str) else value
+        if isinstance(value, bool) or not isinstance(wanted, str | int) or wanted not in known:
             raise self.error(name, value, f"use one of {', '.join(map(str, choices))}")
-        return value
+        return known[wanted]
 
     def truth(self, name: str, default: object) -> bool:
         value = self._left.pop(name, default)

@@ -2,6 +2,7 @@
 """Publishes a finished model directory to a registry, a bucket or a volume."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +21,9 @@ from slmopt.push_oci import push_oci
 from slmopt.push_s3 import S3Login, push_s3
 from slmopt.signing import sign_model
 from slmopt.web import Web
-from slmwire.jobs import PublishReport
+from slmwire.jobs import PublishReport, to_message
 from slmwire.manifest import Manifest, ManifestError, parse_manifest
-from slmwire.paths import MODEL_MANIFEST_FILE
+from slmwire.paths import MODEL_MANIFEST_FILE, TERMINATION_LIMIT_BYTES
 from slmwire.reasons import Reason
 
 _FOLDER: Final = "model"
@@ -46,13 +47,19 @@ def publish_model(
     manifest = write_manifest(ready)
     signed = any(entry.path == SIGNATURE_FILE for entry in manifest.files)
     log("publishing", digest=manifest.digest, bytes=manifest.size_bytes, files=len(manifest.files))
-    return PublishReport(
+    report = PublishReport(
         digest=manifest.digest,
         reference=_send(ready, manifest, target, secrets=secrets, web=web),
         size_bytes=manifest.size_bytes,
         files=len(manifest.files),
         signed=signed,
     )
+    if isinstance(target, OciTarget):
+        return report  # its manifest lists them
+    listed = replace(
+        report, entries=[{"path": f.path, "size": f.size, "sha256": f.sha256} for f in manifest.files]
+    )
+    return listed if len(to_message(listed).encode()) <= TERMINATION_LIMIT_BYTES else report
 
 
 def _send(directory: Path, manifest: Manifest, target: Target, *, secrets: Path, web: Web) -> str:

@@ -1,17 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spec.recipes[].steps` of an SLMModel: what is done to the files."""
 
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
 from slmops.api.base import ApiModel, cel, exactly_one_of, validations
 
+CONVERT_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
+    "GGUF": ("F32", "F16", "Q8_0", "Q4_0"),
+    "ONNX": ("fp32", "fp16", "int4"),
+    "LiteRT": ("dynamic_wi8_afp32", "dynamic_wi4b32_afp32"),
+}
+"""Types that each format knows; the first is the default."""
 STEP_KINDS: Final = ("quantizeInt8", "quantizeInt4", "prune", "slice", "convert")
+
+
+NodeNames = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=200)]], Field(max_length=64)
+]
 
 
 class QuantizeInt8(ApiModel):
     """Weights as 8-bit integers."""
+
+    exclude: NodeNames = Field(
+        default_factory=list,
+        description="Parts of names of graph nodes that stay as they are, for example lm_head.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
 
 
 class QuantizeInt4(ApiModel):
@@ -27,6 +45,17 @@ class QuantizeInt4(ApiModel):
         description="Precision of the arithmetic: 0 any, 1 float32, 2 float16, 3 bfloat16, 4 int8.",
     )
     symmetric: bool = Field(default=True, description="Whether the blocks have no zero point.")
+    algorithm: Literal["RTN", "KQuant"] = Field(
+        default="RTN",
+        description="RTN rounds to the nearest, KQuant searches scale and offset of each block; no data "
+        "is needed.",
+    )
+    embeddings: bool = Field(default=False, description="Whether the embedding table is quantized, too.")
+    exclude: NodeNames = Field(
+        default_factory=list,
+        description="Parts of names of graph nodes that stay as they are, for example lm_head.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
 
 
 class Prune(ApiModel):
@@ -50,8 +79,12 @@ class Prune(ApiModel):
     sparsity_percent: int | None = Field(
         default=None, ge=1, le=95, description="With Magnitude: share of weights that become zero."
     )
-    pattern: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$")] | None = Field(
+    pattern: Annotated[str, StringConstraints(pattern=r"^[1-9]:([2-9]|1[0-6])$")] | None = Field(
         default=None, max_length=5, description="With NM: N:M keeps N weights of each M, for example 2:4."
+    )
+    scope: Literal["Matrix", "Global"] = Field(
+        default="Matrix",
+        description="With Magnitude: whether the share holds for each matrix or for all of them together.",
     )
 
 
@@ -74,14 +107,32 @@ class Slice(ApiModel):
     heads_percent: int = Field(
         default=0, ge=0, le=90, description="Share of the attention heads that are taken out."
     )
+    importance: Literal["Weights", "Activations"] = Field(
+        default="Weights",
+        description="By what parts are ranked: norms of weights, or what they do on the golden set.",
+    )
 
 
 class Convert(ApiModel):
     """Writes the model in the format of another engine."""
 
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            *(
+                cel(
+                    f"!has(self.type) || self.to != '{to}' || self.type in {list(types)}",
+                    f"type for {to} is one of {', '.join(types)}",
+                )
+                for to, types in CONVERT_TYPES.items()
+            )
+        )
+    )
+
     to: Literal["GGUF", "LiteRT", "ONNX"] = Field(description="Format to write.")
     type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] | None = Field(
-        default=None, max_length=32, description="Type of the weights in it, for example Q4_K_M for GGUF."
+        default=None,
+        max_length=32,
+        description="Type of the weights in it, for example Q4_0; unset takes the first of the rule.",
     )
 
 

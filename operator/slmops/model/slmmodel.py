@@ -85,6 +85,10 @@ class ProfileView:
     """A DeviceProfile, as far as a measurement needs it."""
 
     node_selector: LabelSelector
+    """Its nodes: the labels, the architecture and the accelerator that it names."""
+    engine: str = ""
+    engine_image: str = ""
+    """Image with `engine`; empty: the operator's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

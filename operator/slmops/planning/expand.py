@@ -125,6 +125,15 @@ def rule_of(profile: ProfileView) -> ProfileRule:
     )
 
 
+def measured_nodes(profile: ProfileView) -> LabelSelector:
+    """Nodes that a measurement for the class may run on; one of a class before it may be among them."""
+    rule = rule_of(profile)
+    return LabelSelector(
+        match_labels=rule.node_selector.match_labels,
+        match_expressions=[*rule.node_selector.match_expressions, *rule.hardware.match_expressions],
+    )
+
+
 def find_used(
     spec: SLMDeploymentSpec,
     profiles: Iterable[ProfileView],

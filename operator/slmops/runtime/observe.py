@@ -62,8 +62,9 @@ def observe(
 
 
 def find_offer(world: World, deployment: Deployment) -> ModelOffer | None:
-    """What the SLMModel offers that spec follows; nothing while no SLMModels are watched."""
-    return None
+    """What the SLMModel offers that spec follows, if it follows one."""
+    followed = deployment.spec.model.from_ if deployment.spec is not None else None
+    return world.offer_of(deployment.namespace, followed.name) if followed is not None else None
 
 
 def _revision(meta: OwnedMeta) -> RevisionView:

@@ -63,7 +63,12 @@ class Operator:
         self._parts = parts
         self._tasks: dict[DeploymentKey, tuple[Worker, asyncio.Task[None]]] = {}
         self._group: asyncio.TaskGroup | None = None
-        self.world = World(parts.kube, namespaces=parts.watch_namespaces, on_wake=self._wake)
+        self.world = World(
+            parts.kube,
+            namespaces=parts.watch_namespaces,
+            on_wake=self._wake,
+            on_profile=lambda: self.models.wake_all(),
+        )
         self.guard = LeaseGuard(
             parts.kube,
             namespace=parts.namespace,
@@ -76,6 +81,7 @@ class Operator:
             namespaces=parts.watch_namespaces,
             on_wake=lambda key: self.models.wake(key),
             on_offer=lambda key: self.world.wake_followers(key.namespace, key.name),
+            read_profiles=lambda: self.world.profiles,
         )
         self.world.models = model_world
         self._events = EventPoster(

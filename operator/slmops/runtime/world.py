@@ -62,9 +62,16 @@ class World:
     """
 
     def __init__(
-        self, kube: KubeClient, *, namespaces: tuple[str, ...], on_wake: Callable[[DeploymentKey], None]
+        self,
+        kube: KubeClient,
+        *,
+        namespaces: tuple[str, ...],
+        on_wake: Callable[[DeploymentKey], None],
+        on_profile: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_profile` is called when any DeviceProfile has changed."""
         self._on_wake = on_wake
+        self._on_profile = on_profile
         self.models: ModelWorld | None = None
         """What is known of SLMModels, once somebody looks after them."""
         self._deployments: dict[DeploymentKey, StoredDeployment] = {}
@@ -239,8 +246,8 @@ class World:
         """The offer of an SLMModel has changed: wake the SLMDeployments that follow it."""
         for key, stored in self._deployments.items():
             spec = stored.deployment.spec
-            followed = spec.model.to_body().get("from") if spec is not None else None
-            if key.namespace == namespace and followed and followed.get("name") == name:
+            followed = spec.model.from_ if spec is not None else None
+            if key.namespace == namespace and followed is not None and followed.name == name:
                 self._on_wake(key)
 
     # Wakes
@@ -260,6 +267,7 @@ class World:
         # It may concern any: through its nodes, or through a revision that was made with it. It is rare.
         for key in self._deployments:
             self._on_wake(key)
+        self._on_profile()
 
     def _pod_changed(self, key: Key, old: OwnedPod | None, new: OwnedPod | None) -> None:
         for pod in (old, new):

@@ -81,7 +81,11 @@ class Bench:
         kube: Any = self.kube
         keeper: ModelKeeper
         world = ModelWorld(
-            kube, namespaces=(), on_wake=lambda key: keeper.wake(key), on_offer=self.offers.append
+            kube,
+            namespaces=(),
+            on_wake=lambda key: keeper.wake(key),
+            on_offer=self.offers.append,
+            read_profiles=lambda: (),
         )
         events = EventPoster(kube, clock=self.clock, instance="test", may_write=lambda: True)
         keeper = ModelKeeper(

@@ -18,7 +18,7 @@ from slmops.model.observed import Resolved
 from slmops.model.slmmodel import ModelObject, ProfileView, Work
 from slmops.model.source_secret import secret_of
 from slmops.planning.scheduling import HOSTNAME, require_nodes, selector_requirements
-from slmops.planning.slmmodel.sources import publish_access, publish_target
+from slmops.planning.slmmodel.sources import publish_access, publish_body, publish_target
 from slmops.planning.source_pods import file_root, source_env, source_mounts, source_volumes
 from slmwire import env, jobs, labels, paths
 
@@ -57,7 +57,7 @@ def build_optimise_job(place: JobPlace, *, source: Source, resolved: Resolved) -
         "job.json": json.dumps(
             {
                 "steps": [step.to_body() for step in recipe.steps],
-                "publish": target.to_body(),
+                "publish": publish_body(target),
                 "sign": spec.signing is not None,
             },
             separators=(",", ":"),
@@ -139,7 +139,7 @@ def build_evaluate_job(
     evaluate = _container(
         place,
         name="evaluate",
-        image=recipe.runtime_image or spec.jobs.runtime_image or place.config.runtime_image,
+        image=_runtime_image(place, view),
         command=command,
         env_values={
             env.ENGINE: recipe.engine or "",
@@ -165,6 +165,15 @@ def build_evaluate_job(
     if profile:
         job["metadata"]["labels"][labels.PROFILE] = profile
     return job
+
+
+def _runtime_image(place: JobPlace, view: ProfileView | None) -> str:
+    """Image that has the recipe's engine."""
+    recipe, engine = place.recipe, place.recipe.engine
+    named = recipe.runtime_image or place.spec.jobs.runtime_image
+    if not named and view is not None and engine and view.engine == engine:
+        named = view.engine_image
+    return named or place.config.engine_images.get(engine or "", place.config.runtime_image)
 
 
 def _job(place: JobPlace, work: Work, pod: Body, *, deadline: str) -> Body:

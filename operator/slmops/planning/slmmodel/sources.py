@@ -2,12 +2,12 @@
 """Sources of a model: pinned to what they stand for now, and those of what a Job has published."""
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from slmops.api.slmmodel import Publish
 from slmops.api.source import OciSource, PvcSource, S3Source, Source, SourceFile
 from slmops.model.observed import Resolved
-from slmwire.jobs import PublishReport
+from slmwire.jobs import PUBLISH_VOLUME_DIR, PublishReport
 
 MAX_LISTED_FILES: Final = 100
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -56,6 +56,19 @@ def publish_target(publish: Publish, *, version: str, variant: str) -> Publish:
     assert publish.pvc is not None
     path = f"{publish.pvc.path}/{tail}" if publish.pvc.path else tail
     return Publish(pvc=publish.pvc.model_copy(update={"path": path}))
+
+
+def publish_body(target: Publish) -> dict[str, Any]:
+    """`target` as slmopt's job file has it; credentials are mounted, not told."""
+    if target.oci is not None:
+        return {"oci": {"image": target.oci.image, "plainHttp": target.oci.plain_http}}
+    if target.s3 is not None:
+        wanted = target.s3.to_body()
+        return {
+            "s3": {key: wanted[key] for key in ("endpoint", "region", "bucket", "prefix") if key in wanted}
+        }
+    assert target.pvc is not None
+    return {"pvc": {"claim": target.pvc.claim_name, "path": target.pvc.path, "mountPath": PUBLISH_VOLUME_DIR}}
 
 
 def publish_access(publish: Publish) -> Source:

@@ -8,8 +8,10 @@ from slmops.adapters.kube import KubeClient
 from slmops.adapters.reflector import Key, Reflector
 from slmops.adapters.resources import JOBS, PODS
 from slmops.adapters.trim_jobs import OwnedJob, OwnedJobPod, trim_job, trim_job_pod
+from slmops.model import observed
 from slmops.model.offers import ModelOffer
 from slmops.model.slmmodel import JobPodView, JobView, ProfileView
+from slmops.planning.expand import measured_nodes
 from slmops.planning.slmmodel.offer import to_offer
 from slmops.runtime.models.resource import StoredModel, is_newer, parse_model
 from slmops.runtime.resource import DeploymentKey, key_of_body
@@ -32,7 +34,9 @@ class ModelWorld:
         namespaces: tuple[str, ...],
         on_wake: Callable[[ModelKey], None],
         on_offer: Callable[[ModelKey], None],
+        read_profiles: Callable[[], Iterable[observed.ProfileView] | None],
     ) -> None:
+        self._read_profiles = read_profiles
         self._on_wake = on_wake
         self._on_offer = on_offer
         self._models: dict[ModelKey, StoredModel] = {}
@@ -104,8 +108,16 @@ class ModelWorld:
         return self._offers.get(key)
 
     def profiles(self) -> Mapping[str, ProfileView]:
-        """DeviceProfiles by name: where a measurement finds its node. None are known yet."""
-        return {}
+        """DeviceProfiles by name: where a measurement finds its node; none while they cannot be read."""
+        found = self._read_profiles() or ()
+        return {
+            profile.name: ProfileView(
+                node_selector=measured_nodes(profile),
+                engine=profile.spec.engine or "",
+                engine_image=profile.spec.engine_image or "",
+            )
+            for profile in found
+        }
 
     def jobs_of(self, key: ModelKey, uid: str) -> tuple[JobView, ...]:
         """Jobs owned by this very model, not by an earlier one of that name, by name."""
