@@ -52,6 +52,7 @@ class Generation:
     __slots__ = (
         "adapter",
         "arrived",
+        "cached_tokens",
         "cancelled",
         "constraint",
         "end_tokens",
@@ -61,6 +62,7 @@ class Generation:
         "length",
         "max_tokens",
         "prompt",
+        "row",
         "sampler",
         "top_logprobs",
     )
@@ -92,8 +94,12 @@ class Generation:
         self.top_logprobs = top_logprobs
         self.adapter = adapter
         self.cancelled = False
+        self.row = -1
+        """The engine's row that this request has; -1 while it waits and after its end."""
         self.length = 0
         """Tokens of this request in the row's cache."""
+        self.cached_tokens = 0
+        """Tokens of the prompt that were found in a cache instead of computed; final at the first Step."""
         self.generated = 0
         self.last_token = 0
 

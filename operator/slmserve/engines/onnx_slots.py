@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoding slots on plain ONNX Runtime, over an export of the onnxruntime-genai builder.
 
-Each layer's key and value cache is one buffer [slots, kv_heads, max_length, head_size], bound as
+Each layer's key and value cache is one buffer [rows, kv_heads, max_length, head_size], bound as
 past *and* present: the export's GroupQueryAttention appends in place, at the position that it reads
 from the row's sum of the attention mask. A prefill works on a one-row view of the buffers and a
-decode step on the first k rows; neither copies anything.
+decode step on the first k rows; neither copies anything. With more than one slot there is a spare
+row, so that a prefix outlives its request while all slots are busy.
 """
 
 import os
@@ -32,6 +33,7 @@ _INDEX_TYPES: Final[dict[str, Any]] = {"tensor(int64)": np.int64, "tensor(int32)
 _WIDTH_STEP: Final = 256
 """Attention masks are this many tokens wide, or a multiple: few bindings, each used many times."""
 _CHUNK: Final = 256
+_SPARE_ROWS: Final = 1
 _ONE_THREAD_BYTES: Final = 16 << 20
 _EDIT_BYTES: Final = 256 << 20
 """A larger graph file has its weights inside; a second copy of them would cost too much memory."""
@@ -59,9 +61,11 @@ class OnnxSlotsEngine:
         self._mask_type = _INDEX_TYPES[kinds[config.attention_mask]]
         self._position_type = _INDEX_TYPES.get(kinds.get(config.position_ids, ""))
         kv_type = _KV_TYPES[kinds[config.past_names[0]]]
-        shape = (slots, config.kv_heads, max_length, config.head_size)
+        self.spare_rows: Final = _SPARE_ROWS if slots > 1 else 0
+        rows = slots + self.spare_rows
+        shape = (len(config.past_names), rows, config.kv_heads, max_length, config.head_size)
         # Zero pages are given by the system as they are touched: an idle slot costs no memory.
-        self._cache = [np.zeros(shape, kv_type) for _ in config.past_names]
+        self._cache = np.zeros(shape, kv_type)
         self._logits_type = _KV_TYPES[{n.name: n.type for n in session.get_outputs()}[config.logits]]
         self._logits = np.zeros(slots * config.vocab_size, self._logits_type)
         self._last_only = last_only
@@ -73,8 +77,8 @@ class OnnxSlotsEngine:
 
     @property
     def cache_bytes(self) -> int:
-        """Most memory that the attention cache of all slots can take."""
-        return sum(part.nbytes for part in self._cache)
+        """Most memory that the attention cache of all rows can take."""
+        return self._cache.nbytes
 
     def prefill(self, row: int, tokens: NDArray[np.int64], offset: int) -> NDArray[np.float32]:
         """See `Engine.prefill`."""
@@ -109,8 +113,7 @@ class OnnxSlotsEngine:
 
     def move(self, source: int, target: int, length: int) -> None:
         """See `Engine.move`."""
-        for part in self._cache:
-            part[target, :, :length] = part[source, :, :length]
+        self._cache[:, target, :, :length] = self._cache[:, source, :, :length]
 
     def _logits_value(self, rows: int) -> Any:
         flat = self._logits[: rows * self.vocab_size]
@@ -226,7 +229,7 @@ def load(model_dir: Path, options: EngineOptions) -> LoadedEngine:
     defaults = GenerationDefaults(
         end_tokens=export.end_tokens, temperature=export.temperature, top_p=export.top_p
     )
-    return with_scheduler(engine, defaults, cache_bytes=engine.cache_bytes)
+    return with_scheduler(engine, defaults, cache_bytes=engine.cache_bytes, spare_rows=engine.spare_rows)
 
 
 def load_engine(

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tokens each row of the engine's attention cache holds, and how they are used again.
+
+A row that a request has left keeps its tokens until another needs the place, the one unused for
+longest first. A prompt that begins as some row does, free or in use, gets that part by a copy, which
+costs a thousandth of computing it, or takes the free row over as it is.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmserve.engines.base import Engine, Reuse
+from slmserve.generation import Generation
+
+_LEAST_TOKENS: Final = 8
+"""Fewer tokens are computed as fast as they are found, copied and kept."""
+_EMPTY: Final = 0
+_NO_ROW: Final = -1
+
+
+class Rows:
+    """Rows 0..slots+spare_rows-1 of `engine`; only the scheduler's thread uses it.
+
+    `holders[row]` is the request that has the row; a free row may still hold tokens.
+    """
+
+    def __init__(self, engine: Engine, *, spare_rows: int, reuse: Reuse) -> None:
+        count = engine.slots + spare_rows
+        self.holders: list[Generation | None] = [None] * count
+        self._engine = engine
+        self._reuse = reuse
+        self._tokens = np.zeros((count, engine.max_length), np.int32)
+        self._lengths = np.zeros(count, np.int64)
+        self._adapters = [""] * count
+        self._used = [_EMPTY] * count
+        """Larger means used later; _EMPTY: nothing worth keeping."""
+        self._tick = _EMPTY
+        self._index = np.arange(count)
+
+    @property
+    def free(self) -> int:
+        """Rows that no request has."""
+        return self.holders.count(None)
+
+    def take(self, generation: Generation, place: int) -> None:
+        """Give `generation` a free row, and in it what is known of its prompt; there has to be one.
+
+        `place` is where it would decode now: taken where possible, so that it need not move later.
+        """
+        source, shared = self.find(generation)
+        if shared and self.holders[source] is None and self._lengths[source] - shared < _LEAST_TOKENS:
+            row = source
+        else:
+            if shared:
+                self._touch(source)
+            row = place
+            if self.holders[place] is None:
+                self.make_room(place)
+            else:
+                row = min(self._list_free(), key=self._used.__getitem__)
+            source, shared = self.find(generation)
+        self.holders[row], generation.row = generation, row
+        if row != source:
+            self._lengths[row] = 0
+        self._adapters[row] = generation.adapter
+        self._fill(generation, source, shared)
+
+    def catch_up(self, generation: Generation) -> None:
+        """Copy into the row of `generation` what another row knows more of its prompt."""
+        self._fill(generation, *self.find(generation))
+
+    def find(self, generation: Generation) -> tuple[int, int]:
+        """The row that holds most of the prompt, and how many tokens; (-1, 0) when none has enough.
+
+        The last token is never among them: the logits after it are what a prefill is for.
+        """
+        count = len(generation.prompt) - 1
+        if self._reuse is Reuse.NONE or count < _LEAST_TOKENS:
+            return _NO_ROW, 0
+        same = self._tokens[:, :count] == generation.prompt[:-1]
+        shared = np.minimum(np.where(same.all(axis=1), count, same.argmin(axis=1)), self._lengths)
+        for row, adapter in enumerate(self._adapters):
+            if adapter != generation.adapter:
+                shared[row] = 0
+        best = int(shared.argmax())
+        return (best, int(shared[best])) if shared[best] >= _LEAST_TOKENS else (_NO_ROW, 0)
+
+    def count_shared(self, one: Generation, other: Generation) -> int:
+        """Tokens at the beginning of `other`'s prompt, but for its last, that `one`'s begins with too."""
+        if self._reuse is Reuse.NONE or one.adapter != other.adapter:
+            return 0
+        count = min(len(one.prompt), len(other.prompt) - 1)
+        same = one.prompt[:count] == other.prompt[:count]
+        shared = count if same.all() else int(same.argmin())
+        return shared if shared >= _LEAST_TOKENS else 0
+
+    def _fill(self, generation: Generation, source: int, shared: int) -> None:
+        row, held = generation.row, generation.length
+        if shared <= held:
+            return
+        if source != row:
+            self._copy(source, row, shared)
+        self._lengths[row] = shared
+        self._touch(source)
+        generation.length = shared
+        generation.cached_tokens += shared - held
+
+    def append_prompt(self, row: int, tokens: NDArray[np.int64], offset: int) -> None:
+        """`tokens` were prefilled into `row` at `offset`."""
+        end = offset + len(tokens)
+        self._tokens[row, offset:end] = tokens
+        self._lengths[row] = end
+
+    def append_step(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+        """One token was decoded in each of the first rows, which held `lengths`."""
+        count = len(tokens)
+        self._tokens[self._index[:count], lengths] = tokens
+        self._lengths[:count] = lengths + 1
+
+    def release(self, row: int) -> None:
+        """The request has left; its tokens stay until the place is needed."""
+        holder = self.holders[row]
+        if holder is not None:
+            holder.row = _NO_ROW
+        self.holders[row] = None
+        if self._lengths[row] < _LEAST_TOKENS or self._reuse is Reuse.NONE:
+            self.forget(row)
+        else:
+            self._touch(row)
+
+    def distrust(self, row: int) -> None:
+        """Nothing of what the row holds is to be used again; its request keeps it."""
+        self._lengths[row] = 0
+
+    def forget(self, row: int) -> None:
+        """The row is free and empty."""
+        self.holders[row] = None
+        self._lengths[row] = 0
+        self._used[row] = _EMPTY
+
+    def forget_all(self) -> None:
+        """Every row is free and empty."""
+        for row in range(len(self.holders)):
+            self.forget(row)
+
+    def make_room(self, row: int) -> None:
+        """Let what `row` holds go on elsewhere: a request must, what is only kept may be dropped."""
+        holder = self.holders[row]
+        if holder is None and self._used[row] == _EMPTY:
+            return
+        free = [other for other in self._list_free() if other != row]
+        if holder is None:
+            free = [other for other in free if self._used[other] < self._used[row]]
+        if free:
+            self.move(row, min(free, key=self._used.__getitem__))
+
+    def _list_free(self) -> list[int]:
+        return [row for row, holder in enumerate(self.holders) if holder is None]
+
+    def move(self, source: int, target: int) -> None:
+        """Move tokens and request of `source` to the free row `target`; `source` is empty then."""
+        length = int(self._lengths[source])
+        if length:
+            self._copy(source, target, length)
+        holder = self.holders[source]
+        self.holders[target], self._lengths[target] = holder, length
+        self._adapters[target], self._used[target] = self._adapters[source], self._used[source]
+        if holder is not None:
+            holder.row = target
+        self.forget(source)
+
+    def _copy(self, source: int, target: int, length: int) -> None:
+        # While the engine writes, nobody may find the target's old tokens.
+        self._lengths[target] = 0
+        self._engine.move(source, target, length)
+        self._tokens[target, :length] = self._tokens[source, :length]
+
+    def _touch(self, row: int) -> None:
+        self._tick += 1
+        self._used[row] = self._tick
