@@ -8,6 +8,9 @@ decode step on the first k rows; neither copies anything. With more than one slo
 row, so that a prefix outlives its request while all slots are busy.
 """
 
+import contextlib
+import math
+import mmap
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +37,7 @@ _WIDTH_STEP: Final = 256
 """Attention masks are this many tokens wide, or a multiple: few bindings, each used many times."""
 _CHUNK: Final = 256
 _SPARE_ROWS: Final = 1
+_SPIN_MICROSECONDS: Final = "20"
 _ONE_THREAD_BYTES: Final = 16 << 20
 _EDIT_BYTES: Final = 256 << 20
 """A larger graph file has its weights inside; a second copy of them would cost too much memory."""
@@ -64,8 +68,7 @@ class OnnxSlotsEngine:
         self.spare_rows: Final = _SPARE_ROWS if slots > 1 else 0
         rows = slots + self.spare_rows
         shape = (len(config.past_names), rows, config.kv_heads, max_length, config.head_size)
-        # Zero pages are given by the system as they are touched: an idle slot costs no memory.
-        self._cache = np.zeros(shape, kv_type)
+        self._cache = _allocate(shape, kv_type)
         self._logits_type = _KV_TYPES[{n.name: n.type for n in session.get_outputs()}[config.logits]]
         self._logits = np.zeros(slots * config.vocab_size, self._logits_type)
         self._last_only = last_only
@@ -164,6 +167,22 @@ class _DecodeStep:
         return self._logits.astype(np.float32, copy=False)
 
 
+def _allocate(shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
+    """Zeros that cost memory page by page as they are touched: what a slot does not use is free.
+
+    numpy's own zeros ask for pages of 2 MiB, and a short prompt touches as many of those as a long
+    one: eight slots of 2,048 tokens with a hundred in each took 430 MB instead of 24.
+    """
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, ValueError, OverflowError) as error:
+        raise MemoryError from error
+    with contextlib.suppress(OSError):  # a system without large pages refuses the advice
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, kind).reshape(shape)
+
+
 def _session_options(threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -171,9 +190,10 @@ def _session_options(threads: int) -> Any:
     options.log_severity_level = 4
     # Prompt lengths differ, so a memory plan per shape would only grow.
     options.enable_mem_pattern = False
-    # No spinning: the device has other work, and on busy cores a spinning thread keeps the one
-    # it waits for from running.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads spin between two operators and no longer: that makes a step a sixth faster, while on
+    # busy cores a thread that spins for its default of a millisecond keeps the one that it waits
+    # for from running.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
     return options
 
 
