@@ -35,8 +35,9 @@ class Pace:
         """Tokens of prompts that may be computed while others wait for theirs."""
         if not self._tokens:
             return min(_LEAST_TOKENS, self._most)
-        wanted = _STALL_SECONDS / self.token_seconds if self._seconds > 0 else float(self._most)
-        return min(self._most, max(_LEAST_TOKENS, int(min(wanted, self._most))))
+        seconds = self.token_seconds
+        wanted = min(_STALL_SECONDS / seconds, self._most) if seconds > 0 else self._most
+        return min(self._most, max(_LEAST_TOKENS, int(wanted)))
 
     def cut(self, *, left: int, spent: int, budget: int) -> int:
         """Tokens of a prompt with `left` to go that fit in the rest of `budget`; 0: not worth a call."""

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from slmserve.engines.base import Engine, Reuse
+from slmserve.engines.base import AdapterEngine, Engine, Reuse
 from slmserve.generation import Generation
 
 _LEAST_TOKENS: Final = 8
@@ -65,6 +65,8 @@ class Rows:
         if row != source:
             self._lengths[row] = 0
         self._adapters[row] = generation.adapter
+        if isinstance(self._engine, AdapterEngine):
+            self._engine.assign_adapter(row, generation.adapter)
         self._fill(generation, source, shared)
 
     def catch_up(self, generation: Generation) -> None:

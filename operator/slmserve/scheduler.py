@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slmserve.backend import ClosedError, Deliver, QueueFullError
-from slmserve.engines.base import Engine, Reuse
+from slmserve.engines.base import AdapterEngine, Engine, Reuse
 from slmserve.generation import Finish, Generation, Step, TokenLogprobs
 from slmserve.journal import describe_exception
 from slmserve.pace import Pace
@@ -52,6 +52,7 @@ class Scheduler:
     ) -> None:
         """`spare_rows`: rows that the engine has beyond its slots. `clock` counts as `arrived` does."""
         self._engine = engine
+        self._adapters = engine.adapters if isinstance(engine, AdapterEngine) else ()
         self._max_queue = max_queue
         self._deliver = deliver
         self._wake = threading.Condition()
@@ -100,7 +101,9 @@ class Scheduler:
         )
 
     def submit(self, generation: Generation) -> None:
-        """Queue a request; raises QueueFullError or ClosedError."""
+        """Queue a request; raises QueueFullError, ClosedError, or ValueError for an unknown adapter."""
+        if generation.adapter and generation.adapter not in self._adapters:
+            raise ValueError(f"adapter {generation.adapter!r} is not one of {', '.join(self._adapters)}")
         with self._wake:
             if self._closed:
                 raise ClosedError

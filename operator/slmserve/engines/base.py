@@ -2,7 +2,7 @@
 """The port between the scheduler and whatever computes logits."""
 
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,4 +69,19 @@ class Engine(Protocol):
 
         `source` keeps all it holds, `target` holds these tokens and nothing else. With Reuse.PREFIX
         `length` may be less than `source` holds.
+        """
+
+
+@runtime_checkable
+class AdapterEngine(Engine, Protocol):
+    """An engine whose rows can use LoRA adapters; `move` carries a row's adapter along."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that rows can be given."""
+
+    def assign_adapter(self, row: int, name: str) -> None:
+        """Use adapter `name` (empty: none) for what is appended to `row` from now on.
+
+        Raises KeyError when there is no such adapter.
         """

@@ -4,7 +4,7 @@
 import numpy as np
 
 from slmserve.backend import Backend, Deliver, EngineInfo, GenerationDefaults, LoadedEngine
-from slmserve.engines.base import Engine, Reuse
+from slmserve.engines.base import AdapterEngine, Engine, Reuse
 from slmserve.errors import StartError
 from slmserve.sampling import NOT_A_NUMBER, Sampler, SamplingParams
 from slmserve.scheduler import Scheduler
@@ -37,6 +37,7 @@ def with_scheduler(
             max_length=engine.max_length,
             vocab_size=engine.vocab_size,
             cache_bytes=cache_bytes,
+            adapters=engine.adapters if isinstance(engine, AdapterEngine) else (),
         ),
         defaults=defaults,
         build_backend=build_backend,

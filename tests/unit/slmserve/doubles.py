@@ -15,6 +15,14 @@ VOCAB = 97
 END = 96
 
 
+ADAPTERS = ("a", "b")
+
+
+def _salt(adapter: str) -> int:
+    """What an adapter adds to each token as the cache holds it."""
+    return VOCAB * (("", *ADAPTERS).index(adapter))
+
+
 def next_token(history: Sequence[int]) -> int:
     """Depends on every token and its place, so that a mixed-up cache shows."""
     value = 7
@@ -23,11 +31,11 @@ def next_token(history: Sequence[int]) -> int:
     return value % (VOCAB - 1)
 
 
-def expected_answer(prompt: Sequence[int], count: int) -> list[int]:
-    history = list(prompt)
+def expected_answer(prompt: Sequence[int], count: int, adapter: str = "") -> list[int]:
+    history, salt = [token + _salt(adapter) for token in prompt], _salt(adapter)
     for _ in range(count):
-        history.append(next_token(history))
-    return history[len(prompt) :]
+        history.append(next_token(history) + salt)
+    return [token - salt for token in history[len(prompt) :]]
 
 
 class ScriptedEngine:
@@ -55,6 +63,8 @@ class ScriptedEngine:
         self.spare_rows = spare_rows
         self.seconds_per_token = seconds_per_token
         self.now = 0.0
+        self.adapters = ADAPTERS
+        self.row_adapters = [""] * (slots + spare_rows)
         self.rows: list[list[int]] = [[] for _ in range(slots + spare_rows)]
         self.batches: list[int] = []
         self.prefills: list[int] = []
@@ -74,7 +84,7 @@ class ScriptedEngine:
         self.calls.append(len(tokens))
         self.now += self.seconds_per_token * len(tokens)
         assert len(self.rows[row]) >= offset
-        self.rows[row] = self.rows[row][:offset] + tokens.tolist()
+        self.rows[row] = self.rows[row][:offset] + (tokens + _salt(self.row_adapters[row])).tolist()
         assert len(self.rows[row]) == offset + len(tokens) <= self.max_length
         return self._logits(row)
 
@@ -87,7 +97,7 @@ class ScriptedEngine:
         assert len(tokens) <= self.slots
         for row, (token, length) in enumerate(zip(tokens.tolist(), lengths.tolist(), strict=True)):
             assert len(self.rows[row]) >= length
-            self.rows[row] = [*self.rows[row][:length], token]
+            self.rows[row] = [*self.rows[row][:length], token + _salt(self.row_adapters[row])]
             assert len(self.rows[row]) == length + 1 <= self.max_length
         return np.stack([self._logits(row) for row in range(len(tokens))])
 
@@ -95,6 +105,10 @@ class ScriptedEngine:
         assert source != target
         assert 0 < length <= len(self.rows[source])
         self.rows[target] = self.rows[source][:length]
+        self.row_adapters[target] = self.row_adapters[source]
+
+    def assign_adapter(self, row: int, name: str) -> None:
+        self.row_adapters[row] = name
 
     def _logits(self, row: int) -> NDArray[np.float32]:
         logits = np.zeros(VOCAB, np.float32)

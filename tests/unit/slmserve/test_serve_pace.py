@@ -44,13 +44,14 @@ def test_a_running_answer_waits_for_a_bounded_time(
     scheduler = build_scheduler(engine, recorder)
     running, long = recorder.make([5], 200, arrived=0.0), recorder.make([7] * 600, 2, arrived=0.0)
     other = recorder.make([8] * 500, 2, arrived=0.0)
-    engine.gate.clear()
+
+    def come(count: int) -> None:
+        for generation in (long, other) if count == 0 else ():
+            scheduler.submit(generation)
+
+    engine.before = come
     scheduler.submit(running)
     scheduler.start()
-    engine.gate.set()
-    recorder.wait(tokens=1)
-    for generation in (long, other):
-        scheduler.submit(generation)
     recorder.wait(finished=3)
     scheduler.close()
     # Prompt tokens between each two decode steps, from the first of these on.

@@ -25,7 +25,7 @@ def _ask(
     finished = len(recorder.finishes)
     scheduler.submit(generation)
     recorder.wait(finished=finished + 1)
-    assert recorder.tokens[generation] == expected_answer(prompt, count)
+    assert recorder.tokens[generation] == expected_answer(prompt, count, adapter)
     return generation
 
 
@@ -218,7 +218,7 @@ def test_answers_are_those_of_a_server_without_a_cache(
     scheduler.close()
     for generation, prompt, count, leaves_after in asked:
         got = recorder.tokens[generation]
-        assert got == expected_answer(prompt, len(got))
+        assert got == expected_answer(prompt, len(got), generation.adapter)
         assert len(got) == count or leaves_after
         assert 0 <= generation.cached_tokens < len(prompt)
     answered = [(g, prompt) for g, prompt, _, _ in asked if recorder.tokens[g]]
