@@ -61,6 +61,7 @@ class Generation:
         "last_token",
         "length",
         "max_tokens",
+        "output",
         "prompt",
         "row",
         "sampler",
@@ -101,6 +102,8 @@ class Generation:
         self.cached_tokens = 0
         """Tokens of the prompt that were found in a cache instead of computed; final at the first Step."""
         self.generated = 0
+        self.output: list[int] = []
+        """Tokens chosen so far; of the last one the cache holds nothing yet."""
         self.last_token = 0
 
     def cancel(self) -> None:

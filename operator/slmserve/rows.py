@@ -30,14 +30,16 @@ class Rows:
         count = engine.slots + spare_rows
         self.holders: list[Generation | None] = [None] * count
         self._engine = engine
+        self._assign_adapter = engine.assign_adapter if isinstance(engine, AdapterEngine) else None
         self._reuse = reuse
         self._tokens = np.zeros((count, engine.max_length), np.int32)
-        self._lengths = np.zeros(count, np.int64)
+        self._heads = self._tokens[:, :_LEAST_TOKENS]
+        self._lengths = [0] * count
+        """Of what is noted in `_tokens`; decoded tokens are noted when somebody looks (`_sync`)."""
         self._adapters = [""] * count
         self._used = [_EMPTY] * count
         """Larger means used later; _EMPTY: nothing worth keeping."""
         self._tick = _EMPTY
-        self._index = np.arange(count)
 
     @property
     def free(self) -> int:
@@ -52,21 +54,22 @@ class Rows:
         source, shared = self.find(generation)
         if shared and self.holders[source] is None and self._lengths[source] - shared < _LEAST_TOKENS:
             row = source
-        else:
+        elif self.holders[place] is None:
+            row = place
             if shared:
                 self._touch(source)
-            row = place
-            if self.holders[place] is None:
-                self.make_room(place)
-            else:
-                row = min(self._list_free(), key=self._used.__getitem__)
-            source, shared = self.find(generation)
+            if self.make_room(place):
+                source, shared = self.find(generation)
+        else:
+            row = min(self._list_free(), key=self._used.__getitem__)
+            if row == source and self._lengths[row] - shared >= _LEAST_TOKENS and self.make_room(row):
+                source, shared = self.find(generation)
         self.holders[row], generation.row = generation, row
         if row != source:
             self._lengths[row] = 0
         self._adapters[row] = generation.adapter
-        if isinstance(self._engine, AdapterEngine):
-            self._engine.assign_adapter(row, generation.adapter)
+        if self._assign_adapter is not None:
+            self._assign_adapter(row, generation.adapter)
         self._fill(generation, source, shared)
 
     def catch_up(self, generation: Generation) -> None:
@@ -81,21 +84,32 @@ class Rows:
         count = len(generation.prompt) - 1
         if self._reuse is Reuse.NONE or count < _LEAST_TOKENS:
             return _NO_ROW, 0
-        same = self._tokens[:, :count] == generation.prompt[:-1]
-        shared = np.minimum(np.where(same.all(axis=1), count, same.argmin(axis=1)), self._lengths)
-        for row, adapter in enumerate(self._adapters):
-            if adapter != generation.adapter:
-                shared[row] = 0
-        best = int(shared.argmax())
-        return (best, int(shared[best])) if shared[best] >= _LEAST_TOKENS else (_NO_ROW, 0)
+        prompt, best, most = generation.prompt[:-1], _NO_ROW, _LEAST_TOKENS - 1
+        alike = (self._heads == prompt[:_LEAST_TOKENS]).all(axis=1)
+        for row in np.flatnonzero(alike).tolist() if alike.any() else ():
+            if self._adapters[row] != generation.adapter:
+                continue
+            shared = _count_same(self._tokens[row, : min(self._sync(row), count)], prompt)
+            if shared > most:
+                best, most = row, shared
+        return (best, most) if best != _NO_ROW else (_NO_ROW, 0)
+
+    def _sync(self, row: int) -> int:
+        """Note what the row's request has decoded since; returns how many tokens the row holds."""
+        holder, known = self.holders[row], self._lengths[row]
+        if holder is not None and holder.length > known:
+            begin = known - len(holder.prompt)
+            decoded = holder.output[begin : begin + holder.length - known]
+            self._tokens[row, known : holder.length] = decoded
+            self._lengths[row] = holder.length
+        return self._lengths[row]
 
     def count_shared(self, one: Generation, other: Generation) -> int:
         """Tokens at the beginning of `other`'s prompt, but for its last, that `one`'s begins with too."""
         if self._reuse is Reuse.NONE or one.adapter != other.adapter:
             return 0
         count = min(len(one.prompt), len(other.prompt) - 1)
-        same = one.prompt[:count] == other.prompt[:count]
-        shared = count if same.all() else int(same.argmin())
+        shared = _count_same(one.prompt[:count], other.prompt)
         return shared if shared >= _LEAST_TOKENS else 0
 
     def _fill(self, generation: Generation, source: int, shared: int) -> None:
@@ -115,26 +129,16 @@ class Rows:
         self._tokens[row, offset:end] = tokens
         self._lengths[row] = end
 
-    def append_step(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-        """One token was decoded in each of the first rows, which held `lengths`."""
-        count = len(tokens)
-        self._tokens[self._index[:count], lengths] = tokens
-        self._lengths[:count] = lengths + 1
-
     def release(self, row: int) -> None:
         """The request has left; its tokens stay until the place is needed."""
-        holder = self.holders[row]
+        length, holder = self._sync(row), self.holders[row]
         if holder is not None:
             holder.row = _NO_ROW
         self.holders[row] = None
-        if self._lengths[row] < _LEAST_TOKENS or self._reuse is Reuse.NONE:
+        if length < _LEAST_TOKENS or self._reuse is Reuse.NONE:
             self.forget(row)
         else:
             self._touch(row)
-
-    def distrust(self, row: int) -> None:
-        """Nothing of what the row holds is to be used again; its request keeps it."""
-        self._lengths[row] = 0
 
     def forget(self, row: int) -> None:
         """The row is free and empty."""
@@ -147,23 +151,27 @@ class Rows:
         for row in range(len(self.holders)):
             self.forget(row)
 
-    def make_room(self, row: int) -> None:
-        """Let what `row` holds go on elsewhere: a request must, what is only kept may be dropped."""
+    def make_room(self, row: int) -> bool:
+        """Let what `row` holds go on elsewhere: a request must, what is only kept may be dropped.
+
+        Returns whether it was moved.
+        """
         holder = self.holders[row]
         if holder is None and self._used[row] == _EMPTY:
-            return
+            return False
         free = [other for other in self._list_free() if other != row]
         if holder is None:
             free = [other for other in free if self._used[other] < self._used[row]]
         if free:
             self.move(row, min(free, key=self._used.__getitem__))
+        return bool(free)
 
     def _list_free(self) -> list[int]:
         return [row for row, holder in enumerate(self.holders) if holder is None]
 
     def move(self, source: int, target: int) -> None:
         """Move tokens and request of `source` to the free row `target`; `source` is empty then."""
-        length = int(self._lengths[source])
+        length = self._sync(source)
         if length:
             self._copy(source, target, length)
         holder = self.holders[source]
@@ -182,3 +190,9 @@ class Rows:
     def _touch(self, row: int) -> None:
         self._tick += 1
         self._used[row] = self._tick
+
+
+def _count_same(known: NDArray[np.int32] | NDArray[np.int64], prompt: NDArray[np.int64]) -> int:
+    """Length of the common beginning; `known` is not longer than `prompt`."""
+    same = known == prompt[: len(known)]
+    return len(known) if same.all() else int(same.argmin())

@@ -155,14 +155,16 @@ class Scheduler:
             if self._decoding[row].cancelled:
                 self._end(self._decoding[row], Finish.CANCELLED)
                 self._vacate(row)
-        for generation in [g for g in self._prefilling if g.cancelled]:
-            self._leave(generation, Finish.CANCELLED)
-        with self._wake:
-            gone = [g for g in self._waiting if g.cancelled]
-            if gone:
-                self._waiting = [g for g in self._waiting if not g.cancelled]
-        for generation in gone:
-            self._end(generation, Finish.CANCELLED)
+        if self._prefilling:
+            for generation in [g for g in self._prefilling if g.cancelled]:
+                self._leave(generation, Finish.CANCELLED)
+        if self._waiting:
+            with self._wake:
+                gone = [g for g in self._waiting if g.cancelled]
+                if gone:
+                    self._waiting = [g for g in self._waiting if not g.cancelled]
+            for generation in gone:
+                self._end(generation, Finish.CANCELLED)
 
     def _prefill_round(self) -> None:
         """Prompt work of one round: for the budget's tokens, or until something decodes."""
@@ -194,7 +196,7 @@ class Scheduler:
             candidates = [*self._prefilling, *(self._waiting if self._can_admit() else ())]
         if not candidates:
             return None, 0
-        generation = min(candidates, key=self._rank)
+        generation = min(candidates, key=self._rank) if len(candidates) > 1 else candidates[0]
         chosen, most = self._find_leader(generation)
         if chosen.row < 0:
             with self._wake:
@@ -290,7 +292,6 @@ class Scheduler:
             self._abandon_rows()
             return
         self._failures = 0
-        self._rows.append_step(tokens, lengths)
         chosen = self._choose(logits, active)
         now = time.perf_counter()
         ended = []
@@ -331,11 +332,12 @@ class Scheduler:
         """Record a chosen token; returns whether the request goes on."""
         if token == NOT_A_NUMBER:
             _log.error("the model gave logits that are not finite")
-            self._rows.distrust(generation.row)
+            self._rows.forget(generation.row)
             self._end(generation, Finish.ERROR)
             return False
         generation.generated += 1
         generation.last_token = token
+        generation.output.append(token)
         finish: Finish | None = None
         if token in generation.end_tokens:
             finish = Finish.END_TOKEN
