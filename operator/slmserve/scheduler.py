@@ -28,6 +28,8 @@ from slmserve.sampling import NOT_A_NUMBER, choose_tokens, log_probabilities
 _log = logging.getLogger(__name__)
 _IDLE_SECONDS: Final = 1.0
 _FAILURES_UNTIL_BROKEN: Final = 3
+_LOOK_AHEAD: Final = 8
+"""So many of those that wait longest may overtake each other."""
 _GATHER_SECONDS: Final = 0.002
 """A tiny model makes thousands of tokens a second; handing over each costs more than making it."""
 
@@ -193,7 +195,8 @@ class Scheduler:
         """Whose prompt comes next, with a row and all that is known of it, and for how many tokens."""
         self._drop_cancelled()
         with self._wake:
-            candidates = [*self._prefilling, *(self._waiting if self._can_admit() else ())]
+            waiting = self._waiting[:_LOOK_AHEAD] if self._can_admit() else ()
+            candidates = [*self._prefilling, *waiting]
         if not candidates:
             return None, 0
         generation = min(candidates, key=self._rank) if len(candidates) > 1 else candidates[0]
@@ -208,8 +211,12 @@ class Scheduler:
         return chosen, most
 
     def _rank(self, generation: Generation) -> float:
-        left = len(generation.prompt) - generation.length
+        left = len(generation.prompt) - self._count_known(generation)
         return self._pace.rank(arrived=generation.arrived, left=left)
+
+    def _count_known(self, generation: Generation) -> int:
+        """Tokens of the prompt that need no computing."""
+        return max(generation.length, self._rows.find(generation)[1])
 
     def _can_admit(self) -> bool:
         """Whether one more request may have a row.
@@ -237,7 +244,7 @@ class Scheduler:
             if shared <= other.length:
                 continue
             if known < 0:
-                known = max(generation.length, self._rows.find(generation)[1])
+                known = self._count_known(generation)
             older = generation.row < 0 or other.arrived < generation.arrived
             if other.length > known or (other.length == known and older):
                 return other, shared - other.length

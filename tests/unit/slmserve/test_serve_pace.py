@@ -78,6 +78,38 @@ def test_a_short_prompt_overtakes_a_long_one(recorder: Recorder) -> None:
     assert recorder.tokens[long] == expected_answer([7] * 1000, 3)
 
 
+def test_prompts_that_wait_for_each_other_come_in_small_chunks(recorder: Recorder) -> None:
+    engine = _engine(seconds_per_token=0.002)
+    scheduler = build_scheduler(engine, recorder)
+    for token in (7, 8):
+        scheduler.submit(recorder.make([token] * 600, 1, arrived=0.0))
+    scheduler.start()
+    recorder.wait(finished=2)
+    scheduler.close()
+    # The first call is small, since nothing is known of the speed; alone, the last has no need to be.
+    assert engine.prefills[0] == 16
+    assert engine.prefills[1:11] == [60] * 9 + [44]
+    assert engine.prefills[11:] == [256, 256, 88]
+
+
+def test_a_prompt_waits_for_the_part_that_another_is_computing(recorder: Recorder) -> None:
+    engine = _engine(seconds_per_token=0.002)
+    scheduler = build_scheduler(engine, recorder)
+    system = [number % 90 for number in range(400)]
+    long = recorder.make([*system, *[5] * 500], 1, arrived=0.0)
+    short = recorder.make([*system, 6, 6], 1, arrived=0.3)
+    engine.before = lambda count: scheduler.submit(short) if count == 0 else None
+    scheduler.submit(long)
+    scheduler.start()
+    recorder.wait(finished=2)
+    scheduler.close()
+    assert recorder.order == [short, long]
+    assert (short.cached_tokens, long.cached_tokens) == (400, 0)
+    # The long one computes the common part and no more, then the short one its own two tokens.
+    assert engine.prefills[:5] == [256, 60, 60, 24, 2]
+    assert sum(engine.prefills) == 902
+
+
 def test_no_stream_of_short_prompts_starves_a_long_one(recorder: Recorder) -> None:
     engine = _engine(seconds_per_token=0.002, slots=3)
     scheduler = build_scheduler(engine, recorder)

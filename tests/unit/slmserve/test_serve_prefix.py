@@ -106,6 +106,20 @@ def test_two_chats_in_turn_keep_their_rows(recorder: Recorder) -> None:
     assert engine.prefills == [1, 1]
 
 
+def test_what_an_ended_answer_leaves_makes_room_for_the_row_that_closes_the_gap(recorder: Recorder) -> None:
+    engine = ScriptedEngine(slots=2, prefill_chunk=64, spare_rows=1)
+    scheduler = build_scheduler(engine, recorder)
+    ending, running = recorder.make(SYSTEM, 3), recorder.make([9] * 10, 20)
+    for generation in (ending, running):
+        scheduler.submit(generation)
+    scheduler.start()
+    recorder.wait(finished=2)
+    again = _ask(scheduler, recorder, SYSTEM)
+    scheduler.close()
+    assert recorder.tokens[running] == expected_answer([9] * 10, 20)
+    assert again.cached_tokens == len(SYSTEM) - 1
+
+
 def test_the_row_unused_for_longest_is_given_away(recorder: Recorder) -> None:
     engine = ScriptedEngine(slots=2, prefill_chunk=64)
     scheduler = build_scheduler(engine, recorder)
@@ -251,3 +265,26 @@ def test_a_kept_row_moves_out_of_the_way_and_a_request_always_does() -> None:
     rows.make_room(1)
     assert rows.holders == [second, None, None]
     assert (second.row, engine.rows[0]) == (0, [2] * 9)
+
+
+def test_a_row_holds_what_was_found_and_no_more() -> None:
+    engine = ScriptedEngine(slots=2, prefill_chunk=64)
+    rows = Rows(engine, spare_rows=0, reuse=Reuse.PREFIX)
+
+    def make(prompt: list[int]) -> Generation:
+        return Generation(
+            prompt, max_tokens=1, sampling=SamplingParams(), end_tokens=frozenset(), inbox=lambda _: None
+        )
+
+    first = make(SYSTEM)
+    rows.take(first, 0)
+    engine.prefill(0, np.array(SYSTEM), 0)
+    rows.append_prompt(0, np.array(SYSTEM), 0)
+    second = make([*SYSTEM[:12], 90, 90])
+    rows.take(second, 1)
+    rows.release(0)
+    rows.forget(0)
+    # Its request has computed nothing yet, and may be cancelled now.
+    rows.release(1)
+    assert rows.find(make([*SYSTEM[:12], 0, 0, 0])) == (1, 12)
+    assert engine.rows[1] == SYSTEM[:12]
