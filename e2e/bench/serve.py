@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our server with each of its engines, against llama.cpp's own server and onnxruntime-genai.
 
-All have the same geometry, random weights of 4 bits in blocks of 32, the same number of threads, and the
-same prompts in turn; the median of the rounds counts, so that a busy device disturbs all alike.
+All have the same geometry, random weights (of 4 bits in blocks of 32 unless the name says otherwise), the
+same number of threads, and the same prompts, load by load in turn; the median of the rounds counts, so
+that a busy device disturbs all alike.
 Servers are asked over HTTP, on the same cores: JSON, tokeniser, events and the client are included.
 genai is called in process, one request at a time, which no client could do, with one generator made once
 and rewound, and with the session settings that suit it best. Our own decoding in process shows what the
@@ -15,13 +16,16 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
 from e2e.bench.serve_gguf import build_gguf
 from e2e.bench.serve_inside import InsideLoad
+from e2e.bench.serve_int8 import convert_to_int8
 from e2e.bench.serve_measures import (
     CONCURRENCY,
     MOST,
@@ -50,11 +54,26 @@ LLAMA_SERVER: Final = "llama.cpp server"
 GENAI: Final = "genai, one at a time"
 IN_PROCESS: Final = "ours, in process"
 
-MODELS: Final[Mapping[str, Callable[[Path, Geometry], Path]]] = {
-    DEFAULT_ENGINE: build_model,
-    "llama.cpp": build_gguf,
-}
-"""Who writes an engine's model directory; our server is measured with each that is installed."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A model that our server is measured with."""
+
+    name: str
+    engine: str
+    """Left out where it is not installed."""
+    build: Callable[[Path, Geometry], Path]
+
+
+def _build_int8(directory: Path, geometry: Geometry) -> Path:
+    return convert_to_int8(build_model(directory / "int4", geometry), directory / "int8")
+
+
+SERVED: Final = (
+    Served(name=DEFAULT_ENGINE, engine=DEFAULT_ENGINE, build=build_model),
+    Served(name="onnxruntime, int8 layers", engine=DEFAULT_ENGINE, build=_build_int8),
+    Served(name="llama.cpp", engine="llama.cpp", build=build_gguf),
+)
 
 _TARGETS: Final[Mapping[tuple[str, str], float]] = {
     ("decoding at 1", LLAMA_SERVER): 1.0,
@@ -68,21 +87,25 @@ _TARGETS: Final[Mapping[tuple[str, str], float]] = {
 """By measure and peer, for the default engine; of times 2.0 means half of the peer's."""
 
 
-def list_ours(models: Mapping[str, Path]) -> list[Side]:
-    """Our server once for each engine that is installed and has a model."""
+def build_sides(geometry: Geometry, work: Path) -> list[Side]:
+    """Our server once for each model whose engine is installed."""
     return [
-        Side(name=name, model_dir=models[name], command=serve_ours(name))
-        for name, kind in ENGINES.items()
-        if name in models and kind.installed
+        Side(
+            name=served.name,
+            model_dir=served.build(work / served.name, geometry),
+            command=serve_ours(kind.name),
+        )
+        for served in SERVED
+        if (kind := ENGINES.get(served.engine)) is not None and kind.installed
     ]
 
 
-def list_peers(models: Mapping[str, Path]) -> list[Side]:
+def build_peers(geometry: Geometry, work: Path) -> list[Side]:
     """Other servers."""
     return [
         Side(
             name=LLAMA_SERVER,
-            model_dir=models["llama.cpp"],
+            model_dir=build_gguf(work / LLAMA_SERVER, geometry),
             command=serve_llama_cpp,
             ready_path="/health",
             extra={"ignore_eos": True},
@@ -91,13 +114,13 @@ def list_peers(models: Mapping[str, Path]) -> list[Side]:
 
 
 Samples = dict[str, list[Values]]
-"""By side, the values of each round."""
+"""By side, the values of each load."""
 
 
 def take_samples(geometry: Geometry, rounds: int, work: Path, threads: int) -> tuple[list[str], Samples]:
     """Names of our sides, and what every side gave."""
-    models = {name: build(work / name, geometry) for name, build in MODELS.items()}
-    ours, peers = list_ours(models), list_peers(models)
+    ours, peers = build_sides(geometry, work), build_peers(geometry, work)
+    (model_dir,) = (side.model_dir for side in ours if side.name == DEFAULT_ENGINE)
     sizes, samples = Sizes(), Samples()
     with ExitStack() as stack:
         servers = []
@@ -105,19 +128,30 @@ def take_samples(geometry: Geometry, rounds: int, work: Path, threads: int) -> t
             running = RunningServer(side, slots=MOST, threads=threads, context=geometry.context, work=work)
             servers.append(stack.enter_context(running))
             warm_server(running, geometry.vocab)
-        peer = Peer(models[DEFAULT_ENGINE], [draw_prompts(geometry.vocab, 0, sizes).mixed[0]], 16)
-        inside = InsideLoad(models[DEFAULT_ENGINE], slots=MOST, threads=threads)
+        peer = Peer(model_dir, [draw_prompts(geometry.vocab, 0, sizes).mixed[0]], 16)
+        inside = InsideLoad(model_dir, slots=MOST, threads=threads)
         stack.callback(inside.close)
         for number in range(1, rounds + 1):
             prompts = draw_prompts(geometry.vocab, number, sizes)
-            for server in servers:
-                samples.setdefault(server.side.name, []).append(measure_server(server, prompts))
-            samples.setdefault(GENAI, []).append(measure_genai(peer, prompts))
-            samples.setdefault(IN_PROCESS, []).append(measure_inside(inside, prompts))
+            _take_turns(
+                samples,
+                {
+                    **{server.side.name: measure_server(server, prompts) for server in servers},
+                    GENAI: measure_genai(peer, prompts),
+                    IN_PROCESS: measure_inside(inside, prompts),
+                },
+            )
             print(f"  round {number} of {rounds}", flush=True)
         for server in servers:
             samples[server.side.name].append(measure_process(server))
     return [side.name for side in ours], samples
+
+
+def _take_turns(samples: Samples, sides: Mapping[str, Iterator[Values]]) -> None:
+    """The first load of each side, then the second of each, and so on."""
+    for values in zip_longest(*sides.values(), fillvalue=Values()):
+        for name, part in zip(sides, values, strict=True):
+            samples.setdefault(name, []).append(part)
 
 
 def find_medians(rounds: Sequence[Values]) -> Values:

@@ -5,7 +5,7 @@ Prompts are random token ids, new in each round: speed does not depend on what t
 may know them from the round before. Where requests share the beginning, each server may use its cache.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -114,25 +114,23 @@ def _prompt_rate(prompts: Sequence[list[int]], timings: Sequence[Timing]) -> flo
     return sum(len(prompt) for prompt in prompts) / max(t.done for t in timings)
 
 
-def measure_server(server: RunningServer, prompts: Prompts) -> Values:
-    """All that can be asked over HTTP; takes some 20 to 60 s."""
-    sizes, values = prompts.sizes, Values()
+def measure_server(server: RunningServer, prompts: Prompts) -> Iterator[Values]:
+    """All that can be asked over HTTP, load by load, so that servers can take turns in between."""
+    sizes = prompts.sizes
 
     def ask(asked: Sequence[list[int]], new: int, concurrency: int) -> list[Timing]:
         extra: Mapping[str, Any] = server.side.extra
         return run_load(server.port, asked, new, concurrency=concurrency, extra=extra)
 
     for c in CONCURRENCY:
-        values[_decoding(sizes, c)] = find_rate(ask(prompts.short[:c], sizes.answer, c))
+        yield {_decoding(sizes, c): find_rate(ask(prompts.short[:c], sizes.answer, c))}
     for c in CONCURRENCY:
-        values[_filling(sizes, c)] = _prompt_rate(prompts.fill[c], ask(prompts.fill[c], 1, c))
-    mixed = ask(prompts.mixed, sizes.mixed_answer, MOST)
-    values[_throughput(sizes)] = find_rate(mixed)
-    values |= _first_tokens(_throughput(sizes).load, "", _waits(mixed))
+        yield {_filling(sizes, c): _prompt_rate(prompts.fill[c], ask(prompts.fill[c], 1, c))}
+    mixed, measure = ask(prompts.mixed, sizes.mixed_answer, MOST), _throughput(sizes)
+    yield {measure: find_rate(mixed)} | _first_tokens(measure.load, "", _waits(mixed))
     text = f"prompts of {sizes.tail} tokens behind the same {sizes.system}, {sizes.answer} new"
     for name, asked in ((", shared and new", prompts.shared), (", shared", prompts.shared_again)):
-        values |= _first_tokens(text, name, _waits(ask(asked, sizes.answer, MOST)))
-    return values
+        yield _first_tokens(text, name, _waits(ask(asked, sizes.answer, MOST)))
 
 
 def warm_server(server: RunningServer, vocab: int) -> None:
@@ -141,24 +139,24 @@ def warm_server(server: RunningServer, vocab: int) -> None:
     run_load(server.port, prompts, 4, concurrency=MOST, extra=server.side.extra)
 
 
-def measure_genai(peer: Peer, prompts: Prompts) -> Values:
+def measure_genai(peer: Peer, prompts: Prompts) -> Iterator[Values]:
     """The same of a generator in process that takes one request at a time: no server, no HTTP."""
-    sizes, values = prompts.sizes, Values()
+    sizes = prompts.sizes
     for c in CONCURRENCY:
-        values[_decoding(sizes, c)] = find_rate(peer.one_at_a_time(prompts.short[:c], sizes.answer))
+        yield {_decoding(sizes, c): find_rate(peer.one_at_a_time(prompts.short[:c], sizes.answer))}
     for c in CONCURRENCY:
         timings = peer.one_at_a_time(prompts.fill[c], 1)
-        values[_filling(sizes, c)] = _prompt_rate(prompts.fill[c], timings)
-    mixed = peer.one_at_a_time(prompts.mixed, sizes.mixed_answer)
-    values[_throughput(sizes)] = find_rate(mixed)
+        yield {_filling(sizes, c): _prompt_rate(prompts.fill[c], timings)}
+    mixed, measure = peer.one_at_a_time(prompts.mixed, sizes.mixed_answer), _throughput(sizes)
     waits = first_tokens_in_turn(mixed, MOST)
-    return values | _first_tokens(_throughput(sizes).load, "", waits)
+    yield {measure: find_rate(mixed)} | _first_tokens(measure.load, "", waits)
 
 
-def measure_inside(inside: InsideLoad, prompts: Prompts) -> Values:
+def measure_inside(inside: InsideLoad, prompts: Prompts) -> Iterator[Values]:
     """Our own decoding without HTTP, to see what the web layer costs."""
     sizes = prompts.sizes
-    return {_decoding(sizes, c): inside.rate(prompts.short[:c], sizes.answer) for c in CONCURRENCY}
+    for c in CONCURRENCY:
+        yield {_decoding(sizes, c): inside.rate(prompts.short[:c], sizes.answer)}
 
 
 def measure_process(server: RunningServer) -> Values:
