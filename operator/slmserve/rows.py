@@ -3,7 +3,7 @@
 
 A row that a request has left keeps its tokens until another needs the place, the one unused for
 longest first. A prompt that begins as some row does, free or in use, gets that part by a copy, which
-costs a thousandth of computing it, or takes the free row over as it is.
+costs a few hundredths of computing it at most, or takes the free row over as it is.
 """
 
 from typing import Final
