@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Throughput of our server against onnxruntime-genai's own generator, on the same models in one run.
+"""Our server with each of its engines, against llama.cpp's own server and onnxruntime-genai.
 
-The peer is called in process, which no client could do, with one generator made once and rewound, and
-with the session settings that suit it best. Ours is measured over HTTP: JSON, tokeniser, events and the
-client, on the same cores, are included. A step of the orders model takes 0.06 ms, less than a token
-costs on its way through any server: what its throughput over HTTP shows is HTTP, so its decoding is
-measured in process as well. A static batch is shown beside and sets no target: it is no server, since
-all its prompts are as long and all answers begin and end together. Peer and ours take turns, and the
-median of the rounds counts, so that a busy device disturbs both alike.
+All have the same geometry, random weights (of 4 bits in blocks of 32 unless the name says otherwise), the
+same number of threads, and the same prompts, load by load in turn; the median of the rounds counts, so
+that a busy device disturbs all alike.
+Servers are asked over HTTP, on the same cores: JSON, tokeniser, events and the client are included.
+genai is called in process, one request at a time, which no client could do, with one generator made once
+and rewound, and with the session settings that suit it best. Our own decoding in process shows what the
+web layer costs. The orders model is measured in `serve_tiny`.
 """
 
 import argparse
@@ -16,286 +16,190 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-
-from e2e.bench.serve_client import BenchServer, Timing, run_load
+from e2e.bench.serve_gguf import build_gguf
 from e2e.bench.serve_inside import InsideLoad
-from e2e.bench.serve_model import QWEN_HALF_BILLION, build_model
+from e2e.bench.serve_int8 import convert_to_int8
+from e2e.bench.serve_measures import (
+    CONCURRENCY,
+    MOST,
+    RATE,
+    Measure,
+    Sizes,
+    Values,
+    draw_prompts,
+    measure_genai,
+    measure_inside,
+    measure_process,
+    measure_server,
+    warm_server,
+)
+from e2e.bench.serve_model import QWEN_HALF_BILLION, Geometry, build_model
 from e2e.bench.serve_peer import Peer
-from slmserve.template import load_template
-from slmserve.tokenizer import load_codec
+from e2e.bench.serve_rows import Row, cost_row, rate_row, show_rows
+from e2e.bench.serve_sides import RunningServer, Side, serve_llama_cpp, serve_ours
+from e2e.bench.serve_tiny import bench_orders
+from slmserve.engines.registry import ENGINES
 
 ROOT: Final = Path(__file__).parents[2]
-ORDERS: Final = ROOT / "e2e/models/orders/v1-int4"
 RESULT: Final = ROOT / "docs/benchmarks/serve.json"
-_CONCURRENCY: Final = (1, 4, 8)
-_SLOTS: Final = 8
-_SINGLE: Final = "genai, one at a time"
-_NEVER_BELOW: Final = 1.0
-_DECODING_AT_8: Final = 2.0
+DEFAULT_ENGINE: Final = "onnxruntime"
+LLAMA_SERVER: Final = "llama.cpp server"
+GENAI: Final = "genai, one at a time"
+IN_PROCESS: Final = "ours, in process"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """Prompts of token ids and the most new tokens for each.
-
-    `decoding`: the prompts are short and of one length, so that decoding is what counts.
-    `tiny`: HTTP costs more than the model.
-    """
+class Served:
+    """A model that our server is measured with."""
 
     name: str
-    prompts: tuple[list[int], ...]
-    new: int
-    decoding: bool
-    tiny: bool
+    engine: str
+    """Left out where it is not installed."""
+    build: Callable[[Path, Geometry], Path]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One line of the result: `ratio` is ours/peer for rates and peer/ours for times."""
-
-    measure: str
-    unit: str
-    ours: float
-    peer: float
-    peer_name: str
-    ratio: float
-    target: float | None
-    load: str
-
-    @property
-    def met(self) -> bool | None:
-        """None where there is no target."""
-        return None if self.target is None else self.ratio >= self.target
-
-    def to_json(self) -> dict[str, Any]:
-        """The form that docs/benchmarks keeps."""
-        names = ("measure", "unit", "ours", "peer", "peer_name", "ratio", "target")
-        return {name: getattr(self, name) for name in names} | {"met": self.met, "load": self.load}
+def _build_int8(directory: Path, geometry: Geometry) -> Path:
+    return convert_to_int8(build_model(directory / "int4", geometry), directory / "int8")
 
 
-def orders_loads() -> list[Load]:
-    """Real instructions to the orders model, and the one with the longest answer."""
-    codec, template = load_codec(ORDERS), load_template(ORDERS)
-    if template is None:
-        raise RuntimeError("the orders model has no chat template")
-    cases = [json.loads(line) for line in (ORDERS / "golden.jsonl").read_text().splitlines()]
-    cases.sort(key=lambda case: len(case["expected"]))
-    prompts = [codec.encode(template.render(c["messages"]), add_special_tokens=False) for c in cases]
-    mixed = tuple((prompts * 4)[:160])
-    mean = statistics.mean(len(prompt) for prompt in mixed)
+SERVED: Final = (
+    Served(name=DEFAULT_ENGINE, engine=DEFAULT_ENGINE, build=build_model),
+    Served(name="onnxruntime, int8 layers", engine=DEFAULT_ENGINE, build=_build_int8),
+    Served(name="llama.cpp", engine="llama.cpp", build=build_gguf),
+)
+
+_TARGETS: Final[Mapping[tuple[str, str], float]] = {
+    ("decoding at 1", LLAMA_SERVER): 1.0,
+    (f"decoding at {MOST}", LLAMA_SERVER): 2.5,
+    (f"time to first token p50 at {MOST}, shared", LLAMA_SERVER): 2.0,
+    (f"time to first token p95 at {MOST}, shared", LLAMA_SERVER): 2.0,
+    ("decoding at 1", GENAI): 1.0,
+    (f"decoding at {MOST}", GENAI): 2.0,
+    **{(f"decoding at {c}", IN_PROCESS): 0.98 for c in CONCURRENCY},
+}
+"""By measure and peer, for the default engine; of times 2.0 means half of the peer's."""
+
+
+def build_sides(geometry: Geometry, work: Path) -> list[Side]:
+    """Our server once for each model whose engine is installed."""
     return [
-        Load(
-            name=f"{len(mixed)} instructions of {mean:.0f} tokens",
-            prompts=mixed,
-            new=100,
-            decoding=False,
-            tiny=True,
-        ),
-        Load(
-            name="48 times the longest answer",
-            prompts=(prompts[-1],) * 48,
-            new=100,
-            decoding=True,
-            tiny=True,
-        ),
+        Side(
+            name=served.name,
+            model_dir=served.build(work / served.name, geometry),
+            command=serve_ours(kind.name),
+        )
+        for served in SERVED
+        if (kind := ENGINES.get(served.engine)) is not None and kind.installed
     ]
 
 
-def geometry_loads(vocab: int) -> list[Load]:
-    """Random prompts: speed does not depend on what they say."""
-    rng = np.random.default_rng(20)
-
-    def build(length: int, new: int, *, decoding: bool) -> Load:
-        prompts = tuple(rng.integers(3, vocab, length).tolist() for _ in range(8))
-        name = f"8 prompts of {length} tokens, {new} new"
-        return Load(name=name, prompts=prompts, new=new, decoding=decoding, tiny=False)
-
-    return [build(192, 48, decoding=False), build(8, 64, decoding=True)]
-
-
-def _rate(timings: Sequence[Timing]) -> float:
-    return sum(t.tokens for t in timings) / max(t.done for t in timings)
+def build_peers(geometry: Geometry, work: Path) -> list[Side]:
+    """Other servers."""
+    return [
+        Side(
+            name=LLAMA_SERVER,
+            model_dir=build_gguf(work / LLAMA_SERVER, geometry),
+            command=serve_llama_cpp,
+            ready_path="/health",
+            extra={"ignore_eos": True},
+        )
+    ]
 
 
-def _first_tokens(timings: Sequence[Timing]) -> list[float]:
-    return [t.first - t.sent for t in timings]
+Samples = dict[str, list[Values]]
+"""By side, the values of each load."""
 
 
-def _first_tokens_in_turn(timings: Sequence[Timing], concurrency: int) -> list[float]:
-    """As if `concurrency` clients asked a server that takes one request at a time.
-
-    Each client asks again when it has its answer: request i is sent at the end of i - concurrency.
-    """
-    ends = [0.0] * concurrency + [t.done for t in timings]
-    return [t.first - sent for t, sent in zip(timings, ends, strict=False)]
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    return float(np.quantile(np.array(values), share))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Samples:
-    """What every round gave, by concurrency."""
-
-    single: list[list[Timing]]
-    ours: dict[int, list[list[Timing]]]
-    batch: dict[int, list[list[Timing]]]
-
-
-def _measure(server: BenchServer, peer: Peer, load: Load, rounds: int) -> _Samples:
-    samples = _Samples(single=[], ours={c: [] for c in _CONCURRENCY}, batch={c: [] for c in _CONCURRENCY})
-    prompts, new = load.prompts, load.new
-    run_load(server.port, prompts[:_SLOTS], min(new, 8), concurrency=_SLOTS)
-    for _ in range(rounds):
-        samples.single.append(peer.one_at_a_time(prompts, new))
-        for concurrency in _CONCURRENCY:
-            samples.ours[concurrency].append(run_load(server.port, prompts, new, concurrency=concurrency))
-            if load.decoding and concurrency > 1:
-                samples.batch[concurrency].append(peer.batch(prompts, new, size=concurrency))
-    return samples
-
-
-def _median_rate(rounds: Sequence[list[Timing]]) -> float:
-    return statistics.median(_rate(timings) for timings in rounds)
-
-
-def _server_rows(model: str, load: Load, samples: _Samples) -> list[Row]:
-    text = _describe(model, load)
-    single = _median_rate(samples.single)
-    rows = []
-    for concurrency in _CONCURRENCY:
-        ours = _median_rate(samples.ours[concurrency])
-        name = f"{'decoding' if load.decoding else 'throughput'} at {concurrency}, over HTTP"
-        rows.append(_rate_row(name, ours, single, _SINGLE, _target(load, concurrency), text))
-        if not load.decoding:
-            rows += _first_token_rows(concurrency, samples, text)
-        elif batches := samples.batch[concurrency]:
-            peer_name = f"genai, static batch of {concurrency}"
-            rows.append(_rate_row(name, ours, _median_rate(batches), peer_name, None, text))
-    return rows
-
-
-def _target(load: Load, concurrency: int) -> float:
-    return _DECODING_AT_8 if load.decoding and concurrency == 8 else _NEVER_BELOW
-
-
-def _measure_inside(model: str, model_dir: Path, peer: Peer, load: Load, rounds: int) -> list[Row]:
-    """Decoding without HTTP: from the last first token to the first end of each wave of requests."""
-    inside = InsideLoad(model_dir, slots=_SLOTS)
-    ours: dict[int, list[float]] = {c: [] for c in _CONCURRENCY}
-    theirs: dict[int, list[float]] = {c: [] for c in _CONCURRENCY}
-    for _ in range(rounds):
-        for c in _CONCURRENCY:
-            theirs[c].append(peer.decoding_rate(load.prompts, load.new, size=c))
-            ours[c].append(inside.decoding_rate(load.prompts, load.new, concurrency=c))
-    inside.close()
-    text = _describe(model, load)
-    single = statistics.median(theirs[1])
-    rows = []
-    for c in _CONCURRENCY:
-        name, rate = f"decoding at {c}, in process", statistics.median(ours[c])
-        rows.append(_rate_row(name, rate, single, _SINGLE, _target(load, c), text))
-        if c > 1:
-            batch = statistics.median(theirs[c])
-            rows.append(_rate_row(name, rate, batch, f"genai, static batch of {c}", None, text))
-    return rows
-
-
-def _describe(model: str, load: Load) -> str:
-    return f"{model}: {load.name}; {os.cpu_count()} CPUs"
-
-
-def _first_token_rows(concurrency: int, samples: _Samples, text: str) -> list[Row]:
-    rows = []
-    for share in (0.5, 0.95):
-        mine = [_quantile(_first_tokens(t), share) for t in samples.ours[concurrency]]
-        theirs = [_quantile(_first_tokens_in_turn(t, concurrency), share) for t in samples.single]
-        ours, peer = statistics.median(mine) * 1000, statistics.median(theirs) * 1000
-        rows.append(
-            Row(
-                measure=f"time to first token p{share * 100:.0f} at {concurrency}, over HTTP",
-                unit="ms",
-                ours=round(ours, 1),
-                peer=round(peer, 1),
-                peer_name=_SINGLE,
-                ratio=round(peer / ours, 2),
-                target=None,
-                load=text,
+def take_samples(geometry: Geometry, rounds: int, work: Path, threads: int) -> tuple[list[str], Samples]:
+    """Names of our sides, and what every side gave."""
+    ours, peers = build_sides(geometry, work), build_peers(geometry, work)
+    (model_dir,) = (side.model_dir for side in ours if side.name == DEFAULT_ENGINE)
+    sizes, samples = Sizes(), Samples()
+    with ExitStack() as stack:
+        servers = []
+        for side in (*ours, *peers):
+            running = RunningServer(side, slots=MOST, threads=threads, context=geometry.context, work=work)
+            servers.append(stack.enter_context(running))
+            warm_server(running, geometry.vocab)
+        peer = Peer(model_dir, [draw_prompts(geometry.vocab, 0, sizes).mixed[0]], 16)
+        inside = InsideLoad(model_dir, slots=MOST, threads=threads)
+        stack.callback(inside.close)
+        for number in range(1, rounds + 1):
+            prompts = draw_prompts(geometry.vocab, number, sizes)
+            _take_turns(
+                samples,
+                {
+                    **{server.side.name: measure_server(server, prompts) for server in servers},
+                    GENAI: measure_genai(peer, prompts),
+                    IN_PROCESS: measure_inside(inside, prompts),
+                },
             )
-        )
+            print(f"  round {number} of {rounds}", flush=True)
+        for server in servers:
+            samples[server.side.name].append(measure_process(server))
+    return [side.name for side in ours], samples
+
+
+def _take_turns(samples: Samples, sides: Mapping[str, Iterator[Values]]) -> None:
+    """The first load of each side, then the second of each, and so on."""
+    for values in zip_longest(*sides.values(), fillvalue=Values()):
+        for name, part in zip(sides, values, strict=True):
+            samples.setdefault(name, []).append(part)
+
+
+def find_medians(rounds: Sequence[Values]) -> Values:
+    """Of each measure over the rounds that have it."""
+    measures = dict.fromkeys(measure for values in rounds for measure in values)
+    return {m: statistics.median(values[m] for values in rounds if m in values) for m in measures}
+
+
+def build_rows(model: str, ours: Sequence[str], samples: Samples) -> list[Row]:
+    """Each engine of ours against each peer, measure by measure; what one side lacks is left out."""
+    medians = {name: find_medians(rounds) for name, rounds in samples.items()}
+    rows = []
+    for name in ours:
+        for peer in (name for name in medians if name not in ours):
+            if peer == IN_PROCESS and name != DEFAULT_ENGINE:
+                continue
+            for measure, mine in medians[name].items():
+                if measure in medians[peer]:
+                    rows.append(_compare(model, name, mine, peer, medians[peer][measure], measure))
     return rows
 
 
-def _rate_row(measure: str, ours: float, peer: float, peer_name: str, target: float | None, load: str) -> Row:
-    return Row(
-        measure=measure,
-        unit="tokens/s",
-        ours=round(ours, 1),
-        peer=round(peer, 1),
-        peer_name=peer_name,
-        ratio=round(ours / peer, 2),
-        target=target,
-        load=load,
-    )
-
-
-def bench_model(name: str, model_dir: Path, loads: Sequence[Load], rounds: int, work: Path) -> list[Row]:
-    """All loads on one model."""
-    rows: list[Row] = []
-    peer = Peer(model_dir, loads[0].prompts, loads[0].new)
-    print(f"\n{name}: genai runs best with session settings {peer.settings or 'as exported'}", flush=True)
-    for load in loads:
-        if load.tiny and load.decoding:
-            part = _measure_inside(name, model_dir, peer, load, rounds)
-        else:
-            with BenchServer(model_dir, slots=_SLOTS, log_file=work / "server.log") as server:
-                part = _server_rows(name, load, _measure(server, peer, load, rounds))
-                print(f"  server memory after the load: {server.resident_bytes() / 2**20:.0f} MiB")
-        _show(part)
-        rows += part
-    return rows
-
-
-def _show(rows: Sequence[Row]) -> None:
-    print(f"  {rows[0].load}")
-    for row in rows:
-        verdict = "" if row.met is None else ("  ok" if row.met else f"  BELOW {row.target}x")
-        print(
-            f"    {row.measure:<42} {row.ours:>9.1f} {row.unit:<8} {row.peer_name:<24} {row.peer:>9.1f}"
-            f"  {row.ratio:>6.2f}x{verdict}",
-            flush=True,
-        )
+def _compare(model: str, name: str, mine: float, peer: str, theirs: float, measure: Measure) -> Row:
+    target = _TARGETS.get((measure.name, peer)) if name == DEFAULT_ENGINE else None
+    load = f"{model}: {measure.load}; {os.cpu_count()} CPUs"
+    label = f"{measure.name} ({name})"
+    if measure.unit == RATE:
+        return rate_row(label, mine, theirs, peer, target, load)
+    return cost_row(label, measure.unit, mine, theirs, peer, target, load)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the comparison and write docs/benchmarks/serve.json; a missed target is reported as missed."""
     parser = argparse.ArgumentParser(prog="python -m e2e.bench.serve", description=__doc__)
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=2,
-        help="rounds on the larger model, and a third of those on the tiny one",
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds on each model; default 3")
     parser.add_argument("--only", choices=("orders", "geometry"), help="one of the models; writes nothing")
     given = parser.parse_args(argv)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         if given.only != "geometry":
-            rows += bench_model("orders v1-int4", ORDERS, orders_loads(), given.rounds * 3, work)
+            rows += bench_orders(given.rounds, work)
         if given.only != "orders":
             size = QWEN_HALF_BILLION
-            model_dir = build_model(work / "model", size)
-            rows += bench_model(
-                f"{size.name} int4", model_dir, geometry_loads(size.vocab), given.rounds, work
-            )
+            ours, samples = take_samples(size, given.rounds, work, os.cpu_count() or 1)
+            compared = build_rows(f"{size.name} int4", ours, samples)
+            show_rows(compared)
+            rows += compared
     if given.only is None:
         RESULT.parent.mkdir(parents=True, exist_ok=True)
         RESULT.write_text(json.dumps([row.to_json() for row in rows], indent=2) + "\n")

@@ -2,24 +2,25 @@
 """Our scheduler and engine without HTTP, to compare like with like with a batch in process."""
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from slmserve.engines.onnx_slots import load_engine
-from slmserve.export import load_export
+from slmserve.engines.onnx_slots import load
+from slmserve.engines.registry import EngineOptions
 from slmserve.generation import Generation, Step
 from slmserve.sampling import SamplingParams
-from slmserve.scheduler import Scheduler
 
 
 class InsideLoad:
     """A scheduler over `model_dir` with `slots` rows."""
 
-    def __init__(self, model_dir: Path, *, slots: int) -> None:
-        export = load_export(model_dir)
-        engine = load_engine(model_dir, export, slots=slots, context_length=0, threads=0)
-        self._ends = export.end_tokens
-        self._scheduler = Scheduler(engine, max_queue=slots, deliver=self._deliver)
+    def __init__(self, model_dir: Path, *, slots: int, threads: int) -> None:
+        options = EngineOptions(slots=slots, context_length=0, threads=threads)
+        loaded = load(model_dir, options)
+        self._ends = loaded.defaults.end_tokens
+        assert loaded.build_backend is not None
+        self._scheduler = loaded.build_backend(slots, self._deliver)
         self._scheduler.start()
 
     def close(self) -> None:
@@ -43,6 +44,12 @@ class InsideLoad:
             tokens += sum(1 for stream in times for t in stream if begin < t <= end)
             seconds += end - begin
         return tokens / seconds
+
+    def rate(self, prompts: Sequence[list[int]], new: int) -> float:
+        """Generated tokens per second of one wave, from its submission to its last token."""
+        begun = time.perf_counter()
+        times = self._wave(prompts, new)
+        return sum(len(stream) for stream in times) / (max(t[-1] for t in times) - begun)
 
     def _wave(self, prompts: Sequence[list[int]], new: int) -> list[list[float]]:
         """When each token of each answer came."""

@@ -261,7 +261,7 @@ def _genai_config(g: Geometry) -> dict[str, Any]:
     }
 
 
-def _tokenizer(vocab_size: int) -> dict[str, Any]:
+def tokenizer_json(vocab_size: int) -> dict[str, Any]:
     """One word per token: enough to read and write token ids as text."""
     vocab = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"t{i}": i for i in range(3, vocab_size)}
     special = [
@@ -277,17 +277,24 @@ def _tokenizer(vocab_size: int) -> dict[str, Any]:
     }
 
 
+def chat_template() -> str:
+    """Each message behind the token that begins one."""
+    return "{% for m in messages %}<s> {{ m['content'] }} {% endfor %}"
+
+
 def build_model(directory: Path, geometry: Geometry, *, quantised: bool = True, seed: int = 0) -> Path:
     """Write model.onnx, genai_config.json and tokenizer files below `directory`; returns it."""
     directory.mkdir(parents=True, exist_ok=True)
     graph = _Graph(geometry, quantised=quantised, seed=seed)
     _decoder(graph)
     _write_graph(graph, directory / "model.onnx")
-    chat = "{% for m in messages %}<s> {{ m['content'] }} {% endfor %}"
     for name, body in (
         ("genai_config.json", _genai_config(geometry)),
-        ("tokenizer.json", _tokenizer(geometry.vocab)),
-        ("tokenizer_config.json", {"chat_template": chat, "eos_token": "</s>", "bos_token": "<s>"}),
+        ("tokenizer.json", tokenizer_json(geometry.vocab)),
+        (
+            "tokenizer_config.json",
+            {"chat_template": chat_template(), "eos_token": "</s>", "bos_token": "<s>"},
+        ),
     ):
         (directory / name).write_text(json.dumps(body))
     return directory

@@ -85,3 +85,12 @@ def _generate(generator: Any, prompts: Sequence[list[int]], new: int, start: flo
 
 def _seconds(timings: Sequence[Timing]) -> float:
     return max(timing.done for timing in timings)
+
+
+def first_tokens_in_turn(timings: Sequence[Timing], concurrency: int) -> list[float]:
+    """As if `concurrency` clients asked a server that takes one request at a time.
+
+    Each client asks again when it has its answer: request i is sent at the end of i - concurrency.
+    """
+    ends = [0.0] * concurrency + [t.done for t in timings]
+    return [t.first - sent for t, sent in zip(timings, ends, strict=False)]

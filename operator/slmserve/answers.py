@@ -96,7 +96,7 @@ class Answer:
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens whose attention cache was there already."""
-        return int(getattr(self.generation, "cached_tokens", 0))
+        return self.generation.cached_tokens
 
     def close(self) -> None:
         """Free the slot if the request still holds one."""

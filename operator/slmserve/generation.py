@@ -52,6 +52,7 @@ class Generation:
     __slots__ = (
         "adapter",
         "arrived",
+        "cached_tokens",
         "cancelled",
         "constraint",
         "end_tokens",
@@ -60,7 +61,9 @@ class Generation:
         "last_token",
         "length",
         "max_tokens",
+        "output",
         "prompt",
+        "row",
         "sampler",
         "top_logprobs",
     )
@@ -92,9 +95,15 @@ class Generation:
         self.top_logprobs = top_logprobs
         self.adapter = adapter
         self.cancelled = False
+        self.row = -1
+        """The engine's row that this request has; -1 while it waits and after its end."""
         self.length = 0
         """Tokens of this request in the row's cache."""
+        self.cached_tokens = 0
+        """Tokens of the prompt that were found in a cache instead of computed; final at the first Step."""
         self.generated = 0
+        self.output: list[int] = []
+        """Tokens chosen so far; of the last one the cache holds nothing yet."""
         self.last_token = 0
 
     def cancel(self) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from slmserve.backend import LoadedEngine
 from slmserve.config import available_cpus
 from slmserve.defaults import load_defaults
+from slmserve.engines.base import Reuse
 from slmserve.engines.executorch_rows import StatefulRowsEngine
 from slmserve.engines.logits import with_scheduler
 from slmserve.engines.registry import EngineOptions
@@ -78,7 +79,8 @@ def load(model_dir: Path, options: EngineOptions) -> LoadedEngine:
         version=version("executorch"),
     )
     engine = load_engine(model_dir, options, binding)
-    return with_scheduler(engine, defaults)
+    # A cache that cannot be copied is computed again: reusing a prefix would save nothing.
+    return with_scheduler(engine, defaults, reuse=Reuse.NONE)
 
 
 def load_engine(model_dir: Path, options: EngineOptions, binding: Binding) -> StatefulRowsEngine:

@@ -8,7 +8,6 @@ batch over all rows. Before tokens are appended the row is cut to the length tha
 
 import ctypes as c
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -238,8 +237,7 @@ def load(model_dir: Path, options: EngineOptions) -> LoadedEngine:
         )
         raise StartError(Reason.UNFIT, message)
     cache_bytes = model.cache_bytes(tokens=engine.slots * engine.max_length)
-    loaded = with_scheduler(engine, defaults, cache_bytes=cache_bytes)
-    return replace(loaded, info=replace(loaded.info, adapters=engine.adapters))
+    return with_scheduler(engine, defaults, cache_bytes=cache_bytes)
 
 
 def load_engine(model_dir: Path, options: EngineOptions) -> tuple[LlamaEngine, GgufModel]:

@@ -4,19 +4,30 @@
 import numpy as np
 
 from slmserve.backend import Backend, Deliver, EngineInfo, GenerationDefaults, LoadedEngine
-from slmserve.engines.base import Engine
+from slmserve.engines.base import AdapterEngine, Engine, Reuse
 from slmserve.errors import StartError
 from slmserve.sampling import NOT_A_NUMBER, Sampler, SamplingParams
 from slmserve.scheduler import Scheduler
 from slmwire.reasons import Reason
 
 
-def with_scheduler(engine: Engine, defaults: GenerationDefaults, *, cache_bytes: int = 0) -> LoadedEngine:
-    """Generate one token, then hand over the engine; raises StartError when it cannot."""
+def with_scheduler(
+    engine: Engine,
+    defaults: GenerationDefaults,
+    *,
+    cache_bytes: int = 0,
+    reuse: Reuse = Reuse.PREFIX,
+    spare_rows: int = 0,
+) -> LoadedEngine:
+    """Generate one token, then hand over the engine; raises StartError when it cannot.
+
+    `spare_rows` are rows that the engine has beyond its slots: prefixes of prompts are kept there
+    while all slots are busy. `cache_bytes` includes them.
+    """
     _generate_one(engine)
 
     def build_backend(max_queue: int, deliver: Deliver) -> Backend:
-        return Scheduler(engine, max_queue=max_queue, deliver=deliver)
+        return Scheduler(engine, max_queue=max_queue, deliver=deliver, reuse=reuse, spare_rows=spare_rows)
 
     return LoadedEngine(
         info=EngineInfo(
@@ -26,6 +37,7 @@ def with_scheduler(engine: Engine, defaults: GenerationDefaults, *, cache_bytes:
             max_length=engine.max_length,
             vocab_size=engine.vocab_size,
             cache_bytes=cache_bytes,
+            adapters=engine.adapters if isinstance(engine, AdapterEngine) else (),
         ),
         defaults=defaults,
         build_backend=build_backend,

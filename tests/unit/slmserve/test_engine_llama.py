@@ -4,6 +4,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from openai import OpenAI
 
 from slmserve.answers import build_deliver
 from slmserve.backend import LoadedEngine
@@ -305,3 +307,29 @@ def test_a_server_answers_with_it(llama_dir: Path, tmp_path: Path) -> None:
         url = f"{server.url}/v1/chat/completions"
         answer = httpx.post(url, json={"model": "orders", "messages": [message]}, timeout=30).json()
     assert answer["choices"][0]["message"]["content"] == case.expected
+
+
+def test_a_server_answers_with_the_adapter_that_a_request_names(tmp_path: Path) -> None:
+    model_dir = build_llama_dir(tmp_path / "model", kind="F32")
+    write_adapter(model_dir / "adapters" / "site.gguf", scale=40.0)
+    write_adapter(model_dir / "adapters" / "same.gguf", scale=0.0)
+    with ServerProcess(model_dir, tmp_path, "--model", "m", "--slots", "3", "--evaluate", "false") as server:
+        server.wait_ready(60)
+        with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+
+            def ask(model: str) -> str:
+                answer = client.chat.completions.create(
+                    model=model,
+                    messages=[{"role": "user", "content": "two espressos to table four"}],
+                    max_tokens=24,
+                    temperature=0,
+                )
+                return str(answer.choices[0].message.content)
+
+            plain = ask("m")
+            assert ask("m:same") == plain
+            other = ask("m:site")
+            assert other != plain
+            # At once, the same prompt with and without: neither takes over what the other has computed.
+            with ThreadPoolExecutor(3) as pool:
+                assert list(pool.map(ask, ["m", "m:site", "m:same"])) == [plain, other, plain]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime_genai as og
 import pytest
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from e2e.bench.serve_model import TINY, build_model
@@ -50,7 +51,9 @@ def _ours(
     engine: OnnxSlotsEngine, prompts: list[list[int]], new: int, ends: frozenset[int]
 ) -> list[list[int]]:
     recorder = Recorder()
-    scheduler = Scheduler(engine, max_queue=len(prompts), deliver=recorder.deliver)
+    scheduler = Scheduler(
+        engine, max_queue=len(prompts), deliver=recorder.deliver, spare_rows=engine.spare_rows
+    )
     generations = [recorder.make(prompt, new, end_tokens=ends) for prompt in prompts]
     scheduler.start()
     for generation in generations:
@@ -155,6 +158,40 @@ def test_moved_rows_go_on_as_before(tmp_path: Path) -> None:
     alone.prefill(0, prompt, 0)
     expected = alone.decode(np.array([7]), np.array([len(prompt)]))
     assert logits[1] == pytest.approx(expected[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("quantised", [True, False])
+def test_tokens_are_the_same_from_a_cached_prefix(tmp_path: Path, quantised: bool) -> None:
+    model_dir = build_model(tmp_path, TINY, quantised=quantised)
+    rng = np.random.default_rng(5)
+    system = rng.integers(3, TINY.vocab, 60).tolist()
+    prompts = [[*system[:cut], *rng.integers(3, TINY.vocab, 9).tolist()] for cut in (60, 60, 33, 60, 47, 12)]
+    engine = _load(model_dir, slots=3)
+    engine.prefill_chunk = 16  # type: ignore[misc]
+    computed: list[int] = []
+    prefill = engine.prefill
+
+    def count(row: int, tokens: NDArray[np.int64], offset: int) -> NDArray[np.float32]:
+        computed.append(len(tokens))
+        return prefill(row, tokens, offset)
+
+    engine.prefill = count  # type: ignore[method-assign]
+    assert _ours(engine, prompts, 30, frozenset({2})) == _reference(model_dir, prompts, 30)
+    # Of all beginnings only one was computed.
+    assert sum(computed) == 60 + 9 * len(prompts)
+
+
+def test_a_spare_row_is_counted_and_outlives_full_slots(tmp_path: Path) -> None:
+    engine = _load(build_model(tmp_path, TINY), slots=2)
+    assert engine.spare_rows == 1
+    assert engine.cache_bytes == 3 * 2 * TINY.layers * TINY.kv_heads * TINY.head_size * 256 * 4
+    prompt = np.arange(3, 30)
+    expected = engine.prefill(0, prompt, 0).copy()
+    engine.move(0, 2, len(prompt) - 1)
+    for row in (0, 1):
+        engine.prefill(row, prompt[::-1].copy(), 0)
+    engine.decode(np.array([7, 7]), np.array([len(prompt)] * 2))
+    assert engine.prefill(2, prompt[-1:], len(prompt) - 1) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_smaller_context_is_kept(tmp_path: Path) -> None:

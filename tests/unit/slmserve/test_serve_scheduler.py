@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from slmserve.backend import ClosedError, QueueFullError
 from slmserve.generation import Finish
@@ -249,3 +252,73 @@ def test_each_request_samples_by_its_own_seed(scheduler: Scheduler, recorder: Re
 
 def test_the_arithmetic_model_depends_on_order() -> None:
     assert next_token([1, 2]) != next_token([2, 1])
+
+
+class Even:
+    """Only even tokens may come; remembers what was chosen."""
+
+    def __init__(self, *, vocab: int = VOCAB) -> None:
+        self.accepted: list[int] = []
+        self._mask: NDArray[np.bool_] = np.array([token % 2 == 0 for token in range(vocab)])
+
+    def allowed(self) -> NDArray[np.bool_] | None:
+        return self._mask
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+
+class Free(Even):
+    """Every token may come."""
+
+    def allowed(self) -> NDArray[np.bool_] | None:
+        return None
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=1.0, seed=4)])
+def test_a_constraint_masks_its_own_row_only(
+    engine: ScriptedEngine, scheduler: Scheduler, recorder: Recorder, sampling: SamplingParams
+) -> None:
+    even = Even(vocab=VOCAB + 31)  # A mask may be as wide as the tokenizer, the model narrower or as wide.
+    engine.gate.clear()
+    bound = recorder.make([1, 2], 15, sampling=sampling, constraint=even)
+    free = recorder.make([1, 2], 15, constraint=Free())
+    plain = recorder.make([3], 15)
+    for generation in (bound, free, plain):
+        scheduler.submit(generation)
+    engine.gate.set()
+    recorder.wait(finished=3)
+    assert all(token % 2 == 0 for token in recorder.tokens[bound])
+    assert even.accepted == recorder.tokens[bound]
+    assert recorder.tokens[free] == expected_answer([1, 2], 15)
+    assert recorder.tokens[plain] == expected_answer([3], 15)
+    # Where the model's choice was allowed it was kept.
+    for index, token in enumerate(recorder.tokens[bound]):
+        wanted = next_token([1, 2, *recorder.tokens[bound][:index]])
+        assert sampling.temperature or token == (wanted if wanted % 2 == 0 else 0)
+
+
+def test_log_probabilities_come_with_their_tokens(scheduler: Scheduler, recorder: Recorder) -> None:
+    asked = recorder.make([1, 2], 6, top_logprobs=3, constraint=Even())
+    own_only = recorder.make([1, 2], 6, top_logprobs=0)
+    without = recorder.make([1, 2], 6)
+    for generation in (asked, own_only, without):
+        scheduler.submit(generation)
+    recorder.wait(finished=3)
+    # One logit is 1 and the others are 0.
+    total = math.log(math.e + VOCAB - 1)
+    history = [1, 2]
+    for token, logprobs in zip(recorder.tokens[asked], recorder.logprobs[asked], strict=True):
+        assert logprobs is not None
+        best = next_token(history)
+        # Before the constraint: what the model wanted is first even where it was not allowed.
+        assert logprobs.top[0][0] == best
+        assert logprobs.top[0][1] == pytest.approx(1 - total)
+        assert [value for _, value in logprobs.top[1:]] == pytest.approx([-total] * 2)
+        assert logprobs.chosen == pytest.approx((1 if token == best else 0) - total)
+        history.append(token)
+    for logprobs in recorder.logprobs[own_only]:
+        assert logprobs is not None
+        assert not logprobs.top
+        assert logprobs.chosen == pytest.approx(1 - total)
+    assert recorder.logprobs[without] == [None] * 6

@@ -19,4 +19,6 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
             [model] = client.models.list().data
             context = (model.model_extra or {})["max_model_len"]
-            yield Served(server=server, client=client, context=context, lacks=entry.lacks)
+            yield Served(
+                engine=entry.engine, server=server, client=client, context=context, lacks=entry.lacks
+            )

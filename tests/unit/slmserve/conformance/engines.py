@@ -20,6 +20,7 @@ SLOTS: Final = 3
 class Served:
     """A running server, a client of it, and what it should and should not be able to do."""
 
+    engine: str
     server: ServerProcess
     client: OpenAI
     context: int

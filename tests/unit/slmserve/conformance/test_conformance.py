@@ -209,6 +209,29 @@ def test_requests_at_once_do_not_mix(served: Served) -> None:
     assert together == alone * 3
 
 
+def test_a_shared_beginning_changes_no_answer(served: Served) -> None:
+    shared = "two espressos and a still water to table four, " * 3
+    tails = ("the second one decaf", "no ice", "one more latte")
+
+    def ask(tail: str) -> tuple[str | None, int]:
+        answer = served.client.chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": shared + tail}],
+            max_tokens=16,
+            temperature=0,
+        )
+        usage = answer.usage
+        assert usage is not None and usage.prompt_tokens_details is not None
+        return answer.choices[0].message.content, usage.prompt_tokens_details.cached_tokens or 0
+
+    alone = [ask(tail)[0] for tail in tails]
+    with ThreadPoolExecutor(len(tails)) as pool:
+        again = list(pool.map(ask, tails))
+    assert [text for text, _ in again] == alone
+    if served.engine != "openvino":  # its library reuses prefixes and does not say how many tokens
+        assert max(cached for _, cached in again) > 20
+
+
 def test_several_choices(served: Served) -> None:
     answer = _chat(served, n=3, temperature=1.5, max_tokens=8)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
