@@ -62,7 +62,8 @@ def _quantize_dynamic(model: Any, excluded: list[str]) -> Any:
             per_channel=True,
             weight_type=QuantType.QInt8,
             use_external_data_format=True,
-            extra_options={"MatMulConstBOnly": True},
+            # A graph whose shapes cannot be inferred to the end (after a slice, say) is float all the same.
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
         return onnx.load(str(target))
 

@@ -48,6 +48,17 @@ def test_matrices_become_integers_and_answers_stay_right(
     assert exact_match(tmp_path / "out") >= 0.95
 
 
+@pytest.mark.parametrize("step", [{"quantizeInt8": {}}, {"quantizeInt4": {}}])
+@pytest.mark.parametrize("slicing", [{"feedForwardPercent": 25}, {"headsPercent": 50}])
+def test_what_was_sliced_is_quantized_too(
+    tmp_path: Path, slicing: dict[str, Any], step: dict[str, Any]
+) -> None:
+    run_recipe(tmp_path / "out", {"slice": slicing}, step)
+    counted = kinds(tmp_path / "out")
+    assert counted.get("MatMulInteger", 0) + counted.get("MatMulNBits", 0) == 16
+    assert 0 <= exact_match(tmp_path / "out") <= 1  # it loads and answers
+
+
 def test_the_directory_is_complete(tmp_path: Path) -> None:
     manifest = run_recipe(tmp_path / "out", {"quantizeInt4": {}})
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -130,7 +130,9 @@ def build_evaluate_job(
     init = [_fetch(place, source=source, manifest="manifest.json", kind="source")]
     mounts = [_tree(resolved, paths.MODEL_DIR)]
     command = ["python3", "-m", "slmserve.evaluate", "--model-dir", paths.MODEL_DIR]
-    if dataset is not None:
+    if dataset is None:
+        command += ["--dataset", paths.MODEL_DIR]
+    else:
         told["dataset.json"] = dataset[1].manifest.to_json()
         volumes += _renamed(source_volumes(dataset[0]), "dataset")
         init.append(_fetch(place, source=dataset[0], manifest="dataset.json", kind="dataset"))
