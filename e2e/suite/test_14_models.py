@@ -2,6 +2,7 @@
 """From a pushed model to the fleet with no hand in between: made, measured, judged, rolled out by class."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,8 @@ CLASSES = ("server", "board", "box")
 """Device classes of the three edge nodes; each gets another variant of the same model."""
 VARIANTS = {"server": "fp32", "board": "int4", "box": "gguf"}
 SOURCE = "e2e-models/pushed"
-MADE = "e2e-models/made"
+MADE = f"e2e-models/made-{time.time_ns():x}"
+"""New for each run: what a tag holds is never replaced, and an earlier optimizer made other bytes."""
 TAG = "main"
 MODEL_KIND = "slmmodels.slmops.dev"
 MAKE_SECONDS = 300.0

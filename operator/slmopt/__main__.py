@@ -5,13 +5,14 @@
     slmopt publish --job FILE               the last step's output to where the job says
     slmopt run --recipe FILE SRC DST        a whole recipe, for a laptop
 
-Exit codes: 0 done, 1 failed (reason in the termination log), 2 wrong usage.
+Exit codes: 0 done, 1 failed (reason in the termination log), 2 wrong usage, 143 stopped.
 """
 
 import argparse
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from slmopt.errors import JobError, OptimizeError, unfit
+from slmopt.errors import NO_SPACE, JobError, OptimizeError, unfit
 from slmopt.job import Job, parse_job
 from slmopt.log import log
 from slmopt.publish import publish_model
@@ -30,6 +31,7 @@ from slmwire import jobs, paths
 from slmwire.reasons import Reason, Termination
 
 EXIT_FAILED = 1
+EXIT_STOPPED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         reason, message = (
             Reason.INSUFFICIENT_CAPACITY,
-            "not enough memory for this step; it needs about three times the model's size",
+            "not enough memory for this step; some need four times the model's size",
         )
     except OSError as error:
-        full = error.errno == 28
+        full = error.errno in NO_SPACE
         reason = Reason.INSUFFICIENT_CAPACITY if full else Reason.INTERNAL_ERROR
         message = f"{error.filename or 'a file'}: {error.strerror}" + ("; enlarge the volume" if full else "")
     except Exception as error:
@@ -118,10 +120,17 @@ def _run_step(options: argparse.Namespace) -> str:
     if not 0 <= options.index < len(job.steps):
         raise JobError(f"--index is {options.index}; the job has steps 0 to {len(job.steps) - 1}")
     target = _input_of(options, options.index + 1)
+    _remove_left(options.work, "slmopt-*")
     began = time.monotonic()
     manifest = apply_step(job.steps[options.index], _input_of(options, options.index), target)
     milliseconds = round((time.monotonic() - began) * 1000)
     return Termination(digest=manifest.digest, milliseconds=milliseconds).to_json()
+
+
+def _remove_left(work: Path, pattern: str) -> None:
+    """Remove the scratch folders of a container that was killed."""
+    for left in work.glob(pattern):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _run_publish(options: argparse.Namespace) -> str:
@@ -129,8 +138,7 @@ def _run_publish(options: argparse.Namespace) -> str:
     if job.target is None:
         raise JobError("publish is missing; name one of oci, s3, pvc")
     source = _input_of(options, len(job.steps))
-    for left in Path(options.work).glob("publish-*"):  # of a container that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    _remove_left(options.work, "publish-*")
     with tempfile.TemporaryDirectory(prefix="publish-", dir=options.work) as scratch:
         report = publish_model(
             source,
@@ -161,5 +169,11 @@ def _write_termination(path: Path | None, text: str) -> None:
             stream.write(text)
 
 
+def _stop(_signal: int, _frame: object) -> None:
+    sys.exit(EXIT_STOPPED)
+
+
 if __name__ == "__main__":
+    # As process 1 of a container, SIGTERM is ignored unless somebody handles it; scratch files go.
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from slmopt.errors import unfit
-from slmopt.graph import OnnxExport, save_onnx
+from slmopt.graph import OnnxExport, save_probe
 from slmopt.model_dir import TOKENIZER
 from slmwire.paths import GOLDEN_FILE
 
@@ -41,7 +41,7 @@ def read_texts(directory: Path) -> list[str]:
         try:
             case = json.loads(line)
             texts.append("\n".join([*(str(m["content"]) for m in case["messages"]), str(case["expected"])]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise unfit(f"{GOLDEN_FILE} line {number} is no golden case ({error}); correct it") from error
     if not texts:
         raise unfit(f'{GOLDEN_FILE} is empty; add cases, or use slice.importance "weights"')
@@ -51,8 +51,22 @@ def read_texts(directory: Path) -> list[str]:
 def measure_inputs(export: OnnxExport, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """Root mean square of each of the tensors `names` [1, length, width] over all tokens: [width]."""
     texts = read_texts(export.directory)
-    tokenizer = Tokenizer.from_file(str(export.directory / TOKENIZER))
-    session = _open_session(export, names)
+    try:
+        tokenizer = Tokenizer.from_file(str(export.directory / TOKENIZER))
+        return _measure(export, tokenizer, _open_session(export, names), names, texts)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # neither library has a class of errors of its own
+        text = " ".join(str(error).split())[:300]
+        raise unfit(
+            f'slice.importance "activations": the model does not run ({text}); export it again, or use '
+            '"weights"'
+        ) from error
+
+
+def _measure(
+    export: OnnxExport, tokenizer: Tokenizer, session: Any, names: Sequence[str], texts: Sequence[str]
+) -> dict[str, NDArray[np.float32]]:
     sums = {name: np.zeros(0) for name in names}
     tokens = 0
     for text in texts:
@@ -70,17 +84,17 @@ def measure_inputs(export: OnnxExport, names: Sequence[str]) -> dict[str, NDArra
 
 def _open_session(export: OnnxExport, names: Sequence[str]) -> Any:
     ort.disable_telemetry_events()
-    probe = onnx.ModelProto()
-    probe.CopyFrom(export.model)
     kind = onnx.TensorProto.FLOAT16 if export.is_half else onnx.TensorProto.FLOAT
-    probe.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name in names)
+    outputs = [onnx.helper.make_tensor_value_info(name, kind, None) for name in names]
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Packed matrices would be a second copy of the model.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     # A fused node would hide what is measured.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     with tempfile.TemporaryDirectory(prefix="slmopt-") as scratch:
-        save_onnx(probe, Path(scratch) / "probe.onnx")
+        save_probe(export.model, Path(scratch) / "probe.onnx", outputs=outputs)
         return ort.InferenceSession(f"{scratch}/probe.onnx", options, providers=["CPUExecutionProvider"])
 
 

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a step or a publication cannot be done."""
 
+import errno
+from typing import Final
+
 from slmwire.reasons import Reason
+
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class OptimizeError(Exception):

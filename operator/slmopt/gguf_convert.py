@@ -5,7 +5,9 @@ For the architecture `llama` GGUF wants the rows of queries and keys in the orde
 the builder keeps Hugging Face's order, halves one after the other.
 """
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,9 +94,9 @@ def convert_gguf(export: OnnxExport, target: Path, kind: str) -> None:
     rows = export.read("model.embed_tokens.weight").shape[0]
     vocabulary = read_vocabulary(export.directory, size=rows)
     writer = gguf.GGUFWriter(str(target / GGUF_FILE), architecture.name)
-    _write_header(writer, export, kind)
+    _write_header(writer, export, kind, vocab=rows)
     vocabulary.write(writer)
-    write_special_tokens(writer, export.directory, export.config["model"])
+    write_special_tokens(writer, export.directory, export.config["model"], size=rows)
     heads = {"q_proj": export.geometry.heads, "k_proj": export.geometry.kv_heads}
     for weight in iterate_weights(export):
         values = weight.values
@@ -103,7 +105,13 @@ def convert_gguf(export: OnnxExport, target: Path, kind: str) -> None:
         _add_tensor(writer, weight, values, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    try:
+        writer.write_tensors_to_file()
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # numpy says how much it could not write, but not why.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), GGUF_FILE) from error
     writer.close()
     _carry(export, target)
     log("converted", format="gguf", type=kind, architecture=architecture.name)
@@ -114,13 +122,14 @@ def _carry(export: OnnxExport, target: Path) -> None:
     behind = {GENAI_CONFIG, export.filename, *export.data_files}
     carry_files(export.directory, target, without=behind)
     if not (target / GENERATION_CONFIG).exists():
-        model, search = export.config["model"], export.config.get("search", {})
+        model, search = export.config["model"], export.config.get("search")
+        search = search if isinstance(search, dict) else {}
         kept = {key: search[key] for key in ("do_sample", "temperature", "top_p") if key in search}
         ends = {key: model[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in model}
         (target / GENERATION_CONFIG).write_text(json.dumps(ends | kept, indent=2) + "\n")
 
 
-def _write_header(writer: gguf.GGUFWriter, export: OnnxExport, kind: str) -> None:
+def _write_header(writer: gguf.GGUFWriter, export: OnnxExport, kind: str, *, vocab: int) -> None:
     shape = export.geometry
     rotation = read_rotation(export)
     writer.add_context_length(shape.context)
@@ -134,7 +143,7 @@ def _write_header(writer: gguf.GGUFWriter, export: OnnxExport, kind: str) -> Non
     writer.add_layer_norm_rms_eps(find_epsilon(export))
     writer.add_rope_dimension_count(rotation.dimensions)
     writer.add_rope_freq_base(rotation.base)
-    writer.add_vocab_size(shape.vocab)
+    writer.add_vocab_size(vocab)
     writer.add_file_type(_FILE_TYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if rotation.factors is not None:

@@ -11,7 +11,7 @@ import gguf
 
 from slmopt.errors import unfit
 from slmopt.log import log
-from slmopt.model_dir import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, read_json
+from slmopt.model_dir import CHAT_TEMPLATE, GENAI_CONFIG, TOKENIZER, TOKENIZER_CONFIG, read_json
 
 _WORDS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -55,6 +55,16 @@ def read_vocabulary(directory: Path, *, size: int) -> Vocabulary:
     Raises OptimizeError (Unfit) for tokenizers that llama.cpp has no like of.
     """
     body = read_json(directory, TOKENIZER)
+    try:
+        return _parse_vocabulary(body, size=size)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"[:200]
+        raise unfit(
+            f"{TOKENIZER} is not a tokenizer as the library writes it ({what}); save it again"
+        ) from error
+
+
+def _parse_vocabulary(body: Mapping[str, Any], *, size: int) -> Vocabulary:
     model = body.get("model", {})
     if model.get("type") != "BPE":
         raise unfit(
@@ -64,6 +74,8 @@ def read_vocabulary(directory: Path, *, size: int) -> Vocabulary:
     ids = dict(model["vocab"])
     added = {str(row["content"]): row for row in body.get("added_tokens", [])}
     ids |= {text: int(row["id"]) for text, row in added.items()}
+    if min(ids.values()) < 0:
+        raise ValueError("negative token")
     if max(ids.values()) >= size:
         raise unfit(
             f"{TOKENIZER} has token {max(ids.values())} and the embedding table {size} rows; "
@@ -129,19 +141,36 @@ def find_pre(body: Mapping[str, Any]) -> str:
     return "default"
 
 
-def write_special_tokens(writer: gguf.GGUFWriter, directory: Path, config: Mapping[str, Any]) -> None:
-    """Ids that begin, end and fill texts, from genai_config.json's `model`; and the chat template."""
+def _special_ids(config: Mapping[str, Any], name: str, *, size: int) -> list[int]:
+    """One id, several or none; raises OptimizeError (Unfit) for what is no token."""
+    given = config.get(name)
+    ids = [one for one in (given if isinstance(given, list) else [given]) if one is not None]
+    if any(not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < size for one in ids):
+        raise unfit(
+            f"{GENAI_CONFIG}: model.{name} is {str(given)[:80]}; it must be a token from 0 to {size - 1}; "
+            "correct it"
+        )
+    return ids
+
+
+def write_special_tokens(
+    writer: gguf.GGUFWriter, directory: Path, config: Mapping[str, Any], *, size: int
+) -> None:
+    """Ids that begin, end and fill texts, from genai_config.json's `model`; and the chat template.
+
+    Raises OptimizeError (Unfit) for an id beyond the `size` tokens.
+    """
     settings = read_json(directory, TOKENIZER_CONFIG) if (directory / TOKENIZER_CONFIG).is_file() else {}
-    ends = config.get("eos_token_id")
-    many = [int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+    many = _special_ids(config, "eos_token_id", size=size)
     if many:
         writer.add_eos_token_id(many[0])
     if len(many) > 1:
         writer.add_eot_token_id(many[1])
-    if isinstance(config.get("bos_token_id"), int):
-        writer.add_bos_token_id(config["bos_token_id"])
-    if isinstance(config.get("pad_token_id"), int):
-        writer.add_pad_token_id(config["pad_token_id"])
+    for begin in _special_ids(config, "bos_token_id", size=size)[:1]:
+        writer.add_bos_token_id(begin)
+    fill = config.get("pad_token_id")
+    if isinstance(fill, int) and 0 <= fill < size:  # some models say -1 for none
+        writer.add_pad_token_id(fill)
     writer.add_add_bos_token(bool(settings.get("add_bos_token", False)))
     template = settings.get("chat_template")
     if (directory / CHAT_TEMPLATE).is_file():

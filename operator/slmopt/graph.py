@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """An export of the onnxruntime-genai builder, opened for changes: its matrices by what they do."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -29,7 +30,10 @@ _QUANTIZED: Final = frozenset(
 _LAYER: Final = re.compile(r"/model/layers\.(\d+)/(?:attn|mlp)/(\w+)/MatMul")
 _ATTENTION: Final = "GroupQueryAttention"
 _FILE: Final = "model.onnx"
-_DATA: Final = f"{_FILE}.data"
+_SMALL_BYTES: Final = 1024
+"""Tensors below that stay in the graph's file."""
+_PAGE_BYTES: Final = 4096
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,99}\.onnx")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +96,12 @@ class OnnxExport:
         self.directory = directory
         self.config = read_json(directory, GENAI_CONFIG)
         self.geometry = _parse_geometry(self.config)
-        self.filename = str(self.config["model"]["decoder"].get("filename", _FILE))
+        self.filename = _parse_filename(self.config)
         path = directory / self.filename
         try:
             self.model = onnx.load(str(path), load_external_data=False)
             self.data_files = load_external_data(self.model, directory)
+            _check_sizes(self.model)
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             raise unfit(f"{self.filename} cannot be read as ONNX: {text}") from error
@@ -133,6 +138,10 @@ class OnnxExport:
             raise unfit(f"{self.filename} has no {name}; the builder's exports have; export the model again")
         return np.asarray(numpy_helper.to_array(self._initializers[name]), np.float32)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of an initializer that is there."""
+        return tuple(self._initializers[name].dims)
+
     def write(self, name: str, values: NDArray[Any]) -> None:
         """Replace an initializer; the type stays what it was."""
         tensor = self._initializers[name]
@@ -164,7 +173,44 @@ class OnnxExport:
                 f"{self.filename} names the blocks of {len(found)} layers and {GENAI_CONFIG} says "
                 f"{self.geometry.layers}: architecture {self.geometry.type} is not known; leave the step out"
             )
-        return tuple(Layer(index=index, matrices=found[index]) for index in sorted(found))
+        layers = tuple(Layer(index=index, matrices=found[index]) for index in sorted(found))
+        self._check_geometry(layers)
+        return layers
+
+    def _check_geometry(self, layers: Sequence[Layer]) -> None:
+        """Raises OptimizeError (Unfit) where genai_config.json says other than the matrices."""
+        shape = self.geometry
+        inner, cached = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+        expected = {
+            "qkv_proj": (shape.hidden, inner + 2 * cached),
+            "q_proj": (shape.hidden, inner),
+            "k_proj": (shape.hidden, cached),
+            "v_proj": (shape.hidden, cached),
+            "o_proj": (inner, shape.hidden),
+        }
+        for layer in layers:
+            for name, wanted in expected.items():
+                if name not in layer.matrices:
+                    continue
+                actual = self.shape(layer.matrices[name].weight)
+                if actual != wanted:
+                    raise unfit(
+                        f"layer {layer.index}: {name} is {list(actual)}, and by heads, head_size and "
+                        f"hidden_size of {GENAI_CONFIG} it is {list(wanted)}; export the model again"
+                    )
+
+    def refuse_shared(self, matrices: Sequence[Matrix], *, step: str) -> None:
+        """Raises OptimizeError (Unfit) when a step would cut weights that several places use."""
+        users: dict[str, int] = {}
+        for node in self.nodes:
+            for name in node.input:
+                users[name] = users.get(name, 0) + 1
+        for matrix in matrices:
+            shared = next((w for w in (matrix.weight, matrix.bias) if w and users[w] > 1), "")
+            if shared:
+                raise unfit(
+                    f"{step}: {shared} is used in {users[shared]} places; this step knows no shared weights"
+                )
 
     def attention(self, layer: int) -> Any:
         """The GroupQueryAttention node of a layer; raises OptimizeError (Unfit)."""
@@ -185,6 +231,23 @@ class OnnxExport:
             raise unfit(f"{step}.exclude leaves no matrix to work on; name fewer")
         return chosen
 
+    def constant(self, name: str) -> list[int]:
+        """Whole numbers of an initializer or a Constant node; empty for anything else."""
+        held = self._initializers.get(name)
+        for node in self.nodes if held is None else ():
+            if node.op_type == "Constant" and name in node.output:
+                held = next((a.t for a in node.attribute if a.name == "value"), None)
+        if held is None or held.data_type != onnx.TensorProto.INT64:
+            return []
+        return [int(value) for value in numpy_helper.to_array(held).reshape(-1)]
+
+    def add_constant(self, name: str, values: Sequence[int]) -> None:
+        """An initializer of whole numbers, unless it is there."""
+        if name not in self._initializers:
+            tensor = self.model.graph.initializer.add()
+            tensor.CopyFrom(numpy_helper.from_array(np.array(values, np.int64), name))
+            self._initializers[name] = tensor
+
     def save(self, target: Path) -> None:
         """Write the model and everything else of the source directory into `target`, but no manifest."""
         carry_files(self.directory, target, without={self.filename, *self.data_files})
@@ -198,7 +261,7 @@ def load_external_data(model: Any, directory: Path) -> set[str]:
     has. ValueError for a location outside `directory`, or beyond a file's end.
     """
     names = set()
-    for tensor in model.graph.initializer:
+    for tensor in _tensors(model.graph):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         fields = {entry.key: entry.value for entry in tensor.external_data}
@@ -209,12 +272,40 @@ def load_external_data(model: Any, directory: Path) -> set[str]:
         with (directory / name).open("rb") as file:
             file.seek(int(fields.get("offset", 0)))
             length = int(fields["length"]) if "length" in fields else -1
+            if length < -1:
+                raise ValueError(f"{tensor.name} has a length of {length}")
             tensor.raw_data = file.read(length)
         if length >= 0 and len(tensor.raw_data) != length:
             raise ValueError(f"{name} ends before {tensor.name} does; it is cut off")
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return names
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """All constant tensors of a graph and of those inside it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("g"):
+                yield from _tensors(attribute.g)
+            for inner in attribute.graphs:
+                yield from _tensors(inner)
+
+
+def _check_sizes(model: Any) -> None:
+    """ValueError where a tensor does not have the bytes that its shape says."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in FLOAT_TYPES or not tensor.HasField("raw_data"):
+            continue
+        width = 4 if tensor.data_type == onnx.TensorProto.FLOAT else 2
+        if min(tensor.dims, default=0) < 0 or len(tensor.raw_data) != math.prod(tensor.dims) * width:
+            raise ValueError(
+                f"{tensor.name} has {len(tensor.raw_data)} bytes and the shape {list(tensor.dims)[:8]}"
+            )
 
 
 def save_onnx(model: Any, path: Path) -> None:
@@ -226,8 +317,55 @@ def save_onnx(model: Any, path: Path) -> None:
         save_as_external_data=True,
         all_tensors_to_one_file=True,
         location=f"{path.name}.data",
-        size_threshold=1024,
+        size_threshold=_SMALL_BYTES,
     )
+
+
+def save_probe(model: Any, path: Path, *, outputs: Sequence[Any]) -> None:
+    """Write a copy of `model` with more outputs, as `save_onnx` does, but leave `model` as it is.
+
+    Weights go from `model` to the file one after the other: there is no second copy in memory.
+    """
+    probe = onnx.ModelProto()
+    _merge(probe, model, without="graph")
+    _merge(probe.graph, model.graph, without="initializer")
+    probe.graph.output.extend(outputs)
+    with path.with_name(f"{path.name}.data").open("wb") as file:
+        for tensor in model.graph.initializer:
+            if not tensor.HasField("raw_data") or len(tensor.raw_data) < _SMALL_BYTES:
+                probe.graph.initializer.add().CopyFrom(tensor)
+                continue
+            file.write(bytes(-file.tell() % _PAGE_BYTES))
+            kept = probe.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            kept.data_location = onnx.TensorProto.EXTERNAL
+            where = {"location": f"{path.name}.data", "offset": file.tell(), "length": len(tensor.raw_data)}
+            for key, value in where.items():
+                kept.external_data.add(key=key, value=str(value))
+            file.write(tensor.raw_data)
+    path.write_bytes(probe.SerializeToString())
+
+
+def _merge(target: Any, source: Any, *, without: str) -> None:
+    """Copy the fields of a message but for one."""
+    for field, value in source.ListFields():
+        if field.name == without:
+            continue
+        held = getattr(target, field.name)
+        if hasattr(held, "MergeFrom"):
+            held.MergeFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _parse_filename(config: Mapping[str, Any]) -> str:
+    """The decoder's file; the changed one is written by the same name, so it must stay in its folder."""
+    name = config["model"]["decoder"].get("filename", _FILE)
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+        raise unfit(
+            f"{GENAI_CONFIG}: model.decoder.filename is {str(name)[:80]!r}; it must be a plain name, "
+            f"{_FILE} say"
+        )
+    return name
 
 
 def _parse_geometry(config: Mapping[str, Any]) -> Geometry:
@@ -238,7 +376,7 @@ def _parse_geometry(config: Mapping[str, Any]) -> Geometry:
             raise unfit(
                 f"{GENAI_CONFIG} has a part {extra[0]}: only plain decoders are known; leave the step out"
             )
-        return Geometry(
+        geometry = Geometry(
             layers=int(decoder["num_hidden_layers"]),
             heads=int(decoder["num_attention_heads"]),
             kv_heads=int(decoder["num_key_value_heads"]),
@@ -248,5 +386,13 @@ def _parse_geometry(config: Mapping[str, Any]) -> Geometry:
             context=int(model["context_length"]),
             type=str(model["type"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise unfit(f"{GENAI_CONFIG} lacks or misstates {error}; export the model again") from error
+    numbers = (value for value in astuple(geometry) if not isinstance(value, str))
+    if min(numbers) < 1 or geometry.heads % geometry.kv_heads:
+        raise unfit(
+            f"{GENAI_CONFIG}: numbers of layers, heads and sizes are at least 1, and num_attention_heads "
+            f"({geometry.heads}) is a multiple of num_key_value_heads ({geometry.kv_heads}); export the "
+            "model again"
+        )
+    return geometry

@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from slmopt.errors import JobError
+from slmwire.jobs import PUBLISH_VOLUME_DIR
 
 MAX_STEPS: Final = 20
-PUBLISH_MOUNT: Final = "/mnt/slmops-publish"
+PUBLISH_MOUNT: Final = PUBLISH_VOLUME_DIR
 """Where the operator mounts the claim that a `pvc` target names."""
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
 GGUF_TYPES: Final = ("F32", "F16", "Q8_0", "Q4_0")
@@ -44,6 +45,8 @@ _IMAGE: Final = re.compile(
     r"(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})"
 )
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX: Final = re.compile(r"((?!\.{1,2}(/|$))[A-Za-z0-9_+@=.-]+(/|$))*")
+"""As the API has it, dots alone excepted."""
 _PATH: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._+@-]*)*")
 
 
@@ -82,7 +85,8 @@ class Prune:
     kept: int = 2
     group: int = 4
     """Of `nm`: so many weights of each group along the input stay."""
-    exclude: tuple[str, ...] = ("lm_head",)
+    exclude: tuple[str, ...] | None = None
+    """None leaves the head out, where the model has one of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +125,7 @@ class S3Target:
     """A prefix (empty, or ending in /) in a bucket of an S3-compatible store."""
 
     endpoint: str
-    """Without a path or a slash at its end."""
+    """Without a slash at its end."""
     region: str
     bucket: str
     prefix: str = ""
@@ -185,6 +189,9 @@ class _Fields:
             raise self.error(name, value, cure)
         return value
 
+    def has(self, name: str) -> bool:
+        return name in self._left
+
     def names(self, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
         value = self._left.pop(name, list(default))
         if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
@@ -223,7 +230,7 @@ def _parse_int4(fields: _Fields) -> Step:
 
 def _parse_prune(fields: _Fields) -> Step:
     method = fields.choice("method", None, ("magnitude", "nm"))
-    exclude = fields.names("exclude", ("lm_head",))
+    exclude = fields.names("exclude", ()) if fields.has("exclude") else None
     sparsity = fields.whole("sparsityPercent", 50, least=1, most=95)
     scope = fields.choice("scope", "matrix", ("matrix", "global"))
     pattern = fields.text("pattern", re.compile(r"[1-9]:([2-9]|1[0-6])"), "use N:M, 2:4 say", default="2:4")
@@ -281,13 +288,13 @@ def _parse_s3(fields: _Fields) -> Target:
     region = fields.text("region", re.compile(r"[a-z0-9-]+"), "name the store's region", default="us-east-1")
     endpoint = fields.text(
         "endpoint",
-        re.compile(r"https?://[A-Za-z0-9.\[\]:-]+/?"),
-        "use http(s)://HOST[:PORT] without a path",
+        re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?"),
+        "use http(s)://HOST[:PORT] without a query",
         default=f"https://s3.{region}.amazonaws.com",
     )
     bucket = fields.text("bucket", _BUCKET, "use the bucket's name")
     prefix = fields.text(
-        "prefix", re.compile(rf"({_PATH.pattern})/?"), "use a path of plain characters", default=""
+        "prefix", _PREFIX, "use folders of letters, digits and _+@=.- with a slash behind each", default=""
     )
     return S3Target(
         endpoint=endpoint.rstrip("/"),

@@ -50,7 +50,7 @@ def build_manifest(directory: Path) -> Manifest:
     try:
         return parse_manifest(json.dumps({"files": rows}))
     except ManifestError as error:
-        raise unfit(f"{directory.name}: {error}") from error
+        raise unfit(f"{error}; rename the file, or take it out") from error
 
 
 def write_manifest(directory: Path) -> Manifest:
@@ -69,11 +69,16 @@ def carry_files(source: Path, target: Path, *, without: Collection[str]) -> None
         shutil.copyfile(source / path, target / path)
 
 
+def _scratch_prefix(target: Path) -> str:
+    """No name of a model has a ~, so this is nobody else's: `v1-int4` is beside `v1-int4-small`."""
+    return f".{target.name}~"
+
+
 @contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
     """A directory to fill, which becomes `target` at the end of the block, or vanishes after an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=_scratch_prefix(target), dir=target.parent))
     scratch.chmod(0o755)
     try:
         yield scratch
@@ -85,7 +90,7 @@ def new_directory(target: Path) -> Iterator[Path]:
 
 def remove_scratch(target: Path) -> None:
     """Remove what a killed `new_directory(target)` has left, where one process at a time works."""
-    for left in target.parent.glob(f".{target.name}-*"):
+    for left in target.parent.glob(f"{_scratch_prefix(target)}*"):
         shutil.rmtree(left, ignore_errors=True)
 
 

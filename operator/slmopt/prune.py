@@ -79,7 +79,10 @@ class _Stored:
 def apply_prune(export: OnnxExport, step: Prune) -> None:
     """Prune the matrices in place; raises OptimizeError (Unfit)."""
     export.refuse_quantized("prune")
-    names = sorted({matrix.weight for matrix in export.select(step.exclude, step="prune")})
+    exclude = step.exclude
+    if exclude is None:  # a model with tied embeddings has no matrix of its own for the head
+        exclude = ("lm_head",) if any("lm_head" in matrix.node for matrix in export.matrices()) else ()
+    names = sorted({matrix.weight for matrix in export.select(exclude, step="prune")})
     share = step.sparsity_percent / 100
     threshold = -1.0
     if step.method == "magnitude" and step.scope == "global":

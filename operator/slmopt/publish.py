@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from slmopt.errors import OptimizeError, unfit
+from slmopt.errors import NO_SPACE, OptimizeError, unfit
 from slmopt.job import OciTarget, PvcTarget, S3Target, Target
 from slmopt.log import log
 from slmopt.model_dir import (
@@ -14,6 +14,7 @@ from slmopt.model_dir import (
     carry_files,
     check_complete,
     new_directory,
+    remove_scratch,
     sync_folder,
     write_manifest,
 )
@@ -97,12 +98,13 @@ def _copy_to_volume(directory: Path, manifest: Manifest, target: PvcTarget) -> s
             "folder for each version"
         )
     try:
+        remove_scratch(place)
         with new_directory(place) as folder:
             shutil.copytree(directory, folder, dirs_exist_ok=True)
         sync_folder(place.parent)
     except OSError as error:
         raise OptimizeError(
-            Reason.INSUFFICIENT_CAPACITY if error.errno == 28 else Reason.INTERNAL_ERROR,
+            Reason.INSUFFICIENT_CAPACITY if error.errno in NO_SPACE else Reason.INTERNAL_ERROR,
             f"publish.pvc: {target.path} cannot be written ({error.strerror}); check its size and mode",
         ) from error
     log("folder written", path=place)

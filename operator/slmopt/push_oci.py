@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 
-from slmopt.errors import OptimizeError
+from slmopt.errors import OptimizeError, unfit
 from slmopt.job import OciTarget
 from slmopt.log import log
-from slmopt.web import Answer, Body, Part, Web, plain_url, refusal
+from slmopt.web import Answer, Body, Part, Web, origin_of, plain_url, refusal
 from slmwire.manifest import Manifest
 from slmwire.reasons import Reason
 from slmwire.registry import Login, LoginError, find_login, parse_challenges
@@ -101,21 +101,29 @@ class _Registry:
         url = urlunsplit((parts.scheme, parts.netloc, parts.path, query, ""))
         octets = {"Content-Type": "application/octet-stream"}
         # Sent to another host than ours (a storage service), the login stays here.
-        own = urlsplit(place).netloc == urlsplit(self._base).netloc
+        own = origin_of(place) == origin_of(self._base)
         sent = (self._send if own else self._send_bare)("PUT", url, body=body, extra=octets)
         if sent.status not in (201, 204):
             raise refusal(sent, what=f"push {what}", cure=_CURE)
         log("blob sent", file=name, digest=digest, bytes=size)
 
     def ensure_manifest(self, body: bytes) -> str:
-        """Put the manifest under the tag unless it is there; its digest."""
+        """Put the manifest under the tag unless it is there; its digest.
+
+        A tag is not moved: a registry may remove what no tag names, and nodes pull it by digest still.
+        """
         digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
         url = f"{self._base}/manifests/{self._target.tag}"
         there = self._send("GET", url, extra={"Accept": MANIFEST_TYPE})
         if there.status == 200 and there.body == body:
             log("tag is there", tag=self._target.tag, digest=digest)
             return digest
-        if there.status not in (200, 404):
+        if there.status == 200:
+            raise unfit(
+                f"publish.oci.image: tag {self._target.tag} of {self._target.host}/{self._target.repository} "
+                "names another model, which may be in use; name a new version, or delete the tag"
+            )
+        if there.status != 404:
             raise refusal(there, what=f"look for {plain_url(url)}", cure=_CURE)
         put = self._send("PUT", url, body=body, extra={"Content-Type": MANIFEST_TYPE})
         if put.status not in (200, 201, 202):

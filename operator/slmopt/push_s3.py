@@ -16,7 +16,7 @@ from typing import Final
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree
 
-from slmopt.errors import OptimizeError
+from slmopt.errors import OptimizeError, unfit
 from slmopt.job import S3Target
 from slmopt.log import log
 from slmopt.web import Answer, Body, Part, Web, refusal
@@ -28,7 +28,10 @@ from slmwire.sigv4 import EMPTY_SHA256, sign_get
 PART_BYTES: Final = 64 << 20
 MAX_PARTS: Final = 10_000
 _HASH: Final = "x-amz-meta-slmops-sha256"
-_CURE: Final = "the Secret needs accessKeyId and secretAccessKey of a user that may put objects there"
+_CURE: Final = (
+    "the Secret needs accessKeyId and secretAccessKey of a user that may list the bucket, and read and put "
+    "objects there"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +54,10 @@ def push_s3(
 ) -> str:
     """Put the files and their manifest; the reference. Raises OptimizeError."""
     store = _Store(target, web, login, part_bytes)
+    text = manifest.to_json().encode()
+    store.refuse_others(text)
     for entry in manifest.files:
         store.ensure(entry.path, Part(path=directory / entry.path, offset=0, size=entry.size), entry.sha256)
-    text = manifest.to_json().encode()
     store.ensure(MODEL_MANIFEST_FILE, text, hashlib.sha256(text).hexdigest())
     return f"s3://{target.bucket}/{target.prefix}"
 
@@ -62,11 +66,27 @@ class _Store:
     def __init__(self, target: S3Target, web: Web, login: S3Login, part_bytes: int) -> None:
         self._target, self._web, self._login, self._part_bytes = target, web, login, part_bytes
 
+    def refuse_others(self, manifest: bytes) -> None:
+        """Raises OptimizeError (Unfit) when a complete model of other bytes lies there.
+
+        Nodes may fetch its objects still; what was begun and never finished has no manifest.
+        """
+        there = self._send("GET", self._url(MODEL_MANIFEST_FILE))
+        if there.status == 200 and there.body != manifest:
+            raise unfit(
+                f"publish.s3.prefix: {self._target.prefix} in bucket {self._target.bucket} has another "
+                "model, which may be in use; name a new version, or remove the objects"
+            )
+        if there.status not in (200, 404):
+            raise refusal(there, what=f"look for a model in bucket {self._target.bucket}", cure=_CURE)
+
+    def _url(self, path: str) -> str:
+        key = quote(self._target.prefix + path, safe="/-_.~")
+        return f"{self._target.endpoint}/{self._target.bucket}/{key}"
+
     def ensure(self, path: str, body: bytes | Part, sha256: str) -> None:
         """Put an object unless it is there with this hash."""
-        url = f"{self._target.endpoint}/{self._target.bucket}/" + quote(
-            self._target.prefix + path, safe="/-_.~"
-        )
+        url = self._url(path)
         size = body.size if isinstance(body, Part) else len(body)
         there = self._send("HEAD", url)
         if there.status == 200 and there.headers.get(_HASH) == sha256:
@@ -106,7 +126,7 @@ class _Store:
             self._check(ended, f"finish {path}")
             if b"<Error>" in ended.body:  # S3 may fail after it has said 200
                 raise refusal(ended, what=f"finish {path}", cure=_CURE)
-        except OptimizeError:
+        except BaseException:  # a store keeps, and bills, parts of what is never finished
             with suppress(OptimizeError):  # the first failure is the one to tell
                 self._send("DELETE", f"{url}?{urlencode(query)}")
             raise

@@ -37,13 +37,21 @@ def apply_int8(export: OnnxExport, step: QuantizeInt8) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the library's progress bars, hints and divisions by the scale of empty blocks."""
+    """Without the library's progress bars, hints and divisions by the scale of empty blocks.
+
+    What it does not understand of a graph is raised as OptimizeError (Unfit).
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise unfit(f"onnxruntime cannot quantize this graph ({text}); export the model again") from error
     finally:
         logging.disable(before)
 
@@ -62,7 +70,7 @@ def _quantize_dynamic(model: Any, excluded: list[str]) -> Any:
             per_channel=True,
             weight_type=QuantType.QInt8,
             use_external_data_format=True,
-            # A graph whose shapes cannot be inferred to the end (after a slice, say) is float all the same.
+            # Shapes between the nodes may be missing, after a slice say; this is for fp32 only.
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
         return onnx.load(str(target))
@@ -74,6 +82,7 @@ def apply_int4(export: OnnxExport, step: QuantizeInt4) -> None:
     chosen = {matrix.node for matrix in export.select(step.exclude, step="quantizeInt4")}
     others = [node.name for node in export.nodes if node.op_type == "MatMul" and node.name not in chosen]
     if step.algorithm == "kQuant":
+        _refuse_odd_blocks(export, chosen, step.block_size)
         if step.embeddings:
             raise unfit('quantizeInt4.embeddings works with algorithm "rtn"; choose one of the two')
         _quantize_k(export, step, others)
@@ -93,6 +102,17 @@ def apply_int4(export: OnnxExport, step: QuantizeInt4) -> None:
             kinds=kinds,
         )
     log("quantized", bits=4, matrices=len(chosen), block=step.block_size, algorithm=step.algorithm)
+
+
+def _refuse_odd_blocks(export: OnnxExport, chosen: set[str], block: int) -> None:
+    """onnxruntime packs the offsets of two blocks into a byte, and cannot where one is left over."""
+    for matrix in export.matrices():
+        inputs = export.shape(matrix.weight)[0]
+        if matrix.node in chosen and -(-inputs // block) % 2:
+            raise unfit(
+                f"quantizeInt4.blockSize {block} makes {-(-inputs // block)} blocks of the {inputs} "
+                f'inputs of {matrix.node}, and "kQuant" needs an even number; choose another size, or "rtn"'
+            )
 
 
 def _find_embedding(export: OnnxExport) -> str:

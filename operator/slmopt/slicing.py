@@ -7,7 +7,7 @@ cases times the norm of what they write (Molchanov et al. 2019 and Sun et al. 20
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -87,6 +87,7 @@ def apply_slice(export: OnnxExport, step: Slice) -> None:
     """Slice in place, genai_config.json's numbers included; raises OptimizeError (Unfit)."""
     export.refuse_quantized("slice")
     layers = export.layers()
+    export.refuse_shared([m for layer in layers for m in layer.matrices.values()], step="slice")
     acting: Mapping[str, Vector] = {}
     if step.importance == "activations":
         wanted = [layer.get(name).source for layer in layers for name in ("down_proj", "o_proj")]
@@ -160,6 +161,7 @@ def _slice_heads(
                 attribute.i = plan.heads
             elif attribute.name == "kv_num_heads":
                 attribute.i = plan.kv_heads
+    _update_reshapes(export, plan)
     _update_geometry(export, plan)
     log("sliced heads", heads=plan.heads, groups=plan.kv_heads, of=[shape.heads, shape.kv_heads])
 
@@ -176,6 +178,24 @@ def _value_norms(export: OnnxExport, layer: Layer) -> Vector:
     return np.repeat(per_head, shape.heads // shape.kv_heads, axis=1).reshape(-1)
 
 
+def _update_reshapes(export: OnnxExport, plan: HeadPlan) -> None:
+    """Where queries and keys are normalized (Qwen 3), the graph's shapes hold the width of all heads."""
+    shape = export.geometry
+    widths = {
+        old * shape.head_size: new * shape.head_size
+        for old, new in ((shape.heads, plan.heads), (shape.kv_heads, plan.kv_heads))
+    }
+    for node in export.nodes:
+        if node.op_type != "Reshape" or "/attn/" not in node.name:
+            continue
+        wanted = export.constant(node.input[1])
+        if len(wanted) == 3 and widths.get(wanted[2], wanted[2]) != wanted[2]:
+            changed = [*wanted[:2], widths[wanted[2]]]
+            name = f"/model/constants/INT64/{changed}/sliced"
+            export.add_constant(name, changed)
+            node.input[1] = name
+
+
 def _update_geometry(export: OnnxExport, plan: HeadPlan) -> None:
     decoder = export.config["model"]["decoder"]
     decoder["num_attention_heads"] = plan.heads
@@ -186,3 +206,4 @@ def _update_geometry(export: OnnxExport, plan: HeadPlan) -> None:
         # Past and present of the cache: [batch, kv_heads, length, head_size].
         if len(shape.dim) == 4 and shape.dim[1].dim_value == export.geometry.kv_heads:
             shape.dim[1].dim_value = plan.kv_heads
+    export.geometry = replace(export.geometry, heads=plan.heads, kv_heads=plan.kv_heads)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small HTTP client for pushing files: retries, no redirects followed, bodies from disk."""
 
+import http.client
 import os
 import ssl
 import time
@@ -87,12 +88,24 @@ class Web:
         Raises OptimizeError (SourceUnavailable) when no attempt gets an answer.
         """
         wait, where = _FIRST_WAIT_SECONDS, plain_url(url)
+        if urlsplit(url).scheme not in ("http", "https"):
+            # A server may name the place of an upload; it must not be a file of ours.
+            raise OptimizeError(
+                Reason.SOURCE_UNAVAILABLE, f"{method} {where}: neither http:// nor https://; check the server"
+            )
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 answer = self._send_once(method, url, headers(), body)
-            except (OSError, ValueError) as error:
-                if attempt == ATTEMPTS or isinstance(error, ValueError):
-                    why = getattr(error, "reason", error)
+            except ValueError:
+                # Its text may quote a header, and with it the login.
+                raise OptimizeError(
+                    Reason.ACCESS_DENIED,
+                    f"{method} {where}: a line break or another control character in the address or the "
+                    "login; correct the Secret",
+                ) from None
+            except (OSError, http.client.HTTPException) as error:
+                if attempt == ATTEMPTS:
+                    why = " ".join(str(getattr(error, "reason", error)).split())
                     raise OptimizeError(
                         Reason.SOURCE_UNAVAILABLE,
                         f"{method} {where}: {why}; check the address and the network",
@@ -118,7 +131,10 @@ class Web:
     def _open(self, request: urllib.request.Request) -> Answer:
         try:
             with self._opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
-                return _read(answer.status, answer.headers, answer.read(MAX_ANSWER_BYTES))
+                body = answer.read(MAX_ANSWER_BYTES)
+                if answer.length and len(body) < MAX_ANSWER_BYTES and request.get_method() != "HEAD":
+                    raise http.client.IncompleteRead(body, answer.length)
+                return _read(answer.status, answer.headers, body)
         except urllib.error.HTTPError as error:
             with error:
                 return _read(error.code, error.headers, error.read(MAX_ANSWER_BYTES))
@@ -131,6 +147,12 @@ def _read(status: int, headers: Any, body: bytes) -> Answer:
         body=body,
         challenges=tuple(headers.get_all("WWW-Authenticate") or ()),
     )
+
+
+def origin_of(url: str) -> tuple[str, str]:
+    """Scheme, and host with port: a login for one is for nobody else."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
 def plain_url(url: str) -> str:

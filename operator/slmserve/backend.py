@@ -79,7 +79,10 @@ class EngineInfo:
     """Tokens one request can hold, prompt and answer together."""
     vocab_size: int
     cache_bytes: int = 0
-    """Most memory that the attention cache of all slots can take; 0 when the engine does not say."""
+    """Most memory that the attention cache of all slots and spare rows can take; 0 when the engine does not
+    say."""
+    spare_rows: int = 0
+    """Rows of the cache beyond the slots, each as long as one."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters that requests can name."""
     capabilities: frozenset[Capability] = field(default_factory=lambda: frozenset(Capability))

@@ -130,7 +130,8 @@ async def evaluate(
     if answers_file is not None and answered:
         _write_answers(answers_file, answered)
     engine = model.engine
-    cache = engine.cache_bytes // (engine.slots * engine.max_length) if engine.cache_bytes else None
+    room = (engine.slots + engine.spare_rows) * engine.max_length
+    cache = engine.cache_bytes // room if engine.cache_bytes else None
     right = sum(case.accepts(answer) for case, answer in answered)
     details: dict[str, Any] = {
         "engineVersion": engine.version,

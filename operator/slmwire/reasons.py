@@ -63,7 +63,7 @@ def parse_termination(text: str) -> Termination | None:
     """The message of a container of ours, or None when the text is somebody else's."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(body, dict) or "reason" not in body:
         return None

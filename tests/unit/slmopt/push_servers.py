@@ -27,6 +27,10 @@ class PushRegistry:
     """`bearer` or `basic`: wants the user `edge` with the password `pass`."""
     redirects: bool = False
     """Blobs that are there are answered with a redirect."""
+    upload_host: str = ""
+    """Where uploads are sent, `scheme://host:port`; empty: here."""
+    logins: list[str] = field(default_factory=list)
+    """Authorization headers of requests, as far as they had one."""
     failures: list[int] = field(default_factory=list)
     """Statuses that the next uploads get."""
     seen: list[tuple[str, str]] = field(default_factory=list)
@@ -59,6 +63,7 @@ class _RegistryHandler(AnsweringHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         registry.seen.append((self.command, parts.path))
         given = self.headers.get("Authorization", "")
+        registry.logins += [given] if given else []
         basic = "Basic " + base64.b64encode(b"edge:pass").decode()
         if parts.path == "/token":
             scope = parse_qs(parts.query).get("scope")
@@ -75,7 +80,7 @@ class _RegistryHandler(AnsweringHandler):
         if folder.endswith("/manifests"):
             return self._manifest(name, body)
         if self.command == "POST":
-            return self._answer(202, {"Location": f"{folder}/uploads/1?state=x"}, b"")
+            return self._answer(202, {"Location": f"{registry.upload_host}{folder}/uploads/1?state=x"}, b"")
         if self.command == "PUT":
             return self._upload(parse_qs(parts.query), body)
         if name not in registry.blobs:

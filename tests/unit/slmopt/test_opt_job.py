@@ -118,6 +118,7 @@ def test_targets(publish: dict[str, Any], target: object) -> None:
         ({"steps": [], "publish": {"oci": {"image": "reg/orders"}}}, "HOST/REPOSITORY:TAG"),
         ({"steps": [], "publish": {"pvc": {"path": "../up"}}}, "publish.pvc.path"),
         ({"steps": [], "publish": {"s3": {"bucket": "models", "prefix": "/a"}}}, "publish.s3.prefix"),
+        ({"steps": [], "publish": {"s3": {"bucket": "models", "prefix": "a/../b/"}}}, "publish.s3.prefix"),
         (
             {"steps": [], "publish": {"s3": {"bucket": "models", "endpoint": "ftp://x"}}},
             "publish.s3.endpoint",

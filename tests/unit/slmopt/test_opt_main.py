@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line as the containers of a Job run it: files in, exit code and termination message out."""
 
+import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,7 @@ def read_digest(folder: Path) -> str:
 
 def test_a_container_that_starts_again_finds_its_step_done(tmp_path: Path) -> None:
     pod = Pod(tmp_path, {"steps": [{"quantizeInt4": {}}]})
-    (pod.work / ".step-0-killed").mkdir()
+    (pod.work / ".step-0~killed").mkdir()
     assert pod.step(0) == 0
     assert [path.name for path in pod.work.iterdir()] == ["step-0"]
     before, made = pod.said.digest, (pod.work / "step-0").stat().st_mtime_ns
@@ -159,3 +162,41 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (pod.source / "genai_config.json").write_text('{"model": {"type": "llama"}}')
     assert pod.step(0) == 1
     assert "genai_config.json lacks or misstates 'decoder'; export the model again" in pod.said.message
+
+
+@pytest.mark.parametrize(
+    ("step", "place"),
+    [
+        ({"convert": {"to": "gguf", "type": "F32"}}, "gguf.GGUFWriter.write_tensors_to_file"),
+        ({"slice": {"feedForwardPercent": 25, "importance": "activations"}}, "slmopt.activations.save_probe"),
+        ({"quantizeInt8": {}}, "slmopt.quantize.save_onnx"),
+    ],
+)
+def test_a_full_volume_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: dict[str, Any], place: str
+) -> None:
+    def fail(*_args: Any, **_keywords: Any) -> None:
+        # numpy's own error has no number.
+        raise OSError("8192 requested and 0 written") if "gguf" in place else OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(place, fail)
+    pod = Pod(tmp_path, {"steps": [step]})
+    (pod.work / "slmopt-killed").mkdir()
+    assert pod.step(0) == 1
+    assert (pod.said.reason, "enlarge the volume" in pod.said.message) == ("InsufficientCapacity", True)
+    assert list(pod.work.iterdir()) == []
+
+
+def test_a_container_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, {"steps": [{"quantizeInt4": {}}]})
+    script = (
+        "import os, runpy, signal, sys, slmopt.recipes, slmopt.model_dir as m\n"
+        "m.sync_tree = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.argv = ['slmopt', *sys.argv[1:]]\n"
+        "runpy.run_module('slmopt.__main__', run_name='__main__', alter_sys=True)\n"
+    )
+    places = ["--job", str(tmp_path / "job.json"), "--work", str(pod.work), "--source", str(ORDERS)]
+    command = [sys.executable, "-c", script, "step", "--index", "0", *places]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 143, done.stderr
+    assert list(pod.work.iterdir()) == []

@@ -2,8 +2,10 @@
 """Publishing to servers on loopback, read back as the operator reads its sources."""
 
 import base64
+import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,13 @@ from slmopt.job import OciTarget, PvcTarget, S3Target, Target
 from slmopt.model_dir import build_manifest
 from slmopt.publish import publish_model
 from slmopt.push_s3 import S3Login, push_s3
-from slmopt.web import Web
+from slmopt.web import Web, origin_of
 from slmwire.jobs import PublishReport
 from slmwire.manifest import parse_manifest
 from slmwire.reasons import Reason
 from tests.unit.slmopt.kit import ORDERS
 from tests.unit.slmopt.push_servers import PushRegistry, PushStore, serve_push_registry, serve_push_store
+from tests.unit.sources.serving import AnsweringHandler, serve
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +150,71 @@ def test_logins(registry: PushRegistry, tmp_path: Path, secrets: Path, auth: str
     assert all("pass" not in path for _, path in registry.seen)
 
 
+def test_a_login_follows_to_no_other_host(registry: PushRegistry, tmp_path: Path, secrets: Path) -> None:
+    registry.auth = "basic"
+    write_login(secrets, registry.host)
+    with serve_push_registry() as other:
+        registry.upload_host = f"http://{other.host}"
+        with pytest.raises(OptimizeError, match="blob unknown"):
+            publish(oci(registry), tmp_path)
+        assert len(other.blobs) == 8 and not other.logins
+    for scheme, words in (("file://", "neither http:// nor https://"), ("ftp://", "neither http:// nor")):
+        registry.upload_host = f"{scheme}{registry.host}"
+        with pytest.raises(OptimizeError, match=words):
+            publish(oci(registry), tmp_path)
+
+
+def test_https_and_http_of_one_host_are_two_places() -> None:
+    assert origin_of("https://reg.example/v2/x") != origin_of("http://reg.example/v2/x")
+    assert origin_of("https://reg.example:5000/v2/x") == origin_of("https://reg.example:5000/token?a=b")
+
+
+def test_a_tag_that_names_another_model_is_not_moved(
+    registry: PushRegistry, tmp_path: Path, secrets: Path
+) -> None:
+    publish(oci(registry), tmp_path)
+    before = registry.manifests["v1"]
+    with pytest.raises(
+        OptimizeError, match=r"publish\.oci\.image: tag v1 of .* names another model"
+    ) as caught:
+        publish(oci(registry), tmp_path, source=ORDERS.parent / "v1-int4")
+    assert caught.value.reason is Reason.UNFIT
+    assert registry.manifests["v1"] == before
+
+
+class _Garbled(AnsweringHandler):
+    """A proxy that speaks no HTTP, or hangs up in the middle of an answer."""
+
+    answer: bytes
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.answer)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"\x00\x01 hello\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"]
+)
+def test_answers_that_are_cut_or_no_http_are_tried_again(answer: bytes) -> None:
+    waits = Waits()
+    with (
+        serve(_Garbled, answer=answer) as port,
+        pytest.raises(OptimizeError, match="check the address") as caught,
+    ):
+        Web(wait=waits).send("GET", f"http://127.0.0.1:{port}/x", headers=dict)
+    assert (caught.value.reason, len(waits.seconds)) == (Reason.SOURCE_UNAVAILABLE, 4)
+
+
+def test_a_login_that_is_no_header_is_not_quoted() -> None:
+    with pytest.raises(OptimizeError, match="correct the Secret") as caught:
+        Web(wait=Waits()).send(
+            "GET", "http://127.0.0.1:1/x", headers=lambda: {"Authorization": "Bearer se\ncret"}
+        )
+    assert "cret" not in str(caught.value).replace("Secret", "")
+
+
 def test_nobody_at_the_address(tmp_path: Path, secrets: Path) -> None:
     target = OciTarget(host="127.0.0.1:1", repository="team/orders", tag="v1", plain_http=True)
     with pytest.raises(OptimizeError, match="check the address") as caught:
@@ -178,6 +246,33 @@ def test_objects_in_a_bucket_and_their_manifest_last(store: PushStore, tmp_path:
     sent = store.count("PUT")
     assert publish(s3(store), tmp_path) == report
     assert store.count("PUT") == sent
+
+
+def test_a_prefix_with_another_model_is_left_alone(store: PushStore, tmp_path: Path, secrets: Path) -> None:
+    write_keys(secrets)
+    publish(s3(store), tmp_path)
+    before = dict(store.objects)
+    with pytest.raises(
+        OptimizeError, match=r"publish\.s3\.prefix: orders/v1/ in bucket models has another model"
+    ):
+        publish(s3(store), tmp_path, source=ORDERS.parent / "v1-int4")
+    assert store.objects == before
+    del store.objects["orders/v1/slm-manifest.json"]  # an attempt that was never finished
+    publish(s3(store), tmp_path, source=ORDERS.parent / "v1-int4")
+
+
+def test_parts_are_taken_back_when_the_process_is_stopped(
+    store: PushStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights.bin").write_bytes(os.urandom(10_500))
+    hashes = iter([hashlib.sha256((folder / "weights.bin").read_bytes()[:4000]).hexdigest()])
+    monkeypatch.setattr("slmopt.push_s3._hash_part", lambda part: next(hashes, None) or sys.exit(143))
+    login = S3Login(access_key="AKEDGE", secret_key="shh")
+    with pytest.raises(SystemExit):
+        push_s3(folder, build_manifest(folder), s3(store), Web(wait=Waits()), login=login, part_bytes=4000)
+    assert store.parts == {} and store.count("DELETE") == 1
 
 
 def test_wrong_keys_and_buckets(store: PushStore, tmp_path: Path, secrets: Path) -> None:
@@ -218,11 +313,13 @@ def test_a_folder_of_a_volume(tmp_path: Path, secrets: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()
     target = PvcTarget(claim="models", path="orders/v1", mount_path=str(volume))
+    (volume / "orders" / ".v1~killed").mkdir(parents=True)
+    (volume / "orders" / ".v1-small~running").mkdir()
     report = publish(target, tmp_path)
     assert report.reference == "pvc://models/orders/v1"
     assert build_manifest(volume / "orders" / "v1").digest == report.digest
     assert publish(target, tmp_path) == report
-    assert [path.name for path in (volume / "orders").iterdir()] == ["v1"]
+    assert sorted(path.name for path in (volume / "orders").iterdir()) == [".v1-small~running", "v1"]
     other = ORDERS.parent / "v1-int4"
     with pytest.raises(OptimizeError, match=r"publish\.pvc\.path: orders/v1 exists with other files"):
         publish(target, tmp_path, source=other)

@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 from slmops.api.recipe_steps import CONVERT_TYPES as API_TYPES
 from slmops.api.recipe_steps import Step
 from slmops.api.slmmodel import Publish
-from slmops.planning.slmmodel.sources import publish_body, publish_target
+from slmops.planning.slmmodel import job_state
+from slmops.planning.slmmodel.sources import PublishError, publish_body, publish_target, published_source
 from slmopt import job as optimizer
 from slmopt.job import CONVERT_TYPES, parse_job
+from slmwire.jobs import PublishReport, parse_report
+from slmwire.paths import MODEL_MANIFEST_FILE
+from slmwire.reasons import parse_termination
 
 NAMES = st.lists(st.text("abc_/.", min_size=1, max_size=8), max_size=3)
 BODIES: st.SearchStrategy[dict[str, Any]] = st.one_of(
@@ -66,6 +70,7 @@ TARGETS: list[dict[str, Any]] = [
     },
     {"s3": {"bucket": "models", "prefix": "chat/", "secretRef": {"name": "p"}}},
     {"s3": {"endpoint": "http://s3.example:9000", "bucket": "models", "readSecretRef": {"name": "r"}}},
+    {"s3": {"endpoint": "https://store.example/s3/", "bucket": "models", "prefix": "_stage=edge/a.b/"}},
     {"pvc": {"claimName": "models"}},
     {"pvc": {"claimName": "models", "path": "chat"}},
 ]
@@ -99,3 +104,35 @@ def test_every_target_of_the_api_is_understood(body: dict[str, Any]) -> None:
     text = json.dumps({"steps": [], "publish": publish_body(target)})
     assert parse_job(text).target is not None
     assert "Secret" not in text and "1.0-int4" in text
+
+
+@pytest.mark.parametrize(
+    "entries", [5, None, True, {"path": 1}, [5], [{"path": "../x", "size": 1, "sha256": "0" * 64}]]
+)
+def test_a_report_that_a_node_made_up_is_refused(entries: Any) -> None:
+    target = Publish.model_validate({"pvc": {"claimName": "models", "path": "chat"}})
+    fields = {"digest": f"sha256:{'0' * 64}", "reference": "", "size_bytes": 1, "files": 1}
+    text = json.dumps({"report": "PublishReport", **fields, "entries": entries})
+    report = parse_report(text)
+    assert isinstance(report, PublishReport)
+    with pytest.raises(PublishError):
+        published_source(target, report)
+
+
+def test_a_bucket_whose_list_is_too_long_for_a_message_is_read_by_its_manifest() -> None:
+    target = Publish.model_validate({"s3": {"bucket": "models", "prefix": "chat/"}})
+    report = PublishReport(
+        digest=f"sha256:{'0' * 64}", reference="s3://models/chat/", size_bytes=1, files=400
+    )
+    source = published_source(target, report).s3
+    assert source is not None and source.manifest == MODEL_MANIFEST_FILE
+
+
+@pytest.mark.parametrize("text", ["[" * 4000, '{"reason": ' + "[" * 4000])
+def test_a_message_that_a_node_made_up_stops_nobody(text: str) -> None:
+    assert parse_termination(text) is None and parse_report(text) is None
+
+
+@pytest.mark.parametrize("score", ["1" * 400, "NaN", "-1", "1.5", "true", '"1"'])
+def test_a_score_that_is_no_share_is_none(score: str) -> None:
+    assert job_state._score(f'{{"score": {score}}}') is None

@@ -27,6 +27,9 @@ FETCH_MEMORY: Final = "64Mi"
 MAX_TOLD_BYTES: Final = 200_000
 """Kubernetes takes at most 256 KiB of annotations on a pod."""
 STORE: Final = f"{jobs.WORK_DIR}/store"
+_TOLD_DIR: Final = jobs.JOB_FILE.rpartition("/")[0]
+_FETCH_SHARE: Final = 0.2
+"""Of a measurement's deadline, for what comes before and after: the image, the files, a scorer."""
 _ANNOTATION: Final = f"{labels.DOMAIN}/told-"
 Body = dict[str, Any]
 
@@ -64,6 +67,8 @@ def build_optimise_job(place: JobPlace, *, source: Source, resolved: Resolved) -
         ),
     }
     tree = f"{STORE}/{paths.tree_subpath(resolved.manifest.digest)}"
+    # Copies of a model are made on the volume that was asked for, not on the node's disk.
+    env_values = {jobs.SOURCE_TREE_ENV: tree, "TMPDIR": jobs.WORK_DIR}
     image = recipe.image or spec.jobs.optimizer_image or place.config.optimizer_image
     steps = [
         _container(
@@ -71,7 +76,7 @@ def build_optimise_job(place: JobPlace, *, source: Source, resolved: Resolved) -
             name=f"step-{index}",
             image=image,
             command=["python3", "-m", "slmopt", "step", "--index", str(index), "--job", jobs.JOB_FILE],
-            env_values={jobs.SOURCE_TREE_ENV: tree},
+            env_values=env_values,
         )
         for index in range(len(recipe.steps))
     ]
@@ -80,7 +85,7 @@ def build_optimise_job(place: JobPlace, *, source: Source, resolved: Resolved) -
         name="publish",
         image=image,
         command=["python3", "-m", "slmopt", "publish", "--job", jobs.JOB_FILE],
-        env_values={jobs.SOURCE_TREE_ENV: tree},
+        env_values=env_values,
     )
     volumes: list[Body] = []
     access = secret_of(publish_access(spec.publish))
@@ -129,15 +134,14 @@ def build_evaluate_job(
     volumes = source_volumes(source)
     init = [_fetch(place, source=source, manifest="manifest.json", kind="source")]
     mounts = [_tree(resolved, paths.MODEL_DIR)]
-    command = ["python3", "-m", "slmserve.evaluate", "--model-dir", paths.MODEL_DIR]
-    if dataset is None:
-        command += ["--dataset", paths.MODEL_DIR]
-    else:
+    folder = paths.MODEL_DIR if dataset is None else jobs.DATASET_DIR
+    command = ["python3", "-m", "slmserve.evaluate", "--model-dir", paths.MODEL_DIR, "--dataset", folder]
+    command += ["--deadline-seconds", str(_measuring_seconds(spec.evaluation.deadline))]
+    if dataset is not None:
         told["dataset.json"] = dataset[1].manifest.to_json()
         volumes += _renamed(source_volumes(dataset[0]), "dataset")
         init.append(_fetch(place, source=dataset[0], manifest="dataset.json", kind="dataset"))
         mounts.append(_tree(dataset[1], jobs.DATASET_DIR))
-        command += ["--dataset", jobs.DATASET_DIR]
     evaluate = _container(
         place,
         name="evaluate",
@@ -149,6 +153,8 @@ def build_evaluate_job(
             env.MODEL: place.model.name,
             env.MODEL_VERSION: place.version,
             env.MODEL_DIGEST: resolved.manifest.digest,
+            # The digest is checked against it; what is published to a registry brings none of its own.
+            env.MANIFEST_FILE: f"{_TOLD_DIR}/manifest.json",
         },
     )
     evaluate["volumeMounts"] += mounts
@@ -167,6 +173,11 @@ def build_evaluate_job(
     if profile:
         job["metadata"]["labels"][labels.PROFILE] = profile
     return job
+
+
+def _measuring_seconds(deadline: str) -> int:
+    """What the measurement is told of a Job's deadline: it has to cut itself short before it is killed."""
+    return max(1, int(duration_seconds(deadline) * (1 - _FETCH_SHARE)))
 
 
 def _runtime_image(place: JobPlace, view: ProfileView | None) -> str:
@@ -283,7 +294,7 @@ def _container(place: JobPlace, *, name: str, image: str, command: list[str], en
         "volumeMounts": [
             {"name": "work", "mountPath": jobs.WORK_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
-            {"name": "told", "mountPath": jobs.JOB_FILE.rpartition("/")[0], "readOnly": True},
+            {"name": "told", "mountPath": _TOLD_DIR, "readOnly": True},
         ],
         "securityContext": {
             "readOnlyRootFilesystem": True,
@@ -299,7 +310,6 @@ def _container(place: JobPlace, *, name: str, image: str, command: list[str], en
 
 def _fetch(place: JobPlace, *, source: Source, manifest: str, kind: str) -> Body:
     """Init container that brings a source's files into the store on the work volume."""
-    told = jobs.JOB_FILE.rpartition("/")[0]
     body = _container(
         place,
         name="fetch" if kind == "source" else "fetch-dataset",
@@ -307,11 +317,12 @@ def _fetch(place: JobPlace, *, source: Source, manifest: str, kind: str) -> Body
         command=["python3", "-m", "slmfetch"],
         env_values={
             env.NAMESPACE: place.model.namespace,
-            # Each has an owner of its own in the store, so that neither is collected for the other.
-            env.DEPLOYMENT: place.model.name if kind == "source" else "dataset",
+            # The store is this pod's alone. Each has an owner of its own in it, whatever the model is called,
+            # so that neither is collected for the other.
+            env.DEPLOYMENT: kind,
             env.REVISION: kind,
             env.STORE_DIR: STORE,
-            env.MANIFEST_FILE: f"{told}/{manifest}",
+            env.MANIFEST_FILE: f"{_TOLD_DIR}/{manifest}",
             env.SOURCE_TOKEN_FILE: paths.SOURCE_TOKEN_FILE,
         },
     )

@@ -8,6 +8,7 @@ from slmops.api.slmmodel import Publish
 from slmops.api.source import OciSource, PvcSource, S3Source, Source, SourceFile
 from slmops.model.observed import Resolved
 from slmwire.jobs import PUBLISH_VOLUME_DIR, PublishReport
+from slmwire.paths import MODEL_MANIFEST_FILE
 
 MAX_LISTED_FILES: Final = 100
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -117,6 +118,7 @@ def published_source(target: Publish, report: PublishReport) -> Source:
                 bucket=given.bucket,
                 prefix=given.prefix,
                 files=files,
+                manifest=None if files else MODEL_MANIFEST_FILE,
                 secret_ref=given.read_secret_ref,
             )
         )
@@ -127,11 +129,13 @@ def published_source(target: Publish, report: PublishReport) -> Source:
 
 
 def _listed(report: PublishReport) -> list[SourceFile]:
-    if len(report.entries) > MAX_LISTED_FILES:
-        raise PublishError(
-            f"the Job lists {len(report.entries)} files; at most {MAX_LISTED_FILES} are allowed"
-        )
     try:
+        if len(report.entries) > MAX_LISTED_FILES:
+            raise PublishError(
+                f"the Job lists {len(report.entries)} files; at most {MAX_LISTED_FILES} are allowed"
+            )
         return [SourceFile.model_validate(dict(entry)) for entry in report.entries]
+    except PublishError:
+        raise
     except (ValueError, TypeError) as error:
         raise PublishError("the Job's list of files is not path, sha256 and size of each") from error
