@@ -274,15 +274,17 @@ class Scheduler:
 
     def _begin_answer(self, generation: Generation, logits: NDArray[np.float32]) -> None:
         chosen = self._choose(logits[None], [generation])
+        goes_on = self._take(generation, *chosen[0], time.perf_counter())
         self._prefilling.remove(generation)
-        if not self._take(generation, *chosen[0], time.perf_counter()):
+        if not goes_on:
             self._rows.release(generation.row)
             return
         place = len(self._decoding)
+        # Before its row is moved: should that fail, it is among those that end.
+        self._decoding.append(generation)
         if generation.row != place:
             self._rows.make_room(place)
             self._rows.move(generation.row, place)
-        self._decoding.append(generation)
 
     def _decode_round(self) -> None:
         active = self._decoding
@@ -357,12 +359,13 @@ class Scheduler:
     def _vacate(self, row: int) -> None:
         """Free a decoding row and close the gap, so that rows 0..k-1 stay the decoding ones."""
         self._rows.release(row)
-        last = len(self._decoding) - 1
         mover = self._decoding.pop()
+        last = len(self._decoding)
         if row != last:
+            # Before its row is moved: should that fail, it is among those that end.
+            self._decoding[row] = mover
             self._rows.make_room(row)
             self._rows.move(last, row)
-            self._decoding[row] = mover
 
     def _leave(self, generation: Generation, finish: Finish) -> None:
         """End a request in prefill; what it has computed stays in its row."""
