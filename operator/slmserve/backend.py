@@ -79,10 +79,18 @@ class EngineInfo:
     """Tokens one request can hold, prompt and answer together."""
     vocab_size: int
     cache_bytes: int = 0
-    """Most memory that the attention cache of all slots can take; 0 when the engine does not say."""
+    """Most memory that the attention cache of all rows can take; 0 when the engine does not say."""
+    spare_rows: int = 0
+    """Rows of the cache beyond one for each slot."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters that requests can name."""
     capabilities: frozenset[Capability] = field(default_factory=lambda: frozenset(Capability))
+
+    @property
+    def cache_bytes_per_token(self) -> int | None:
+        """Attention cache of one token of one request; None when the engine does not say."""
+        rows = self.slots + self.spare_rows
+        return self.cache_bytes // (rows * self.max_length) if self.cache_bytes else None
 
 
 BuildBackend = Callable[[int, Deliver], Backend]

@@ -130,7 +130,6 @@ async def evaluate(
     if answers_file is not None and answered:
         _write_answers(answers_file, answered)
     engine = model.engine
-    cache = engine.cache_bytes // (engine.slots * engine.max_length) if engine.cache_bytes else None
     right = sum(case.accepts(answer) for case, answer in answered)
     details: dict[str, Any] = {
         "engineVersion": engine.version,
@@ -151,7 +150,7 @@ async def evaluate(
         decode_tokens_per_second=speed.decode_tokens_per_second if speed else None,
         first_token_seconds=speed.first_token_seconds if speed else None,
         memory_bytes=memory,
-        cache_bytes_per_token=cache,
+        cache_bytes_per_token=engine.cache_bytes_per_token,
         size_bytes=sum(path.stat().st_size for path in model.directory.rglob("*") if path.is_file()),
         details=details,
     )

@@ -37,6 +37,7 @@ def with_scheduler(
             max_length=engine.max_length,
             vocab_size=engine.vocab_size,
             cache_bytes=cache_bytes,
+            spare_rows=spare_rows,
             adapters=engine.adapters if isinstance(engine, AdapterEngine) else (),
         ),
         defaults=defaults,
