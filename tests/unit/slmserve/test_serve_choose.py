@@ -237,6 +237,14 @@ def test_what_the_engine_says_of_the_model_is_kept(tmp_path: Path) -> None:
     assert "cannot load model.tflite" in measure(ENGINES["litert"], tmp_path, OPTIONS, BOUNDS).error
 
 
+def test_a_broken_golden_set_is_no_fault_of_an_engine(tmp_path: Path) -> None:
+    shutil.copytree(ORDERS / "v1-int4", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "golden.jsonl").write_text("{")
+    found = measure(ENGINES["onnxruntime"], tmp_path, OPTIONS, BOUNDS)
+    assert (found.error, found.golden_score, found.golden_samples) == ("", None, 0)
+    assert weigh_speed(found) > 0
+
+
 @pytest.mark.usefixtures("importable")
 def test_two_real_engines_are_measured_beside_a_crash(both_dir: Path) -> None:
     kinds = [_unsound("crash"), *find_candidates(both_dir, "auto")]
