@@ -204,8 +204,30 @@ def _keep(kept: OrderedDict[bytes, _Kept], key: bytes, value: _Kept) -> None:
 
 
 async def _try_elsewhere(grammar: str) -> str:
-    """Compile in a process that can be ended; returns what is wrong, empty when nothing is."""
-    child = await asyncio.create_subprocess_exec(
+    """Compile in a process that can be ended; returns what is wrong, empty when nothing is.
+
+    Raises ApiError 429 when there is no time or no process for it now.
+    """
+    try:
+        child = await _start_check()
+    except OSError as error:
+        _log.error("no process to check a grammar: %s", describe_exception(error))
+        raise overloaded(retry_seconds=CPU_SECONDS) from None
+    try:
+        async with asyncio.timeout(_WALL_SECONDS):
+            fault, _ = await child.communicate(grammar.encode("utf-8", "replace"))
+    except TimeoutError:
+        # Its CPU time is bounded: the device is too busy, which says nothing about the grammar.
+        raise overloaded(retry_seconds=CPU_SECONDS) from None
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    return fault.decode("utf-8", "replace") if child.returncode == 0 else _TOO_COMPLEX
+
+
+async def _start_check() -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "slmserve.grammar_check",
@@ -213,16 +235,6 @@ async def _try_elsewhere(grammar: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
-    try:
-        async with asyncio.timeout(_WALL_SECONDS):
-            fault, _ = await child.communicate(grammar.encode("utf-8", "replace"))
-    except TimeoutError:
-        return _TOO_COMPLEX
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    return fault.decode("utf-8", "replace") if child.returncode == 0 else _TOO_COMPLEX
 
 
 def _refuse(fault: str, param: str) -> ApiError:
