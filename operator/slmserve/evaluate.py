@@ -188,7 +188,9 @@ async def _measure_answers(
 
 async def _measure_text(model: LoadedModel, backend: Backend, text: str, clock: _Clock) -> Likelihood | None:
     """Of a plain text in windows as long as the context; the first token of each is given."""
-    tokens = model.codec.encode(text, add_special_tokens=False)[:MAX_TEXT_TOKENS]
+    # A text of any length is cut before it is read: what no token of it can reach.
+    beginning = text[: MAX_TEXT_TOKENS * model.codec.longest_token]
+    tokens = model.codec.encode(beginning, add_special_tokens=False)[:MAX_TEXT_TOKENS]
     width = model.engine.max_length
     windows = [tokens[start : start + width] for start in range(0, len(tokens), width)]
     jobs = [
