@@ -5,7 +5,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,31 +98,33 @@ def test_the_clients_own_parsing(client: OpenAI) -> None:
         ({"type": "string", "enum": ["x" * 70_000]}, "larger than"),
     ],
 )
-def test_a_wrong_schema_says_what_is_wrong(client: OpenAI, schema: Any, part: str) -> None:
+def test_a_wrong_schema_says_what_is_wrong(
+    client: OpenAI, orders_server: ServerProcess, schema: Any, part: str
+) -> None:
     wrong: Any = {"type": "json_schema", "json_schema": {"name": "wrong", "schema": schema}}
     with pytest.raises(openai.BadRequestError, match=part) as caught:
         client.chat.completions.create(model="orders", messages=_MESSAGES, response_format=wrong)
     assert caught.value.param == "response_format"
     assert "start:" not in str(caught.value)
+    assert "nonsense" not in orders_server.log_file.read_text()
 
 
-def test_a_hostile_schema_is_given_up_and_holds_nobody_up(
-    client: OpenAI, orders_server: ServerProcess
+async def test_a_hostile_schema_is_given_up_and_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(constraints, "_CPU_SECONDS", 1)
+    monkeypatch.setattr(constraints, "_WALL_SECONDS", 60.0)
     parts = [{"type": "string", "pattern": f".*{chr(97 + i)}.{{{i * 7}}}.*"} for i in range(26)]
-    hostile: Any = {"type": "json_schema", "json_schema": {"name": "h", "schema": {"allOf": parts}}}
-    with ThreadPoolExecutor(1) as pool:
-        given_up = pool.submit(
-            client.chat.completions.create, model="orders", messages=_MESSAGES, response_format=hostile
-        )
-        for more in ({}, {"response_format": {"type": "json_object"}}):
-            ask: Any = {"model": "orders", "messages": _MESSAGES, "max_tokens": 5} | more
-            assert client.chat.completions.create(**ask).choices[0].message.content
-        assert not given_up.done()
-        with pytest.raises(openai.BadRequestError) as caught:
-            given_up.result()
-    assert caught.value.code in {"schema_too_complex", "invalid_schema"}
-    assert ".{175}" not in orders_server.log_file.read_text()
+    compiler = _compiler()
+    hostile = asyncio.create_task(compiler.compile(json_grammar({"allOf": parts}), param="p"))
+    await asyncio.sleep(0)
+    assert (await compiler.compile(json_grammar({"type": "object"}), param="p")).allowed().any()
+    assert not hostile.done()
+    for attempt in range(2):
+        with pytest.raises(ApiError) as caught:
+            await (compiler.compile(json_grammar({"allOf": parts}), param="p") if attempt else hostile)
+        assert (caught.value.status, caught.value.code) == (400, "schema_too_complex")
+    assert ".{175}" not in caught.value.message + caplog.text
 
 
 _schemas = st.recursive(
