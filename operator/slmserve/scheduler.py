@@ -64,7 +64,6 @@ class Scheduler:
         self._rows = Rows(engine, spare_rows=spare_rows, reuse=reuse)
         self._pace = Pace(most_tokens=engine.prefill_chunk)
         self._clock = clock
-        self._reused = 0
         self._out: list[Step] = []
         self._gather_seconds = gather_seconds
         self._urgent = False
@@ -88,11 +87,6 @@ class Scheduler:
     def busy(self) -> int:
         """Rows in use."""
         return len(self._decoding) + len(self._prefilling)
-
-    @property
-    def prefix_tokens_reused(self) -> int:
-        """Tokens of prompts, since the start, that were in a cache and needed no computing."""
-        return self._reused
 
     def is_healthy(self, *, stuck_seconds: float) -> bool:
         """The thread lives, has ended a round within `stuck_seconds`, and the engine still works."""
@@ -269,7 +263,6 @@ class Scheduler:
         if generation.cancelled:
             self._leave(generation, Finish.CANCELLED)
         elif generation.length == len(generation.prompt):
-            self._reused += generation.cached_tokens
             self._begin_answer(generation, logits)
 
     def _begin_answer(self, generation: Generation, logits: NDArray[np.float32]) -> None:

@@ -136,7 +136,7 @@ class ToolParser:
         if self._raw:
             self._put(content, self._raw + held)
         else:
-            self._put(content, held[_AFTER.match(held).end() :] if self.calls else held)  # type: ignore[union-attr]
+            self._put(content, _AFTER.sub("", held, count=1) if self.calls else held)
         self._raw = ""
 
     def _step(self, content: list[str], parts: list[CallPart]) -> bool:
@@ -189,7 +189,7 @@ class ToolParser:
             # Only the opening: another one may follow.
             self._give_back(content, "")
         else:
-            self._held = self._held[_AFTER.match(self._held).end() :] if self.calls else self._held
+            self._held = _AFTER.sub("", self._held, count=1) if self.calls else self._held
         self._state = _State.TEXT
         return True
 

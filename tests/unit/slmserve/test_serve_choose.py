@@ -203,9 +203,9 @@ def _is_running(pid: int) -> bool:
 
 def test_a_hang_ends_in_time_with_all_that_it_started(importable: Path) -> None:
     started = time.monotonic()
-    found = measure(_unsound("hang"), importable, OPTIONS, Bounds(seconds=5, memory_bytes=0))
-    assert time.monotonic() - started < 12
-    assert found == EngineMeasurement(error="not done within 5.0 s")
+    found = measure(_unsound("hang"), importable, OPTIONS, Bounds(seconds=3, memory_bytes=0))
+    assert time.monotonic() - started < 10
+    assert found == EngineMeasurement(error="not done within 3.0 s")
     pids = [int(pid) for pid in (importable / "pids").read_text().split()]
     assert len(pids) == 2
     deadline = time.monotonic() + 5
@@ -307,7 +307,7 @@ def test_a_choice_that_fits_is_followed_and_another_is_not(
     assert calls == []
     for stale in (replace(kept, cpus=kept.cpus + 1).to_json(), "{", replace(kept, engine="").to_json()):
         file.write_text(stale)
-        assert load_model(config).engine.name == "onnxruntime"
+        assert pick_engine(config, digest).name == "onnxruntime"
     assert calls == ["onnxruntime", "litert"] * 3
     assert pick_engine(replace(config, engine=""), digest).name == "onnxruntime"
     assert pick_engine(replace(config, engine="litert"), digest).name == "litert"
