@@ -28,9 +28,7 @@ from slmwire.reasons import Reason, Termination
 _log = logging.getLogger("slmserve")
 _SWITCH_SECONDS: Final = 0.0005
 """The engine's thread gets the interpreter back this soon while the event loop writes answers."""
-
-
-_ROTATION_SECONDS: Final = 5.0
+_ROTATION_SECONDS: Final = 2.0
 """A certificate that was replaced serves new connections after so long at most."""
 
 

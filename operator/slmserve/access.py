@@ -30,6 +30,8 @@ class KeyRing:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp: Stamp | None = None
+        self._unread: Stamp | None = None
+        """Of a file that could not be read, so that the log says it once."""
         self._digests: list[bytes] = []
         self._refresh()
         if self._stamp is None:
@@ -54,7 +56,9 @@ class KeyRing:
         try:
             keys = parse_keys(self._path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
-            _log.warning("the file of API keys cannot be read; the keys before it stay in force")
+            if stamp != self._unread:
+                _log.warning("the file of API keys cannot be read; the keys before it stay in force")
+            self._unread = stamp
             return
         self._stamp = stamp
         self._digests = [_digest(key) for key in keys]

@@ -24,10 +24,11 @@ async def build_asks(
     model = service.model
     _refuse_what_lacks(model, request)
     if isinstance(request, ChatRequest):
+        _bound(service, request.choices)
         prompts, param = [await chat_prompt(model, request)], "messages"
     else:
+        _bound(service, len(request.prompts) * request.choices)
         prompts, param = await completion_prompts(model, request), "prompt"
-    _bound(service, len(prompts) * request.choices)
     limits = [fit_answer(model, prompt, request.limit, param=param) for prompt in prompts]
     form = _form(model, request)
     markers = _markers(model, tool_form_of(model, request))

@@ -87,6 +87,12 @@ class EngineInfo:
     """LoRA adapters that requests can name."""
     capabilities: frozenset[Capability] = field(default_factory=lambda: frozenset(Capability))
 
+    @property
+    def cache_bytes_per_token(self) -> int | None:
+        """Attention cache of one token of one request; None when the engine does not say."""
+        rows = self.slots + self.spare_rows
+        return self.cache_bytes // (rows * self.max_length) if self.cache_bytes else None
+
 
 BuildBackend = Callable[[int, Deliver], Backend]
 """(max_queue, deliver) -> a backend that is not started yet."""

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from slmserve.backend import EngineInfo
 from slmserve.errors import ApiError, invalid, overloaded
-from slmserve.grammar_check import CPU_SECONDS
 from slmserve.journal import describe_exception
 from slmserve.tokenizer import TextCodec
 
@@ -32,7 +31,9 @@ _MOST_KEPT: Final = 32
 _MOST_WAITING: Final = 8
 """Requests whose grammar is being compiled: each may take seconds."""
 _TOO_COMPLEX: Final = "too complex"
-_WALL_SECONDS: Final = 4.0 * CPU_SECONDS
+_CPU_SECONDS: Final = 4
+"""Of one check in another process."""
+_WALL_SECONDS: Final = 4.0 * _CPU_SECONDS
 _RISKY: Final = re.compile(
     r'"(pattern|patternProperties|propertyNames|format|multipleOf|allOf|anyOf|oneOf|not|if|\$ref|\$dynamicRef'
     r'|minLength|maxLength|minItems|maxItems)"\s*:'
@@ -176,7 +177,7 @@ class GrammarCompiler:
     async def _add(self, key: bytes, grammar: str) -> str:
         """Compile and keep; returns what is wrong, empty when nothing is. Raises ApiError 429."""
         if self._waiting >= _MOST_WAITING:
-            raise overloaded(retry_seconds=CPU_SECONDS)
+            raise overloaded(retry_seconds=_CPU_SECONDS)
         self._waiting += 1
         try:
             if _RISKY.search(grammar):
@@ -204,25 +205,38 @@ def _keep(kept: OrderedDict[bytes, _Kept], key: bytes, value: _Kept) -> None:
 
 
 async def _try_elsewhere(grammar: str) -> str:
-    """Compile in a process that can be ended; returns what is wrong, empty when nothing is."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "slmserve.grammar_check",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    """Compile in a process that can be ended; returns what is wrong, empty when nothing is.
+
+    Raises ApiError 429 when there is no time or no process for it now.
+    """
+    try:
+        child = await _start_check()
+    except OSError as error:
+        _log.error("no process to check a grammar: %s", describe_exception(error))
+        raise overloaded(retry_seconds=_CPU_SECONDS) from None
     try:
         async with asyncio.timeout(_WALL_SECONDS):
             fault, _ = await child.communicate(grammar.encode("utf-8", "replace"))
     except TimeoutError:
-        return _TOO_COMPLEX
+        # Its CPU time is bounded: the device is too busy, which says nothing about the grammar.
+        raise overloaded(retry_seconds=_CPU_SECONDS) from None
     finally:
         if child.returncode is None:
             child.kill()
             await child.wait()
     return fault.decode("utf-8", "replace") if child.returncode == 0 else _TOO_COMPLEX
+
+
+async def _start_check() -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "slmserve.grammar_check",
+        str(_CPU_SECONDS),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
 
 
 def _refuse(fault: str, param: str) -> ApiError:

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from slmserve.backend import GenerationDefaults
 from slmserve.errors import StartError
+from slmserve.tokenizer import TOKENIZER_FILE
 from slmwire.reasons import Reason
 
 GENERATION_FILE: Final = "generation_config.json"
 MODEL_FILE: Final = "config.json"
 TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
-TOKENIZER_FILE: Final = "tokenizer.json"
 
 
 def load_defaults(model_dir: Path, own: frozenset[int] = frozenset()) -> GenerationDefaults:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Final
 
 import numpy as np
@@ -86,7 +87,7 @@ class EmbeddingQueue:
         with self._wake:
             if self._closed:
                 raise ClosedError
-            if len(self._jobs) > self._max_queue:
+            if sum(not job.done.done() for job in self._jobs) > self._max_queue:
                 raise QueueFullError
             self._jobs.append(job)
             self._wake.notify()
@@ -115,20 +116,23 @@ class EmbeddingQueue:
             self._working = False
             self._beat = time.monotonic()
         for job in self._jobs:
-            if not job.done.done():
+            if job.done.set_running_or_notify_cancel():
                 job.done.set_exception(ClosedError())
         self._jobs.clear()
 
     def _take(self) -> list[tuple[_Job, Sequence[int]]]:
-        """The next texts, over requests in order, as many as one batch may hold."""
-        while self._jobs and self._jobs[0].done.done():
-            self._jobs.popleft()
+        """The next texts, as many as one batch may hold.
+
+        The requests take turns, text by text: a long list holds up nobody's single text.
+        """
+        self._jobs = deque(job for job in self._jobs if not job.done.done())
         batch: list[tuple[_Job, Sequence[int]]] = []
         longest = 0
-        for job in self._jobs:
-            if job.done.done():
-                continue
-            for text in job.texts[len(job.vectors) :]:
+        left = [job.texts[len(job.vectors) :][:_MOST_ROWS] for job in self._jobs]
+        for turn in zip_longest(*left):
+            for job, text in zip(self._jobs, turn, strict=True):
+                if text is None:
+                    continue
                 longest = max(longest, len(text))
                 if batch and (len(batch) >= _MOST_ROWS or longest * (len(batch) + 1) > _MOST_TOKENS):
                     return batch

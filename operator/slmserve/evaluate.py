@@ -130,8 +130,6 @@ async def evaluate(
     if answers_file is not None and answered:
         _write_answers(answers_file, answered)
     engine = model.engine
-    room = (engine.slots + engine.spare_rows) * engine.max_length
-    cache = engine.cache_bytes // room if engine.cache_bytes else None
     right = sum(case.accepts(answer) for case, answer in answered)
     details: dict[str, Any] = {
         "engineVersion": engine.version,
@@ -152,7 +150,7 @@ async def evaluate(
         decode_tokens_per_second=speed.decode_tokens_per_second if speed else None,
         first_token_seconds=speed.first_token_seconds if speed else None,
         memory_bytes=memory,
-        cache_bytes_per_token=cache,
+        cache_bytes_per_token=engine.cache_bytes_per_token,
         size_bytes=sum(path.stat().st_size for path in model.directory.rglob("*") if path.is_file()),
         details=details,
     )
@@ -190,7 +188,9 @@ async def _measure_answers(
 
 async def _measure_text(model: LoadedModel, backend: Backend, text: str, clock: _Clock) -> Likelihood | None:
     """Of a plain text in windows as long as the context; the first token of each is given."""
-    tokens = model.codec.encode(text, add_special_tokens=False)[:MAX_TEXT_TOKENS]
+    # A text of any length is cut before it is read: what no token of it can reach.
+    beginning = text[: MAX_TEXT_TOKENS * model.codec.longest_token]
+    tokens = model.codec.encode(beginning, add_special_tokens=False)[:MAX_TEXT_TOKENS]
     width = model.engine.max_length
     windows = [tokens[start : start + width] for start in range(0, len(tokens), width)]
     jobs = [

@@ -82,11 +82,14 @@ def load_cases(model_dir: Path) -> list[GoldenCase]:
     return cases
 
 
-async def run_golden(cases: list[GoldenCase], model: LoadedModel, scheduler: Backend) -> GoldenResult:
-    """Answer all cases greedily, as many at once as the engine has slots; `cases` is not empty."""
+async def run_golden(
+    cases: list[GoldenCase], model: LoadedModel, scheduler: Backend, *, most: int | None = None
+) -> GoldenResult:
+    """Answer all cases greedily; `cases` is not empty, the scheduler takes `most` requests (None: any)."""
     started = time.perf_counter()
     # Twice the slots: the next prompts wait in the queue, and no slot idles between two cases.
-    gate = asyncio.Semaphore(model.engine.slots * 2)
+    wanted = model.engine.slots * 2
+    gate = asyncio.Semaphore(wanted if most is None else min(wanted, most))
 
     async def judge(case: GoldenCase) -> bool:
         async with gate:

@@ -3,7 +3,8 @@
 
 The compiler cannot be interrupted from inside its process, and its own limits do not hold for
 intersections of regular expressions. `python -m slmserve.grammar_check` reads the grammar from standard
-input and writes what is wrong with it, nothing when it is well.
+input and writes what is wrong with it, nothing when it is well. Its argument is the CPU time that it may
+take, in seconds.
 """
 
 import os
@@ -11,13 +12,13 @@ import resource
 import sys
 from typing import Final
 
-CPU_SECONDS: Final = 4
 _MEMORY_BYTES: Final = 2 << 30
 
 
 def main() -> int:
     """Returns 0 also for a grammar that is wrong; a killed process says that it is too complex."""
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+    cpu_seconds = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(5)

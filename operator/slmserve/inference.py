@@ -66,8 +66,8 @@ class _Exchange:
             self.code = 400
             return ApiError(
                 400,
-                "the schema became too complex while the answer was written; use fewer patterns and"
-                " alternatives",
+                "the schema became too complex while the answer was written, or has text that the model's"
+                " vocabulary cannot write; use fewer patterns and alternatives",
                 code="schema_too_complex",
             )
         self.code = 500

@@ -22,7 +22,7 @@ class Scored:
 
 
 def _value(logprob: float) -> float:
-    return max(logprob, _LEAST)
+    return logprob if logprob > _LEAST else _LEAST  # also where it is no number
 
 
 def _text(data: bytes, prefix: str) -> str:

@@ -164,7 +164,7 @@ class Metrics:
     ) -> None:
         """The model is loaded; call once. `cache_bytes` 0 means that the engine does not say."""
         if cache_bytes:
-            text = "Most memory that the attention cache of all slots can take."
+            text = "Most memory that the attention cache of all rows can take."
             self._gauge(names.CACHE_BYTES, text).set(cache_bytes)
         self._load_seconds.set(seconds)
         self._info.labels(digest, engine, version).set(1)

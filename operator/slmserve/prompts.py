@@ -8,9 +8,12 @@ from typing import Final
 from slmserve.errors import ApiError, invalid
 from slmserve.model import LoadedModel
 from slmserve.schemas import ChatRequest, CompletionRequest
+from slmserve.template import ChatTemplate
 
 _INLINE_CHARACTERS: Final = 8192
 """Longer prompts are tokenised on another thread: they would hold up every stream."""
+_INLINE_MESSAGES: Final = 256
+"""More are rendered on another thread."""
 _LONG_PROMPT: Final = asyncio.Semaphore(1)
 """One at a time: a megabyte of text takes seconds of a core and some 200 MB of memory."""
 
@@ -56,10 +59,17 @@ async def chat_prompt(model: LoadedModel, request: ChatRequest) -> list[int]:
                 param=param,
                 code="unsupported_parameter",
             )
-    messages = [message.to_template() for message in request.messages]
-    text = model.template.render(messages, [tool.to_template() for tool in tools])
+    text = await _render(model.template, request)
     most = model.engine.max_length
     return await tokenise(model, text, add_special_tokens=False, param="messages", most=most)
+
+
+async def _render(template: ChatTemplate, request: ChatRequest) -> str:
+    def render() -> str:
+        messages = [message.to_template() for message in request.messages]
+        return template.render(messages, [tool.to_template() for tool in request.offered_tools])
+
+    return render() if len(request.messages) <= _INLINE_MESSAGES else await asyncio.to_thread(render)
 
 
 async def completion_prompts(model: LoadedModel, request: CompletionRequest) -> list[list[int]]:
@@ -71,6 +81,8 @@ async def completion_prompts(model: LoadedModel, request: CompletionRequest) -> 
             prompts.append(await tokenise(model, prompt, add_special_tokens=True, param="prompt", most=most))
         else:
             prompts.append(check_tokens(model, prompt, param="prompt"))
+        # Many prompts must not hold up the streams.
+        await asyncio.sleep(0)
     return prompts
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bodies of answers in the form of the OpenAI API."""
 
-import itertools
 import json
 import secrets
 from collections.abc import Sequence
@@ -14,8 +13,6 @@ from slmserve.tokenizer import TextCodec
 from slmwire.metrics import ENDPOINT_CHAT
 
 DONE = b"data: [DONE]\n\n"
-_PROCESS = secrets.token_hex(8)
-_numbers = itertools.count(1)
 
 
 def to_event(body: dict[str, Any]) -> bytes:
@@ -50,7 +47,8 @@ class ReplyForm:
     codec: TextCodec
     scores: bool = False
     """Whether log probabilities were asked for."""
-    number: str = field(default_factory=lambda: f"{_PROCESS}{next(_numbers):08x}")
+    number: str = field(default_factory=lambda: secrets.token_hex(12))
+    """Not to be guessed: whoever knows it may judge the answer."""
 
     @property
     def is_chat(self) -> bool:

@@ -64,7 +64,6 @@ class Scheduler:
         self._rows = Rows(engine, spare_rows=spare_rows, reuse=reuse)
         self._pace = Pace(most_tokens=engine.prefill_chunk)
         self._clock = clock
-        self._reused = 0
         self._out: list[Step] = []
         self._gather_seconds = gather_seconds
         self._urgent = False
@@ -88,11 +87,6 @@ class Scheduler:
     def busy(self) -> int:
         """Rows in use."""
         return len(self._decoding) + len(self._prefilling)
-
-    @property
-    def prefix_tokens_reused(self) -> int:
-        """Tokens of prompts, since the start, that were in a cache and needed no computing."""
-        return self._reused
 
     def is_healthy(self, *, stuck_seconds: float) -> bool:
         """The thread lives, has ended a round within `stuck_seconds`, and the engine still works."""
@@ -269,20 +263,21 @@ class Scheduler:
         if generation.cancelled:
             self._leave(generation, Finish.CANCELLED)
         elif generation.length == len(generation.prompt):
-            self._reused += generation.cached_tokens
             self._begin_answer(generation, logits)
 
     def _begin_answer(self, generation: Generation, logits: NDArray[np.float32]) -> None:
         chosen = self._choose(logits[None], [generation])
+        goes_on = self._take(generation, *chosen[0], time.perf_counter())
         self._prefilling.remove(generation)
-        if not self._take(generation, *chosen[0], time.perf_counter()):
+        if not goes_on:
             self._rows.release(generation.row)
             return
         place = len(self._decoding)
+        # Before its row is moved: should that fail, it is among those that end.
+        self._decoding.append(generation)
         if generation.row != place:
             self._rows.make_room(place)
             self._rows.move(generation.row, place)
-        self._decoding.append(generation)
 
     def _decode_round(self) -> None:
         active = self._decoding
@@ -357,12 +352,13 @@ class Scheduler:
     def _vacate(self, row: int) -> None:
         """Free a decoding row and close the gap, so that rows 0..k-1 stay the decoding ones."""
         self._rows.release(row)
-        last = len(self._decoding) - 1
         mover = self._decoding.pop()
+        last = len(self._decoding)
         if row != last:
+            # Before its row is moved: should that fail, it is among those that end.
+            self._decoding[row] = mover
             self._rows.make_room(row)
             self._rows.move(last, row)
-            self._decoding[row] = mover
 
     def _leave(self, generation: Generation, finish: Finish) -> None:
         """End a request in prefill; what it has computed stays in its row."""

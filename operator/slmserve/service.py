@@ -170,7 +170,8 @@ class Service:
             cases = await asyncio.to_thread(load_cases, model.directory)
             if not cases:
                 return
-            result = await run_golden(cases, model, scheduler)
+            most = model.engine.slots + self.config.max_queue
+            result = await run_golden(cases, model, scheduler, most=most)
         except GoldenError as error:
             _log.error("no evaluation: %s", error)
             return

@@ -26,7 +26,7 @@ class StopMatcher:
             self.stopped = True
             text, self._held = self._held[: min(found)], ""
             return text
-        keep = max(_overlap(self._held, stop) for stop in self._stops)
+        keep = max(count_overlap(self._held, stop) for stop in self._stops)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
         return text
@@ -37,9 +37,9 @@ class StopMatcher:
         return text
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
+def count_overlap(text: str, wanted: str) -> int:
+    """Length of the longest end of `text` that `wanted` begins with and is not all of."""
+    for length in range(min(len(wanted) - 1, len(text)), 0, -1):
+        if text.endswith(wanted[:length]):
             return length
     return 0

@@ -18,6 +18,8 @@ class TlsIdentity:
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._stamps = self._observe()
+        self._refused: tuple[object, object] | None = None
+        """Of a pair that cannot be used, so that the log says it once."""
         try:
             self.context = _build_context(files)
         except (OSError, ValueError) as error:
@@ -37,7 +39,9 @@ class TlsIdentity:
             _build_context(self._files)
             self.context.load_cert_chain(self._files.certificate, self._files.key, password=_no_password)
         except (OSError, ValueError) as error:
-            _log.warning("the new TLS files cannot be used: %s", _explain(error))
+            if stamps != self._refused:
+                _log.warning("the new TLS files cannot be used: %s", _explain(error))
+            self._refused = stamps
             return False
         self._stamps = stamps
         _log.info("TLS certificate read again")

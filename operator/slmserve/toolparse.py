@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from slmserve.stops import count_overlap
 from slmserve.tools import CLOSE, PYTHON_TAG, ToolForm, call_identifier
 
 _HEADER: Final = re.compile(
@@ -19,6 +20,8 @@ _MOST_HEADER: Final = 512
 """A call whose name does not show within so many characters is no call."""
 _BETWEEN: Final = " \n\r\t[,;"
 """What stands between calls and is no content."""
+_AFTER: Final = re.compile(r"[\s,;]*\]?\s*")
+"""What stands behind the last call and is no content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +57,12 @@ class CallCollector:
 
 
 class _Json:
-    """Follows one JSON object through pieces of text; says where it ends."""
+    """Follows one JSON object, `depth` brackets open already, through pieces of text; says where it ends."""
 
     __slots__ = ("_depth", "_escaped", "_quoted")
 
-    def __init__(self) -> None:
-        self._depth = 0
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
         self._quoted = self._escaped = False
 
     def end(self, text: str) -> int | None:
@@ -103,7 +106,10 @@ class ToolParser:
         self._raw = ""
         """Text since the call's opening, to give back when it is none."""
         self._json = _Json()
-        self._closer = ""
+        self._enclosed = self._inside = False
+        """Whether the arguments stand in an object that is not closed yet; whether more of it has come."""
+        self._says = False
+        """Whether there was content since the last call."""
         self.calls = 0
 
     def push(self, text: str) -> tuple[str, list[CallPart]]:
@@ -118,16 +124,20 @@ class ToolParser:
     def flush(self) -> str:
         """What was held back at the end and is no call."""
         held, self._held = self._held, ""
-        if self._state is _State.TEXT:
-            return held
+        content: list[str] = []
         if self._state is _State.HEAD:
-            return self._give_back(held)
-        return ""
+            self._give_back(content, held)
+        elif self._state is _State.TEXT:
+            self._put(content, held)
+        return "".join(content)
 
-    def _give_back(self, held: str) -> str:
-        text = self._raw + held
-        # Between and behind calls there is white space that nobody wrote as content.
-        return "" if self.calls and not text.strip(" \n;,]") else text
+    def _give_back(self, content: list[str], held: str) -> None:
+        """What looked like a call's head is text."""
+        if self._raw:
+            self._put(content, self._raw + held)
+        else:
+            self._put(content, _AFTER.sub("", held, count=1) if self.calls else held)
+        self._raw = ""
 
     def _step(self, content: list[str], parts: list[CallPart]) -> bool:
         """One transition; returns whether there may be another one now."""
@@ -143,7 +153,7 @@ class ToolParser:
         opening = self._form.opening
         at = self._held.find(opening) if opening else -1
         if at < 0:
-            keep = _overlap(self._held, opening)
+            keep = count_overlap(self._held, opening)
             cut = len(self._held) - keep
             self._put(content, self._held[:cut])
             self._held = self._held[cut:]
@@ -154,26 +164,34 @@ class ToolParser:
         return True
 
     def _put(self, content: list[str], text: str) -> None:
-        if text and not (self.calls and not text.strip()):
+        if self.calls and not self._says:
+            # Nobody wrote the white space behind a call as content.
+            text = text.lstrip()
+        if text:
             content.append(text)
+            self._says = True
 
     def _in_head(self, content: list[str], parts: list[CallPart]) -> bool:
         text = self._held.lstrip(_BETWEEN if self.calls or self._raw else None)
         if self._form is ToolForm.LLAMA:
             text = text.removeprefix(PYTHON_TAG).lstrip()
         header = self._header().match(text)
-        if header:
+        if header and header.end() <= _MOST_HEADER:
             identifier = call_identifier(self._form)
             parts.append(CallPart(index=self.calls, identifier=identifier, name=header[1], arguments=""))
             self.calls += 1
             self._held, self._raw, self._json = text[header.end() :], "", _Json()
-            self._state = _State.ARGUMENTS
+            self._state, self._says = _State.ARGUMENTS, False
             return True
-        if not self._may_become_call(text):
-            content.append(self._give_back(self._held))
-            self._held, self._raw = "", ""
-            self._state = _State.TEXT
-        return False
+        if self._may_become_call(text):
+            return False
+        if self._raw:
+            # Only the opening: another one may follow.
+            self._give_back(content, "")
+        else:
+            self._held = _AFTER.sub("", self._held, count=1) if self.calls else self._held
+        self._state = _State.TEXT
+        return True
 
     def _header(self) -> re.Pattern[str]:
         return _NAMED if self._form is ToolForm.MISTRAL_ARGS else _HEADER
@@ -197,32 +215,36 @@ class ToolParser:
         self._held = self._held[len(text) :]
         if end is None:
             return False
-        self._closer = "" if self._form is ToolForm.MISTRAL_ARGS else "}"
+        self._json, self._inside = _Json(depth=1), False
+        self._enclosed = self._form is not ToolForm.MISTRAL_ARGS
         self._state = _State.TAIL
         return True
 
     def _in_tail(self) -> bool:
         """Skip what closes the call; then another one, or text."""
-        if self._closer:
-            at = self._held.find(self._closer)
-            if at < 0:
-                self._held = ""
-                return False
-            self._held = self._held[at + 1 :]
-            self._closer = ""
+        if self._enclosed and not self._skip_object():
+            return False
         if self._form is ToolForm.HERMES:
-            at = self._held.find(CLOSE)
-            if at < 0:
+            self._held = self._held.lstrip()
+            if len(self._held) < len(CLOSE) and CLOSE.startswith(self._held):
                 return False
-            self._held = self._held[at + len(CLOSE) :]
+            self._held = self._held.removeprefix(CLOSE)
         opens_again = self._form in (ToolForm.HERMES, ToolForm.MISTRAL_ARGS)
         self._state = _State.TEXT if opens_again else _State.HEAD
         return True
 
-
-def _overlap(text: str, opening: str) -> int:
-    """Length of the longest end of `text` that `opening` begins with."""
-    for length in range(min(len(opening) - 1, len(text)), 0, -1):
-        if text.endswith(opening[:length]):
-            return length
-    return 0
+    def _skip_object(self) -> bool:
+        """Skip the rest of the object around the arguments; returns whether it has ended."""
+        if not self._inside:
+            self._held = self._held.lstrip()
+            if not self._held:
+                return False
+            if self._held[0] not in ",}":
+                # Small models forget the brace: what follows is not part of the call.
+                self._enclosed = False
+                return True
+            self._inside = True
+        end = self._json.end(self._held)
+        self._held = "" if end is None else self._held[end:]
+        self._enclosed = end is None
+        return end is not None

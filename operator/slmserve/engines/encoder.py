@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from slmserve.backend import EngineInfo, GenerationDefaults, LoadedEngine
 from slmserve.config import available_cpus
 from slmserve.engines.encoder_config import EncoderConfig, Pooling, load_encoder_config
+from slmserve.engines.loading import brief
 from slmserve.engines.registry import EngineOptions
 from slmserve.errors import StartError
 from slmwire.reasons import Reason
@@ -188,8 +189,7 @@ def load_encoder(model_dir: Path, config: EncoderConfig, options: EngineOptions)
     except MemoryError as error:
         raise StartError(Reason.INSUFFICIENT_CAPACITY, "not enough memory to load the model") from error
     except Exception as error:
-        text = " ".join(str(error).split())[:600]
-        raise StartError(Reason.UNFIT, f"ONNX Runtime cannot run the model: {text}") from error
+        raise StartError(Reason.UNFIT, f"ONNX Runtime cannot run the model: {brief(error)}") from error
     if not np.isfinite(vector).all():
         raise StartError(Reason.UNFIT, "the model's vectors are not finite numbers")
     return encoder

@@ -20,6 +20,7 @@ from slmserve.config import available_cpus
 from slmserve.defaults import load_defaults
 from slmserve.engines.base import Reuse
 from slmserve.engines.executorch_rows import StatefulRowsEngine
+from slmserve.engines.loading import brief
 from slmserve.engines.logits import with_scheduler
 from slmserve.engines.registry import EngineOptions
 from slmserve.errors import StartError
@@ -97,8 +98,7 @@ def load_engine(model_dir: Path, options: EngineOptions, binding: Binding) -> St
     except MemoryError as error:
         raise StartError(Reason.INSUFFICIENT_CAPACITY, "not enough memory to load the model") from error
     except Exception as error:
-        text = " ".join(str(error).split())[:600]
-        raise StartError(Reason.UNFIT, f"ExecuTorch cannot load {paths[0].name}: {text}") from error
+        raise StartError(Reason.UNFIT, f"ExecuTorch cannot load {paths[0].name}: {brief(error)}") from error
     waiting = [first]
 
     def open_instance() -> Instance:

@@ -26,8 +26,8 @@ from ai_edge_litert.options import Options
 from numpy.typing import NDArray
 
 from slmserve.backend import LoadedEngine
-from slmserve.config import available_cpus
 from slmserve.defaults import load_defaults
+from slmserve.engines.loading import brief, choose_threads
 from slmserve.engines.logits import with_scheduler
 from slmserve.engines.registry import EngineOptions
 from slmserve.errors import StartError
@@ -45,8 +45,6 @@ _NOWHERE: Final = "/nonexistent"
 """Where no plugin of a chip's vendor is found: it would compile the model anew at each start."""
 _SHARED_WEIGHTS: Final = ":memory"
 """A name that XNNPACK knows: weights are packed once for all signatures instead of once for each."""
-_ONE_THREAD_BYTES: Final = 16 << 20
-"""A smaller model is slower with several threads: they wait for each other longer than they work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,15 +206,13 @@ def load_engine(model_dir: Path, options: EngineOptions) -> LiteRtEngine:
     paths = sorted(model_dir.glob("*.tflite"))
     if len(paths) != 1:
         raise StartError(Reason.UNFIT, f"{len(paths)} .tflite files in the model directory; it must have one")
-    threads = options.threads
-    if not threads:
-        threads = 1 if paths[0].stat().st_size < _ONE_THREAD_BYTES else available_cpus()
+    threads = choose_threads(options.threads, model_bytes=paths[0].stat().st_size)
     try:
         model = _open_model(paths[0], threads)
     except MemoryError as error:
         raise StartError(Reason.INSUFFICIENT_CAPACITY, "not enough memory to load the model") from error
     except Exception as error:
-        raise StartError(Reason.UNFIT, f"LiteRT cannot load {paths[0].name}: {_brief(error)}") from error
+        raise StartError(Reason.UNFIT, f"LiteRT cannot load {paths[0].name}: {brief(error)}") from error
     cache_length = _check_signatures(model)
     max_length = min(options.context_length or cache_length, cache_length)
     return LiteRtEngine(model, slots=options.slots, max_length=max_length)
@@ -260,7 +256,3 @@ def _check_signatures(model: Any) -> int:
     if _LOGITS not in model.get_output_tensor_details(_DECODE):
         raise StartError(Reason.UNFIT, f"signature {_DECODE!r} gives no {_LOGITS!r}; {cure}")
     return int(model.get_input_tensor_details(_DECODE)[_MASK]["shape"][-1])
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:600]

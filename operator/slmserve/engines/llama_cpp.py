@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slmserve.backend import LoadedEngine
-from slmserve.config import available_cpus
 from slmserve.defaults import load_defaults
 from slmserve.engines.gguf_model import GgufModel, check_adapter, read_model
 from slmserve.engines.llama_library import (
@@ -27,6 +26,7 @@ from slmserve.engines.llama_library import (
     open_library,
 )
 from slmserve.engines.llama_probe import describe, probe_model
+from slmserve.engines.loading import choose_threads
 from slmserve.engines.logits import with_scheduler
 from slmserve.engines.memory import memory_limit_bytes
 from slmserve.engines.registry import EngineOptions
@@ -37,7 +37,6 @@ from slmwire.reasons import Reason
 
 ADAPTER_PATTERN: Final = "adapters/*.gguf"
 _CHUNK: Final = 256
-_ONE_THREAD_BYTES: Final = 16 << 20
 _SAMPLED_TOKENS: Final = 1024
 _DIFFERING_SHARE: Final = 100
 """One token in so many may differ: converters write some added tokens in their own way."""
@@ -250,7 +249,7 @@ def load_engine(model_dir: Path, options: EngineOptions) -> tuple[LlamaEngine, G
     _check_memory(model, slots=options.slots, max_length=max_length)
     library = open_library()
     probe_model(model.path)
-    threads = options.threads or (1 if model.size_bytes < _ONE_THREAD_BYTES else available_cpus())
+    threads = choose_threads(options.threads, model_bytes=model.size_bytes)
     engine = _open(library, model, slots=options.slots, max_length=max_length, threads=threads)
     _check_vocabulary(engine, model_dir, model)
     for path in adapters:

@@ -5,6 +5,7 @@ import numpy as np
 
 from slmserve.backend import Backend, Deliver, EngineInfo, GenerationDefaults, LoadedEngine
 from slmserve.engines.base import AdapterEngine, Engine, Reuse
+from slmserve.engines.loading import brief
 from slmserve.errors import StartError
 from slmserve.sampling import NOT_A_NUMBER, Sampler, SamplingParams
 from slmserve.scheduler import Scheduler
@@ -55,7 +56,7 @@ def _generate_one(engine: Engine) -> None:
     except MemoryError as error:
         raise StartError(Reason.INSUFFICIENT_CAPACITY, "not enough memory to generate a token") from error
     except Exception as error:
-        text = " ".join(str(error).split())[:600]
-        raise StartError(Reason.UNFIT, f"the model loads and cannot generate a token: {text}") from error
+        message = f"the model loads and cannot generate a token: {brief(error)}"
+        raise StartError(Reason.UNFIT, message) from error
     if NOT_A_NUMBER in (token, last):
         raise StartError(Reason.UNFIT, "the model's logits are not finite numbers")

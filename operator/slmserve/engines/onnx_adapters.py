@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import onnxruntime as ort
 
+from slmserve.engines.loading import brief
 from slmserve.errors import StartError
 from slmwire.reasons import Reason
 
@@ -30,8 +31,7 @@ def load_adapters(model_dir: Path, session: Any) -> dict[str, Matrices]:
         try:
             matrices = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
         except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise _unfit(path, f"cannot be read: {text}") from error
+            raise _unfit(path, f"cannot be read: {brief(error, 300)}") from error
         _check(path, matrices, kinds)
         adapters[path.stem] = matrices
     return adapters

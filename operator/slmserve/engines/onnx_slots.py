@@ -26,8 +26,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from slmserve.backend import GenerationDefaults, LoadedEngine
-from slmserve.config import available_cpus
 from slmserve.engines.head import keep_last_position
+from slmserve.engines.loading import brief, choose_threads
 from slmserve.engines.logits import with_scheduler
 from slmserve.engines.onnx_adapters import Matrices, load_adapters
 from slmserve.engines.registry import EngineOptions
@@ -44,7 +44,6 @@ _MOST_STEPS: Final = 2048
 _CHUNK: Final = 256
 _SPARE_ROWS: Final = 1
 _SPIN_MICROSECONDS: Final = "20"
-_ONE_THREAD_BYTES: Final = 16 << 20
 _EDIT_BYTES: Final = 256 << 20
 """A larger graph file has its weights inside; a second copy of them would cost too much memory."""
 _SCRATCH_BYTES: Final = 96 << 20
@@ -238,11 +237,6 @@ def _session_options(threads: int) -> Any:
     return options
 
 
-def _choose_threads(model_bytes: int, cpus: int) -> int:
-    """Threads for a model of this size: below it a step ends before a second thread has woken."""
-    return 1 if model_bytes < _ONE_THREAD_BYTES else cpus
-
-
 def _open_session(path: Path, threads: int, logits: str) -> tuple[Any, bool]:
     """The session, and whether it gives logits for the last position only."""
     options, providers = _session_options(threads), ["CPUExecutionProvider"]
@@ -307,12 +301,12 @@ def load_engine(
     model_bytes = sum(file.stat().st_size for file in model_dir.glob(f"{config.filename}*"))
     try:
         session, last_only = _open_session(
-            path, threads or _choose_threads(model_bytes, available_cpus()), config.logits
+            path, choose_threads(threads, model_bytes=model_bytes), config.logits
         )
     except MemoryError as error:
         raise StartError(Reason.INSUFFICIENT_CAPACITY, "not enough memory to load the model") from error
     except Exception as error:
-        raise StartError(Reason.UNFIT, f"ONNX Runtime cannot load the model: {_brief(error)}") from error
+        raise StartError(Reason.UNFIT, f"ONNX Runtime cannot load the model: {brief(error)}") from error
     _check_inputs(session, config)
     adapters = load_adapters(model_dir, session)
     try:
@@ -322,7 +316,3 @@ def load_engine(
     except MemoryError as error:
         message = f"not enough memory for {slots} slots of {max_length} tokens; lower slots or context length"
         raise StartError(Reason.INSUFFICIENT_CAPACITY, message) from error
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:600]

@@ -5,6 +5,7 @@ One thread hands over requests, calls `step` and reads what came out. At most `s
 inside the library, so that the queue stays ours: in order, countable and cancellable.
 """
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -127,6 +128,12 @@ class OpenVinoBackend:
     def _drop_cancelled(self) -> None:
         for running in [one for one in self._running if one.generation.cancelled]:
             self._remove(running, Finish.CANCELLED)
+        with self._wake:
+            gone = [generation for generation in self._waiting if generation.cancelled]
+            if gone:
+                self._waiting = deque(g for g in self._waiting if not g.cancelled)
+        for generation in gone:
+            self._end(generation, Finish.CANCELLED)
 
     def _admit(self) -> None:
         while len(self._running) < self._slots:
@@ -134,9 +141,6 @@ class OpenVinoBackend:
                 if not self._waiting:
                     return
                 generation = self._waiting.popleft()
-            if generation.cancelled:
-                self._end(generation, Finish.CANCELLED)
-                continue
             try:
                 self._running.append(_Running(generation, self._add(generation)))
             except Exception as error:  # of this request: it says nothing about the others
@@ -196,7 +200,8 @@ class OpenVinoBackend:
             self._deliver(steps)
 
     def _remove(self, running: _Running, finish: Finish) -> None:
-        running.handle.cancel()
+        with contextlib.suppress(Exception):  # after a failed step this may fail as well
+            running.handle.cancel()
         self._running.remove(running)
         self._end(running.generation, finish)
 

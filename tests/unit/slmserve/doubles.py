@@ -102,6 +102,8 @@ class ScriptedEngine:
         return np.stack([self._logits(row) for row in range(len(tokens))])
 
     def move(self, source: int, target: int, length: int) -> None:
+        if "move" in self.broken:
+            raise RuntimeError("no move today")
         assert source != target
         assert 0 < length <= len(self.rows[source])
         self.rows[target] = self.rows[source][:length]

@@ -61,6 +61,19 @@ def test_keys_are_bearer_tokens_and_read_again(tmp_path: Path) -> None:
     assert not ring.admits("Bearer gamma") and not ring.admits("Bearer ")
 
 
+def test_keys_that_cannot_be_read_are_no_way_to_fill_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alpha\n")
+    ring = KeyRing(path)
+    for broken in (b"\xff\xfe", b"\xff\xfe\xfd"):
+        path.write_bytes(broken)
+        assert not any(ring.admits("Bearer wrong") for _ in range(50))
+    assert ring.admits("Bearer alpha")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
 @pytest.mark.parametrize("text", [None, "", "# nothing but words\n"])
 def test_a_file_without_keys_ends_the_start(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "keys"
@@ -114,12 +127,15 @@ def _served_name(port: int) -> str:
     return str(name)
 
 
-def test_a_bad_pair_leaves_the_one_in_use(files: TlsFiles, tmp_path: Path) -> None:
+def test_a_bad_pair_leaves_the_one_in_use(
+    files: TlsFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     identity = TlsIdentity(files)
     assert not identity.refresh()
     certificate, key = _issue(tmp_path, "second")
     _replace(files.certificate, certificate)
-    assert not identity.refresh()
+    assert not any(identity.refresh() for _ in range(3))
+    assert len(caplog.records) == 1
     _replace(files.key, key)
     assert identity.refresh()
     assert identity.context.minimum_version == ssl.TLSVersion.TLSv1_2

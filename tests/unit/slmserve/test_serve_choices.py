@@ -2,6 +2,7 @@
 """Log probabilities and several choices, as the openai client sees them."""
 
 import asyncio
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from openai import OpenAI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from slmserve.answers import Ask, Piece, build_deliver, submit
+from slmserve.generation import TokenLogprobs
+from slmserve.logprobs import Scored, to_chat_logprobs, to_completion_logprobs
 from slmserve.sampling import SamplingParams
 from slmserve.scheduler import Scheduler
 from slmserve.tokenizer import TextCodec, load_codec
@@ -57,6 +60,14 @@ def test_a_stream_has_the_same_logprobs(client: OpenAI) -> None:
         streamed += (logprobs.content or []) if logprobs else []
     assert whole.choices[0].logprobs is not None
     assert [entry.token for entry in streamed] == [e.token for e in whole.choices[0].logprobs.content or []]
+
+
+@pytest.mark.parametrize("odd", [math.nan, -math.inf, -1e30])
+def test_no_log_probability_is_no_number(orders_dir: Path, odd: float) -> None:
+    codec = load_codec(orders_dir)
+    entry = Scored(token=50, start=0, logprobs=TokenLogprobs(chosen=odd, top=((51, odd),)))
+    for form in (to_chat_logprobs, to_completion_logprobs):
+        assert json.dumps(form([entry], codec), allow_nan=False).count("-9999.0") >= 2
 
 
 def test_without_asking_there_are_none(client: OpenAI) -> None:

@@ -203,9 +203,9 @@ def _is_running(pid: int) -> bool:
 
 def test_a_hang_ends_in_time_with_all_that_it_started(importable: Path) -> None:
     started = time.monotonic()
-    found = measure(_unsound("hang"), importable, OPTIONS, Bounds(seconds=5, memory_bytes=0))
-    assert time.monotonic() - started < 12
-    assert found == EngineMeasurement(error="not done within 5.0 s")
+    found = measure(_unsound("hang"), importable, OPTIONS, Bounds(seconds=3, memory_bytes=0))
+    assert time.monotonic() - started < 10
+    assert found == EngineMeasurement(error="not done within 3.0 s")
     pids = [int(pid) for pid in (importable / "pids").read_text().split()]
     assert len(pids) == 2
     deadline = time.monotonic() + 5
@@ -235,6 +235,14 @@ def test_what_the_engine_says_of_the_model_is_kept(tmp_path: Path) -> None:
     shutil.copyfile(ORDERS / "v1-int4/tokenizer_config.json", tmp_path / "tokenizer_config.json")
     shutil.copyfile(ORDERS / "v1-int4/tokenizer.json", tmp_path / "tokenizer.json")
     assert "cannot load model.tflite" in measure(ENGINES["litert"], tmp_path, OPTIONS, BOUNDS).error
+
+
+def test_a_broken_golden_set_is_no_fault_of_an_engine(tmp_path: Path) -> None:
+    shutil.copytree(ORDERS / "v1-int4", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "golden.jsonl").write_text("{")
+    found = measure(ENGINES["onnxruntime"], tmp_path, OPTIONS, BOUNDS)
+    assert (found.error, found.golden_score, found.golden_samples) == ("", None, 0)
+    assert weigh_speed(found) > 0
 
 
 @pytest.mark.usefixtures("importable")
@@ -299,7 +307,7 @@ def test_a_choice_that_fits_is_followed_and_another_is_not(
     assert calls == []
     for stale in (replace(kept, cpus=kept.cpus + 1).to_json(), "{", replace(kept, engine="").to_json()):
         file.write_text(stale)
-        assert load_model(config).engine.name == "onnxruntime"
+        assert pick_engine(config, digest).name == "onnxruntime"
     assert calls == ["onnxruntime", "litert"] * 3
     assert pick_engine(replace(config, engine=""), digest).name == "onnxruntime"
     assert pick_engine(replace(config, engine="litert"), digest).name == "litert"

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
 from pydantic import BaseModel
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 
+from slmserve import constraints
 from slmserve.backend import EngineInfo
 from slmserve.constraints import GrammarCompiler, json_grammar
 from slmserve.errors import ApiError
@@ -97,23 +98,33 @@ def test_the_clients_own_parsing(client: OpenAI) -> None:
         ({"type": "string", "enum": ["x" * 70_000]}, "larger than"),
     ],
 )
-def test_a_wrong_schema_says_what_is_wrong(client: OpenAI, schema: Any, part: str) -> None:
+def test_a_wrong_schema_says_what_is_wrong(
+    client: OpenAI, orders_server: ServerProcess, schema: Any, part: str
+) -> None:
     wrong: Any = {"type": "json_schema", "json_schema": {"name": "wrong", "schema": schema}}
     with pytest.raises(openai.BadRequestError, match=part) as caught:
         client.chat.completions.create(model="orders", messages=_MESSAGES, response_format=wrong)
     assert caught.value.param == "response_format"
     assert "start:" not in str(caught.value)
+    assert "nonsense" not in orders_server.log_file.read_text()
 
 
-def test_a_hostile_schema_is_given_up_and_holds_nobody_up(
-    client: OpenAI, orders_server: ServerProcess
+async def test_a_hostile_schema_is_given_up_and_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(constraints, "_CPU_SECONDS", 1)
+    monkeypatch.setattr(constraints, "_WALL_SECONDS", 60.0)
     parts = [{"type": "string", "pattern": f".*{chr(97 + i)}.{{{i * 7}}}.*"} for i in range(26)]
-    hostile: Any = {"type": "json_schema", "json_schema": {"name": "h", "schema": {"allOf": parts}}}
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="orders", messages=_MESSAGES, response_format=hostile)
-    assert caught.value.code in {"schema_too_complex", "invalid_schema"}
-    assert ".{175}" not in orders_server.log_file.read_text()
+    compiler = _compiler()
+    hostile = asyncio.create_task(compiler.compile(json_grammar({"allOf": parts}), param="p"))
+    await asyncio.sleep(0)
+    assert (await compiler.compile(json_grammar({"type": "object"}), param="p")).allowed().any()
+    assert not hostile.done()
+    for attempt in range(2):
+        with pytest.raises(ApiError) as caught:
+            await (compiler.compile(json_grammar({"allOf": parts}), param="p") if attempt else hostile)
+        assert (caught.value.status, caught.value.code) == (400, "schema_too_complex")
+    assert ".{175}" not in caught.value.message + caplog.text
 
 
 _schemas = st.recursive(
@@ -127,17 +138,24 @@ _schemas = st.recursive(
         st.dictionaries(st.sampled_from("abc"), inner, max_size=3).map(
             lambda p: {"type": "object", "properties": p, "required": [*p], "additionalProperties": False}
         ),
-        inner.map(lambda i: {"type": "array", "items": i, "maxItems": 2}),
+        # No `maxItems`: that would be compiled in a process of its own each time.
+        inner.map(lambda i: {"type": "array", "prefixItems": [i, i], "items": False}),
     ),
     max_leaves=4,
 )
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.fixture(scope="module")
+def shared() -> tuple[GrammarCompiler, TextCodec]:
+    return _compiler(), load_codec(ORDERS / "v1-int4")
+
+
+@settings(max_examples=100, deadline=None)
 @given(schema=_schemas, seed=st.integers(0, 2**32))
-def test_any_walk_through_the_mask_is_valid(schema: dict[str, Any], seed: int) -> None:
-    compiler = _compiler()
-    codec = load_codec(ORDERS / "v1-int4")
+def test_any_walk_through_the_mask_is_valid(
+    shared: tuple[GrammarCompiler, TextCodec], schema: dict[str, Any], seed: int
+) -> None:
+    compiler, codec = shared
     constraint = asyncio.run(compiler.compile(json_grammar(schema), param="response_format"))
     generator = np.random.Generator(np.random.PCG64(seed))
     tokens: list[int] = []
@@ -163,15 +181,46 @@ async def test_copies_of_one_grammar_do_not_disturb_each_other() -> None:
     assert np.array_equal(second.allowed(), (await compiler.compile(grammar, param="p")).allowed())
 
 
-async def test_few_grammars_are_compiled_at_once() -> None:
+async def test_few_grammars_are_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraints, "_MOST_WAITING", 2)
     compiler = _compiler()
-    grammars = [json_grammar({"type": "string", "pattern": f"^a{{{n}}}$"}) for n in range(1, 12)]
+    grammars = [json_grammar({"type": "string", "pattern": f"^a{{{n}}}$"}) for n in range(1, 6)]
     results = await asyncio.gather(
         *(compiler.compile(grammar, param="p") for grammar in grammars), return_exceptions=True
     )
     refused = [result for result in results if isinstance(result, ApiError)]
     assert [error.status for error in refused] == [429] * 3
     assert (await compiler.compile(grammars[-1], param="p")).allowed().any()
+
+
+async def test_a_busy_device_says_nothing_about_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = _compiler()
+    grammar = json_grammar({"type": "string", "pattern": "^tea$"})
+    monkeypatch.setattr(constraints, "_WALL_SECONDS", 0.0)
+    with pytest.raises(ApiError) as caught:
+        await compiler.compile(grammar, param="p")
+    assert caught.value.status == 429
+    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nonexistent")
+        with pytest.raises(ApiError) as caught:
+            await compiler.compile(grammar, param="p")
+        assert caught.value.status == 429
+    assert (await compiler.compile(grammar, param="p")).allowed().any()
+
+
+async def test_what_the_vocabulary_cannot_write_ends_the_answer() -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={character: n for n, character in enumerate('ab"')}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    engine = EngineInfo(name="e", version="1", slots=1, max_length=9, vocab_size=4)
+    tokenizer.add_special_tokens(["<end>"])
+    compiler = GrammarCompiler(TextCodec(tokenizer), engine, frozenset({3}))
+    constraint = await compiler.compile(json_grammar({"const": "é"}), param="p")
+    for _ in range(3):
+        [token, *_] = np.flatnonzero(constraint.allowed()).tolist()
+        constraint.accept(token)
+    assert constraint.failed
+    assert token == 3
 
 
 async def test_what_was_refused_is_refused_again_without_work() -> None:

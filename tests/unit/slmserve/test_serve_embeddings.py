@@ -107,6 +107,40 @@ def test_the_queue_is_bounded_and_what_is_given_up_leaves_it() -> None:
         queue.submit([[5]])
 
 
+def test_a_long_list_does_not_hold_up_a_single_text() -> None:
+    embedder = ScriptedEmbedder()
+    embedder.gate.clear()
+    queue = EmbeddingQueue(embedder, max_queue=5)
+    queue.start()
+    long = queue.submit([[number] for number in range(500)])
+    assert embedder.begun.wait(10)
+    batches_before: list[int] = []
+    single = queue.submit([[7]])
+    single.add_done_callback(lambda _: batches_before.append(len(embedder.batches)))
+    embedder.gate.set()
+    assert np.allclose(single.result(10), [_vector([7])])
+    assert np.allclose(long.result(10), [_vector([number]) for number in range(500)])
+    assert batches_before == [2]
+    queue.close()
+
+
+def test_who_leaves_makes_room_at_once() -> None:
+    embedder = ScriptedEmbedder()
+    embedder.gate.clear()
+    queue = EmbeddingQueue(embedder, max_queue=1)
+    queue.start()
+    queue.submit([[1]])
+    assert embedder.begun.wait(10)
+    leaving = queue.submit([[2]])
+    with pytest.raises(QueueFullError):
+        queue.submit([[3]])
+    leaving.cancel()
+    staying = queue.submit([[3]])
+    embedder.gate.set()
+    assert np.allclose(staying.result(10), [_vector([3])])
+    queue.close()
+
+
 def test_a_failure_ends_the_requests_of_its_batch() -> None:
     embedder = ScriptedEmbedder()
     embedder.broken = True

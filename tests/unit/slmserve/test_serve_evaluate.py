@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from slmserve.answers import build_deliver
 from slmserve.backend import Capability
@@ -23,6 +24,7 @@ from slmserve.golden import GoldenError, encode_prompt, load_cases
 from slmserve.measurements import Forced, Likelihood, measure_window, peak_memory_bytes, run_steps
 from slmserve.model import LoadedModel, load_model
 from slmserve.sampling import SamplingParams
+from slmserve.tokenizer import TextCodec
 from slmwire.jobs import EvaluateReport, parse_report
 from slmwire.reasons import parse_termination
 from tests.unit.slmserve.process import ORDERS
@@ -90,6 +92,20 @@ def test_every_quantity_is_measured(model: LoadedModel, dataset: Path, tmp_path:
     assert "deadlineReached" not in report.details
     assert report.perplexity is not None
     assert report.details["textPerplexity"] > report.perplexity
+
+
+def test_a_long_text_is_not_tokenised_whole(model: LoadedModel) -> None:
+    read: list[int] = []
+
+    class Witness(TextCodec):
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            read.append(len(text))
+            return super().encode(text, add_special_tokens=add_special_tokens)
+
+    codec = Witness(Tokenizer.from_file(str(model.directory / "tokenizer.json")))
+    report = run(replace(model, codec=codec), Dataset(cases=(), text="one tea and " * 100_000))
+    assert max(read) < 100_000
+    assert report.details["textPerplexity"] > 1
 
 
 def test_perplexity_is_that_of_the_logits(model: LoadedModel, dataset: Path) -> None:

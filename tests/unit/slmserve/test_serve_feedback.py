@@ -45,6 +45,15 @@ def test_a_judgement_counts_once(orders_server: ServerProcess, client: OpenAI) -
     assert "zanzibar" not in orders_server.log_file.read_text()
 
 
+def test_an_answer_is_judged_by_those_who_got_it(orders_server: ServerProcess, client: OpenAI) -> None:
+    """Whoever has one identifier cannot tell another's."""
+    ids = [client.completions.create(model="orders", prompt="tea", max_tokens=1).id for _ in range(2)]
+    number = ids[0].removeprefix("cmpl-")
+    others = [f"cmpl-{(int(number, 16) + step) % 16 ** len(number):0{len(number)}x}" for step in (-1, 1)]
+    assert ids[1] not in others
+    assert {_send(orders_server, id=other, rating="down").status_code for other in others} == {404}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [

@@ -87,7 +87,7 @@ def test_a_client_that_leaves_while_it_waits_frees_the_slot(slow_server: ServerP
 
 
 def test_a_drain_finishes_what_is_in_flight(slow_server: ServerProcess) -> None:
-    stream = _long_stream(_client(slow_server), 4000)
+    stream = _long_stream(_client(slow_server), 1500)
     chunks = iter(stream)
     next(chunks)
     slow_server.terminate()

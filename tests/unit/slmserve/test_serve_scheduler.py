@@ -176,6 +176,38 @@ def test_a_failed_prefill_costs_only_its_request(
     assert recorder.tokens[good] == expected_answer([1], 30)
 
 
+def test_a_row_that_cannot_be_moved_leaves_nobody_waiting(
+    engine: ScriptedEngine, scheduler: Scheduler, recorder: Recorder
+) -> None:
+    engine.gate.clear()
+    short, long = recorder.make([1], 3), recorder.make([2], 30)
+    scheduler.submit(short)
+    scheduler.submit(long)
+    engine.broken.add("move")
+    engine.gate.set()
+    recorder.wait(finished=2)  # the row of the long one is to take the place of the short one's
+    assert recorder.tokens[short] == expected_answer([1], 3)
+    assert recorder.finishes == {short: Finish.LENGTH, long: Finish.ERROR}
+    engine.broken.clear()
+    last = recorder.make([3], 3)
+    scheduler.submit(last)
+    recorder.wait(finished=3)
+    assert recorder.tokens[last] == expected_answer([3], 3)
+
+
+def test_a_prompt_whose_row_cannot_be_moved_leaves_nobody_waiting(
+    engine: ScriptedEngine, scheduler: Scheduler, recorder: Recorder
+) -> None:
+    engine.gate.clear()
+    prompts = [recorder.make([n] * 20, 30, arrived=n) for n in (1, 2, 3)]
+    for generation in prompts:
+        scheduler.submit(generation)
+    engine.broken.add("move")
+    engine.gate.set()
+    recorder.wait(finished=3)
+    assert scheduler.busy == scheduler.queue_depth == 0
+
+
 def test_failed_steps_fail_requests_and_repeated_ones_health(
     engine: ScriptedEngine, scheduler: Scheduler, recorder: Recorder
 ) -> None:

@@ -233,6 +233,16 @@ def test_the_score_is_the_share_of_right_answers(orders_dir: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_short_queue_does_not_cost_the_evaluation(orders_dir: Path) -> None:
+    async def run() -> None:
+        service = Service(parse_config(["--model-dir", str(orders_dir), "--max-queue", "0"], {}))
+        await service.start_up()
+        assert b"slmserve_evaluation_score" in service.render_metrics()
+        service.scheduler.close()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("damage", ["bad line", "switched off", "absent"])
 def test_the_golden_set_never_keeps_a_server_from_serving(
     orders_dir: Path, tmp_path: Path, damage: str

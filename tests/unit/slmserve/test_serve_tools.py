@@ -4,7 +4,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,19 @@ _WRITTEN = [
         f'{{"name": "g", "arguments": {_B}}}\n</tool_call>\n',
         [("f", _A), ("g", _B)],
     ),
+    (
+        ToolForm.HERMES,  # no end of the first, no brace of the second
+        "",
+        f'<tool_call>{{"name": "f", "arguments": {_A}}}\n<tool_call>{{"name": "g", "arguments": {_B}'
+        "</tool_call>",
+        [("f", _A), ("g", _B)],
+    ),
+    (
+        ToolForm.HERMES,
+        "<tool_call>no call",
+        f'<tool_call>{{"name": "f", "arguments": {_A}, "id": {{"}}": "}}"}}}}</tool_call>',
+        [("f", _A)],
+    ),
     (ToolForm.HERMES, "a < b <tool_ c", "", []),
     (ToolForm.HERMES, "<tool_call>no call</tool_call>", "", []),
     (ToolForm.LLAMA, "", f'{{"name": "f", "parameters": {_A}}}', [("f", _A)]),
@@ -211,50 +224,55 @@ _WRITTEN = [
 def test_calls_are_found_however_the_text_is_cut(case: Any, cuts: list[int]) -> None:
     form, content, calls, expected = case
     text = content + calls
-    parser, collector, said = ToolParser(form), CallCollector(), ""
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    for start, end in itertools.pairwise(edges):
-        piece, parts = parser.push(text[start:end])
-        said += piece
+    assert _read(form, (text[start:end] for start, end in itertools.pairwise(edges))) == (content, expected)
+
+
+def _read(form: ToolForm, pieces: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
+    """Content and calls (name, arguments)."""
+    parser, collector, said = ToolParser(form), CallCollector(), ""
+    for piece in pieces:
+        text, parts = parser.push(piece)
+        said += text
         for part in parts:
             collector.add(part)
     said += parser.flush()
-    assert [(c["function"]["name"], c["function"]["arguments"]) for c in collector.calls] == expected
-    assert said == content
-    assert len({c["id"] for c in collector.calls}) == len(expected)
+    return said, [(c["function"]["name"], c["function"]["arguments"]) for c in collector.calls]
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    form=st.sampled_from(ToolForm),
-    pieces=st.lists(
-        st.sampled_from(
-            [
-                "<tool_call>",
-                "</tool_call>",
-                "[TOOL_CALLS]",
-                "[ARGS]",
-                "{",
-                "}",
-                '"name"',
-                ": ",
-                '"f", ',
-                "x",
-                " ",
-            ]
-        ),
-        max_size=20,
-    ),
+_words = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "{", "}", "]", '"name"']
+_words += [
+    ": ",
+    '"f", ',
+    "x",
+    " ",
+    "; ",
+    '{"name": "f", "arguments": {}',
+    '{"name": "g", "parameters": {"a": 1}',
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(form=st.sampled_from(ToolForm), pieces=st.lists(st.sampled_from(_words), max_size=20))
+def test_whatever_a_model_writes_is_read_alike_in_any_pieces(form: ToolForm, pieces: list[str]) -> None:
+    text = "".join(pieces)
+    said, calls = _read(form, [text])
+    assert (said, calls) == _read(form, pieces) == _read(form, text)
+    if not calls:
+        assert said == text
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "expected"),
+    [
+        (ToolForm.HERMES, '<tool_call>{"name": "f", "arguments": {}} so be it', "so be it"),
+        (ToolForm.HERMES, 'a <tool_call>{"name": "f", "arguments": {}}</tool_call> b c', "a b c"),
+        (ToolForm.LLAMA, '{"name": "f", "parameters": {}} hello world', "hello world"),
+        (ToolForm.MISTRAL, '[TOOL_CALLS][{"name": "f", "arguments": {}}] hello world', "hello world"),
+    ],
 )
-def test_nothing_is_lost_when_there_is_no_call(form: ToolForm, pieces: list[str]) -> None:
-    parser, said, parts = ToolParser(form), "", []
-    for piece in pieces:
-        text, found = parser.push(piece)
-        said += text
-        parts += found
-    said += parser.flush()
-    if not parts:
-        assert said == "".join(pieces)
+def test_what_a_model_says_behind_a_call_is_content(form: ToolForm, text: str, expected: str) -> None:
+    assert _read(form, text) == (expected, [("f", "{}")])
 
 
 def test_text_that_is_almost_a_name_is_read_in_linear_time() -> None:
@@ -286,6 +304,7 @@ async def test_special_tokens_that_mark_a_call_show_in_the_text() -> None:
 
 
 def test_identifiers_suit_the_form() -> None:
+    assert call_identifier(ToolForm.LLAMA) != call_identifier(ToolForm.LLAMA)
     assert len(call_identifier(ToolForm.MISTRAL)) == 9
     assert call_identifier(ToolForm.HERMES).startswith("call_")
 
