@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from slmops.api import SLMModelSpec
 from slmops.model.slmmodel import ContainerView
 from slmops.planning.slmmodel.offer import to_offer
 from slmwire.jobs import EvaluateReport, PublishReport
@@ -427,6 +429,20 @@ def test_bad_input_is_refused_by_field(changes: dict[str, Any], field: str) -> N
     status, _, message = sim.condition("Accepted")
     assert status == "False" and field in message
     assert not sim.jobs and not sim.status.versions
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": "1.0-"},
+        {"version": "1."},
+        {"recipes": [{"name": "x", "engine": "tensorrt"}]},
+        {"recipes": [{"name": "x", "profiles": ["pi5.shop"]}]},
+    ],
+)
+def test_what_no_job_or_deployment_could_be_named_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        SLMModelSpec.model_validate(spec_body(**changes))
 
 
 def test_a_bad_edit_takes_nothing_away() -> None:
