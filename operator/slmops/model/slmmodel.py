@@ -55,6 +55,8 @@ class JobPodView:
 
     name: str
     job: str
+    owner_uid: str = ""
+    """Of the Job that owns it."""
     node: str = ""
     created_at: float = 0.0
     containers: tuple[ContainerView, ...] = ()
@@ -72,6 +74,7 @@ class JobView:
 
     name: str
     work: str
+    uid: str = ""
     state: Literal["Active", "Complete", "Failed"] = "Active"
     reason: str = ""
     message: str = ""

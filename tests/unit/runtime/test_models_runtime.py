@@ -156,6 +156,7 @@ class Bench:
             "metadata": {
                 "name": f"{job['metadata']['name']}-x",
                 "namespace": NAMESPACE,
+                "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
                 "labels": {
                     **job["metadata"]["labels"],
                     "batch.kubernetes.io/job-name": job["metadata"]["name"],

@@ -5,12 +5,12 @@ What containers say comes from a node, which may have been tampered with: number
 """
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from slmops.api.slmmodel_status import MESSAGE_LIMIT
+from slmops.api.variant import ENGINE_NAMES
 from slmops.model.slmmodel import ContainerView, JobPodView, JobView
 from slmops.planning.nodes import DOWNLOAD_REASONS, IMAGE_PULL_REASONS
 from slmwire.jobs import EvaluateReport, PublishReport, parse_report
@@ -63,7 +63,9 @@ def read_job(
     """State of a Job with its pods; `waited` is what it was seen waiting with before, if anything."""
     if job is None:
         return ABSENT
-    pod = max((pod for pod in pods if pod.job == job.name), key=lambda pod: pod.created_at, default=None)
+    # A kubelet may make pods with any label, but none that a Job owns.
+    own = (pod for pod in pods if pod.job == job.name and pod.owner_uid == job.uid)
+    pod = max(own, key=lambda pod: pod.created_at, default=None)
     containers = pod.containers if pod is not None else ()
     done = sum(container.state == "Done" for container in containers)
     progress = f"{done}/{len(containers)}" if containers else ""
@@ -157,8 +159,8 @@ def _say_waiting(container: ContainerView) -> str:
 
 
 def last_words(text: str) -> str:
-    """The end of what a container said, in one line."""
-    line = " ".join(text.split())
+    """The end of what a container said, in one line of what can be printed."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return line if len(line) <= 300 else f"...{line[-297:]}"
 
 
@@ -173,7 +175,8 @@ def _score(text: str) -> float | None:
 def _number(value: object, *, most: float = _LIMIT) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) and 0 <= value <= most else None
+    # Compared first: an integer may be too large for a float. NaN is within no bounds, and -0.0 is 0.
+    return abs(float(value)) if 0 <= value <= most else None
 
 
 def _count(value: object) -> int | None:
@@ -184,7 +187,7 @@ def _count(value: object) -> int | None:
 def _checked(report: EvaluateReport) -> EvaluateReport:
     """The report without what is no quantity."""
     return EvaluateReport(
-        engine=str(report.engine)[:63],
+        engine=report.engine if report.engine in ENGINE_NAMES else "",
         samples=_count(report.samples) or 0,
         exact_match=_number(report.exact_match, most=1.0),
         perplexity=_number(report.perplexity),
