@@ -300,7 +300,11 @@ class SLMModelSpec(ApiModel):
     gates: Gates = Field(default_factory=Gates, description="What every variant must measure up to.")
     jobs: ModelJobs = Field(default_factory=ModelJobs, description="The Jobs.")
     version_history_limit: int = Field(
-        default=5, ge=1, le=20, description="Versions kept in status; the latest accepted one always is."
+        default=5,
+        ge=1,
+        le=20,
+        description="Versions kept in status, fewer where they do not fit into one object. The latest accepted "
+        "one always is, and those that SLMDeployments name or run are.",
     )
     policy: Literal["Automatic", "Manual"] = Field(
         default="Automatic",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`status` of an SLMModel: its versions, the newest first, and how far each has come.
 
-Measured numbers are decimal texts. The size is bounded by `spec.versionHistoryLimit` and the recipes.
+Measured numbers are decimal texts. Fewer versions than `spec.versionHistoryLimit` are kept where they are large.
 """
 
 from enum import StrEnum

@@ -108,6 +108,8 @@ class ModelObserved:
     """By digest: what was resolved before, as far as the plan wanted it kept."""
     profiles: Mapping[str, ProfileView] = field(default_factory=dict)
     """DeviceProfiles by name."""
+    in_use: frozenset[str] = frozenset()
+    """Versions that SLMDeployments which follow the model name or run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

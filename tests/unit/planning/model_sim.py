@@ -110,6 +110,7 @@ class ModelSim:
         default_factory=lambda: OperatorConfig(runtime_image="runtime:1", optimizer_image="optimizer:1")
     )
     transitions: list[str] = field(default_factory=list)
+    in_use: frozenset[str] = frozenset()
 
     def observed(self) -> ModelObserved:
         """The snapshot."""
@@ -130,6 +131,7 @@ class ModelSim:
             resolutions=dict(self.resolutions),
             manifests=dict(self.manifests),
             profiles=self.profiles,
+            in_use=self.in_use,
         )
 
     def look(self, *, writes: int | None = None) -> ModelPlan:

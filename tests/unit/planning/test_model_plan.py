@@ -9,8 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from slmops.api import SLMModelSpec
+from slmops.api.spec import ModelSource
 from slmops.model.slmmodel import ContainerView
+from slmops.planning.follow import follow
 from slmops.planning.slmmodel.offer import to_offer
+from slmops.planning.slmmodel.versions import trimmed
 from slmwire.jobs import EvaluateReport, PublishReport
 from slmwire.reasons import Reason, Termination
 from tests.unit.planning.model_sim import (
@@ -501,6 +504,40 @@ def test_a_recipe_changed_while_paused_waits_for_its_version() -> None:
     assert sim.newest.accepted and [variant.name for variant in sim.newest.variants] == ["other"]
 
 
+def test_versions_in_use_stay_and_no_number_is_given_twice() -> None:
+    sim = ModelSim(spec=spec_body(version="1.0", versionHistoryLimit=1))
+    names = []
+    for letter in "abcd":
+        sim.commit = letter * 40
+        sim.now += 601
+        sim.work_off()
+        names.append(sim.newest.version)
+        sim.in_use = frozenset(names[:1])
+    assert names == ["1.0", "1.0-2", "1.0-3", "1.0-4"]
+    assert [version.version for version in sim.status.versions] == ["1.0-4", "1.0"]
+    offered = to_offer("shop", "chat", sim.status)
+    followed = follow(ModelSource(name="chat"), offered, present="1.0-3")
+    assert followed.version is not None and followed.version.version == "1.0-4", "1.0-3 was dropped meanwhile"
+
+
+def test_many_measurements_do_not_fill_the_object() -> None:
+    sim = ModelSim(spec=spec_body(recipes=[{"name": "fp16"}]))
+    sim.work_off()
+    [variant] = sim.newest.variants
+    said = variant.evaluations[0].model_copy(update={"reason": "GateFailed", "message": "x" * 512})
+    full = variant.model_copy(
+        update={"evaluations": [said.model_copy(update={"profile": f"p{i}"}) for i in range(16)]}
+    )
+    variants = [full.model_copy(update={"name": f"r{i}"}) for i in range(16)]
+    versions = [
+        sim.newest.model_copy(update={"version": f"v{i}", "variants": variants, "accepted": i == 18})
+        for i in range(20)
+    ]
+    kept = trimmed(versions, limit=20, in_use=frozenset({"v19"}))
+    assert [version.version for version in kept] == ["v0", "v18"]
+    assert len(json.dumps([version.to_body() for version in kept])) < 750_000, "twice that is the limit"
+
+
 def test_many_files_do_not_fill_the_object() -> None:
     files = [{"path": f"f{i}", "sha256": "1" * 64, "size": 1} for i in range(100)]
     recipes = [{"name": f"r{i}"} for i in range(16)]
@@ -510,5 +547,5 @@ def test_many_files_do_not_fill_the_object() -> None:
         sim.spec["version"] = f"v{number}"
         sim.generation += 1
         sim.work_off()
-    assert sim.newest.accepted and len(sim.status.versions) == 1
+    assert sim.newest.accepted and len(sim.status.versions) == 2
     assert len(json.dumps(sim.status.to_body())) < 500_000

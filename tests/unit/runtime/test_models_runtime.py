@@ -287,6 +287,15 @@ def test_followers_of_an_offer_are_woken_and_nobody_else() -> None:
     world.take_in_deployment(deployment_body(resourceVersion="1"))
     world.wake_followers(NAMESPACE, "chat")
     assert woken == [], "it has a source of its own"
+    follower = deployment_body(resourceVersion="1", name="follower", uid="follower")
+    follower["spec"]["model"] = {"name": "orders", "from": {"name": "chat", "version": "1.0"}}
+    follower["status"] = {"modelVersion": "0.9"}
+    world.take_in_deployment(follower)
+    world.wake_followers(NAMESPACE, "chat")
+    world.wake_followers("elsewhere", "chat")
+    assert woken == [DeploymentKey(NAMESPACE, "follower")]
+    assert world.versions_in_use(NAMESPACE, "chat") == {"1.0", "0.9"}
+    assert not world.versions_in_use(NAMESPACE, "other")
     assert world.offer_of(NAMESPACE, "chat") is None
 
 

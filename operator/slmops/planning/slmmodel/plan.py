@@ -78,7 +78,7 @@ def _plan_accepted(observed: ModelObserved, spec: SLMModelSpec, now: float) -> M
         accept = model.annotations.get(ACCEPT_ANNOTATION, "")
         newest = _advance(ledger, versions, source, dataset)
         versions[0] = judge_version(spec, newest, accepted_by_hand=accept, now=now)
-    versions = trimmed(versions, limit=spec.version_history_limit)
+    versions = trimmed(versions, limit=spec.version_history_limit, in_use=observed.in_use)
     says = say_all(spec, versions, failure=failure, source_known=source is not None, dataset=dataset)
     status = _status(observed, versions, source, says, now).model_copy(update={"retry_token": token})
     return ModelPlan(

@@ -96,6 +96,7 @@ class ModelWorker(Loop):
             resolutions=outcomes,
             manifests=dict(self._manifests),
             profiles=services.world.profiles(),
+            in_use=services.world.in_use(self.key),
         )
         now = services.clock.now()
         plan = services.planner(observed, now)

@@ -35,7 +35,10 @@ class ModelWorld:
         on_wake: Callable[[ModelKey], None],
         on_offer: Callable[[ModelKey], None],
         read_profiles: Callable[[], Iterable[observed.ProfileView] | None],
+        read_in_use: Callable[[ModelKey], frozenset[str]] = lambda key: frozenset(),
     ) -> None:
+        """`read_in_use` names the versions of a model that SLMDeployments name or run."""
+        self.in_use = read_in_use
         self._read_profiles = read_profiles
         self._on_wake = on_wake
         self._on_offer = on_offer
