@@ -303,8 +303,8 @@ class SLMModelSpec(ApiModel):
         default=5,
         ge=1,
         le=20,
-        description="Versions kept in status, fewer where they do not fit into one object. The latest accepted "
-        "one always is, and those that SLMDeployments name or run are.",
+        description="Versions kept in status, fewer where they do not fit into one object. The latest "
+        "accepted one always is, and those that SLMDeployments name or run are.",
     )
     policy: Literal["Automatic", "Manual"] = Field(
         default="Automatic",

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`status` of an SLMModel: its versions, the newest first, and how far each has come.
 
-Measured numbers are decimal texts. Fewer versions than `spec.versionHistoryLimit` are kept where they are large.
+Measured numbers are decimal texts. Fewer versions than `spec.versionHistoryLimit` are kept where they are
+large.
 """
 
 from enum import StrEnum
@@ -35,7 +36,8 @@ class ModelConditionType(StrEnum):
     EVALUATED = "Evaluated"
     """Every variant was measured and passed its gates. Reasons: Passed, NotAsked (True); NoVersion,
     Evaluating, Optimising (Unknown); GateFailed, NotMeasured, NoReference, NoScore, ProfileNotFound,
-    EvaluationFailed, or what else a container failed with (False: the variant is not offered)."""
+    ProfilesUnknown, EvaluationFailed, or what else a container failed with (False: the variant is not
+    offered)."""
     READY = "Ready"
     """A version is offered to SLMDeployments. Reasons: VersionAccepted, EarlierVersion (True: the newest
     one is not accepted, an earlier one is offered); NoVersion, InProgress, NotAccepted, GateFailed,

@@ -106,8 +106,8 @@ class ModelObserved:
     """By the identity of the question."""
     manifests: Mapping[str, Resolved] = field(default_factory=dict)
     """By digest: what was resolved before, as far as the plan wanted it kept."""
-    profiles: Mapping[str, ProfileView] = field(default_factory=dict)
-    """DeviceProfiles by name."""
+    profiles: Mapping[str, ProfileView] | None = field(default_factory=dict)
+    """DeviceProfiles by name; None while they cannot be read."""
     in_use: frozenset[str] = frozenset()
     """Versions that SLMDeployments which follow the model name or run."""
 

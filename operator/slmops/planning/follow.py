@@ -3,9 +3,12 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
 from slmops.api.spec import ModelSource
 from slmops.model.offers import ModelOffer, OfferedVersion
+
+_DECIDED: Final = ("GateFailed", "VariantFailed", "AwaitingAcceptance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +17,8 @@ class Followed:
 
     version: OfferedVersion | None
     problem: str = ""
+    note: str = ""
+    """Why a newer one that matches is not taken, once that is decided."""
 
 
 def follow(source: ModelSource, offer: ModelOffer | None, *, present: str) -> Followed:
@@ -39,7 +44,7 @@ def follow(source: ModelSource, offer: ModelOffer | None, *, present: str) -> Fo
                 problem=f"version {present} is no longer accepted and {best.version} is older; to go back to "
                 "it set spec.model.from.version",
             )
-    return Followed(version=best)
+    return Followed(version=best, note=_why_not(matching[0]))
 
 
 def is_followed(source: ModelSource, version: str) -> bool:
@@ -47,6 +52,12 @@ def is_followed(source: ModelSource, version: str) -> bool:
     if source.version is not None:
         return version == source.version
     return source.version_pattern is None or fnmatchcase(version, source.version_pattern)
+
+
+def _why_not(newest: OfferedVersion) -> str:
+    if newest.accepted or newest.reason not in _DECIDED:
+        return ""
+    return f"version {newest.version} is not taken: {newest.reason}: {newest.message}"
 
 
 def _why_none(source: ModelSource, matching: list[OfferedVersion]) -> str:

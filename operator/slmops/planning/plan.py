@@ -170,13 +170,14 @@ def _resolve(observed: Observed, working: Working, stored: Mapping[str, Revision
     if working.unmet is not None:
         return keep_wanted(wanted_before(observed, stored), working.unmet)
     old = observed.deployment.status
-    return resolve(
+    resolution = resolve(
         working.spec,
         outcomes=observed.resolutions,
         stored=stored.values(),
         stable=old.stable_revision,
         rolling=old.rollout.revision if old.rollout and old.rollout.step not in FINISHED else "",
     )
+    return replace(resolution, note=working.note)
 
 
 def _read_fleet(

@@ -24,6 +24,8 @@ class Working:
     """Why nothing can be done with it at all."""
     unmet: Finding | None = None
     """What it hangs on is not there for the moment: what is wanted stays as it is."""
+    note: str = ""
+    """What a person should know of the SLMModel although nothing is wrong."""
 
 
 def work_out(observed: Observed, spec: SLMDeploymentSpec, stored: Mapping[str, Revision]) -> Working:
@@ -36,15 +38,19 @@ def work_out(observed: Observed, spec: SLMDeploymentSpec, stored: Mapping[str, R
             return Working(spec=spec, unmet=Finding(reason="ProfilesUnknown", message=message))
         profiles = ()
     offered: OfferedVersion | None = None
+    note = ""
     if spec.model.from_ is not None:
         source = spec.model.from_
+        if observed.offer is None and not observed.are_models_known:
+            message = "the SLMModels cannot be read; is their CustomResourceDefinition installed?"
+            return Working(spec=spec, unmet=Finding(reason="ModelsUnknown", message=message))
         present = next((r.model_version for r in anchors if r.model_from == source.name), "")
         followed = follow(source, observed.offer, present=present)
         if followed.version is None:
             return Working(spec=spec, unmet=Finding(reason="NoAcceptedVersion", message=followed.problem))
-        offered = followed.version
+        offered, note = followed.version, followed.note
     try:
-        return Working(spec=_expand(observed, spec, stored, profiles, anchors, offered))
+        return Working(spec=_expand(observed, spec, stored, profiles, anchors, offered), note=note)
     except ExpansionError as error:
         return Working(spec=spec, finding=Finding(reason="InvalidSpec", message=str(error)))
 

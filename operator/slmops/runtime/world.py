@@ -243,6 +243,11 @@ class World:
         """What an SLMModel offers; None when there is no such model."""
         return self.models.offer_of(DeploymentKey(namespace, name)) if self.models is not None else None
 
+    @property
+    def are_models_known(self) -> bool:
+        """Whether an SLMModel without an offer is known not to be there."""
+        return self.models is None or self.models.is_listed
+
     def wake_followers(self, namespace: str, name: str) -> None:
         """The offer of an SLMModel has changed: wake the SLMDeployments that follow it."""
         for deployment, _ in self._followers(namespace, name):

@@ -98,7 +98,7 @@ class ModelSim:
     """Names of all Jobs that were ever made, in order."""
     resolutions: dict[str, Resolved | ResolveFailure] = field(default_factory=dict)
     manifests: dict[str, Resolved] = field(default_factory=dict)
-    profiles: Mapping[str, ProfileView] = field(
+    profiles: Mapping[str, ProfileView] | None = field(
         default_factory=lambda: {
             name: ProfileView(node_selector=LabelSelector(match_labels={"class": name}))
             for name in ("pi5", "nuc")

@@ -86,10 +86,12 @@ def test_a_new_accepted_version_is_rolled_out_and_goes_on_serving_without_its_mo
     sim.settle()
     assert set(sim.versions().values()) == {"1.0"}
     sim.offer = offer(
-        offered("1.1", accepted=False, reason="QualityTooLow", message="0.6 < 0.9"), offered("1.0")
+        offered("1.1", accepted=False, reason="GateFailed", message="0.6 < 0.9"), offered("1.0")
     )
     sim.run(60)
     assert set(sim.versions().values()) == {"1.0"} and sim.condition("ModelResolved") == ("True", "Resolved")
+    (resolved,) = [c for c in sim.status.conditions if c.type == "ModelResolved"]
+    assert resolved.message.endswith("; version 1.1 is not taken: GateFailed: 0.6 < 0.9")
     sim.offer = offer(offered("1.1"), offered("1.0"))
     sim.settle()
     assert set(sim.versions().values()) == {"1.1"}
@@ -121,6 +123,20 @@ def test_a_rollout_goes_on_while_the_model_is_away() -> None:
     sim.settle()
     assert set(sim.versions().values()) == {"1.1"}
     assert "RolloutCancelled" not in sim.events()
+
+
+def test_while_models_cannot_be_read_what_runs_is_kept() -> None:
+    sim = following()
+    sim.offer, sim.are_models_known = None, False
+    sim.run(60)
+    assert sim.condition("ModelResolved") == ("False", "ModelsUnknown") and sim.our_labels() == {}
+    sim.offer = offer(offered("1.0"))
+    sim.settle()
+    assert set(sim.versions().values()) == {"1.0"}, "one that was seen counts"
+    sim.offer = None
+    sim.run(60)
+    assert sim.condition("ModelResolved") == ("False", "ModelsUnknown")
+    assert set(sim.versions().values()) == {"1.0"} and sim.condition("Ready")[0] == "True"
 
 
 def test_before_any_version_is_accepted_nothing_runs_and_it_is_said() -> None:

@@ -284,6 +284,18 @@ def test_a_profile_that_does_not_exist_is_waited_for() -> None:
     assert sim.newest.accepted
 
 
+def test_profiles_that_cannot_be_read_are_not_missing() -> None:
+    sim = ModelSim()
+    profiles, sim.profiles = sim.profiles, None
+    sim.settle()
+    assert sim.condition("Evaluated")[1] == "ProfilesUnknown" and not sim.running("evaluate")
+    sim.profiles = profiles
+    sim.settle()
+    assert len(sim.running("evaluate")) == 2
+    sim.settle()
+    assert sim.condition("Evaluated")[1] == "Evaluating"
+
+
 @pytest.mark.parametrize("said", ["", "0.9", '{"score": 7}', '{"score": true}', '{"score": "0.9"}', "[1]"])
 def test_a_scorer_that_prints_no_score(said: str) -> None:
     evaluation = {"metric": "Score", "scorer": {"image": "scorer:1", "args": ["--strict"]}}

@@ -108,7 +108,10 @@ class Bench:
             sweep_seconds=0.05,
         )
         self.keeper = keeper
-        tasks = [asyncio.create_task(keeper.run()), asyncio.create_task(events.run())]
+        begin = asyncio.Event()
+        begin.set()
+        await keeper.sweep()
+        tasks = [asyncio.create_task(keeper.run(begin)), asyncio.create_task(events.run())]
         try:
             yield keeper
         finally:
@@ -266,10 +269,11 @@ async def test_a_cluster_without_the_kind_or_the_rights_ends_nothing(error: Any)
     async with bench.run() as keeper:
         await bench.until(lambda: all(r.synced.is_set() for r in bench.world.reflectors))
         await asyncio.sleep(0.2)
+        assert not bench.world.is_listed, "that nothing is seen is not that nothing is there"
         # It appears later, and kopf tells of it.
         bench.kube.list = listing  # type: ignore[method-assign]
         keeper.seen(bench.kube.add(MODELS, model_body()))
-        await bench.until(lambda: len(bench.jobs()) == 2)
+        await bench.until(lambda: len(bench.jobs()) == 2 and bench.world.is_listed)
 
 
 async def test_a_status_that_cannot_be_read_is_left_alone() -> None:
