@@ -79,6 +79,7 @@ def trim_job_pod(body: Mapping[str, Any]) -> OwnedJobPod:
             owner_uid=_controller_uid(metadata),
             node=spec.get("nodeName") or "",
             created_at=seconds_of(metadata.get("creationTimestamp")),
+            started_at=seconds_of(status.get("startTime")),
             containers=tuple(_containers(spec, status)),
             unschedulable=str(scheduled.get("message") or "no node fits") if unschedulable else "",
             reason=str(status.get("reason") or ""),
@@ -114,4 +115,5 @@ def _container(name: str, state: Mapping[str, Any]) -> ContainerView:
         state=kind,
         reason=str(said.get("reason") or ""),
         message=str(said.get("message") or "")[:TERMINATION_LIMIT_BYTES],
+        finished_at=seconds_of(said.get("finishedAt")),
     )

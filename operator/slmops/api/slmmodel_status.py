@@ -32,7 +32,7 @@ class ModelConditionType(StrEnum):
     OPTIMISED = "Optimised"
     """Every variant's files exist. Reasons: Published (True); NoVersion, Optimising, Publishing (Unknown);
     StepFailed, NotPublished, ReportLost, PodLost, Evicted, OOMKilled, ImagePullBackOff, Unschedulable,
-    DeadlineExceeded, or what a source or registry failed with (False)."""
+    NotStarted, DeadlineExceeded, or what a source or registry failed with (False)."""
     EVALUATED = "Evaluated"
     """Every variant was measured and passed its gates. Reasons: Passed, NotAsked (True); NoVersion,
     Evaluating, Optimising (Unknown); GateFailed, NotMeasured, NoReference, NoScore, ProfileNotFound,

@@ -47,6 +47,7 @@ class ContainerView:
     """Of waiting or of the end, for example ImagePullBackOff or OOMKilled."""
     message: str = ""
     """Termination message, or what the kubelet says while it waits."""
+    finished_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,8 @@ class JobPodView:
     """Of the Job that owns it."""
     node: str = ""
     created_at: float = 0.0
+    started_at: float = 0.0
+    """When a kubelet took it on."""
     containers: tuple[ContainerView, ...] = ()
     unschedulable: str = ""
     """What the scheduler says when it finds no node; empty otherwise."""

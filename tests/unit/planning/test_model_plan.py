@@ -261,6 +261,60 @@ def test_an_image_that_cannot_be_pulled_is_said_with_the_last_words() -> None:
     assert name not in sim.jobs and sim.variant("int4").failures == 1, "given up, to be tried again"
 
 
+def test_an_image_has_its_time_from_when_it_is_wanted() -> None:
+    sim = ModelSim()
+    sim.settle()
+    name = sim.running("optimise")[0]
+    sim.now += 4000
+
+    def stuck(containers: tuple[ContainerView, ...]) -> tuple[ContainerView, ...]:
+        done = replace(containers[0], state="Done", finished_at=sim.now)
+        return (
+            done,
+            replace(containers[1], reason="ErrImagePull", message="connection reset"),
+            containers[2],
+        )
+
+    sim.progress(name, stuck)
+    sim.settle()
+    assert name in sim.running("optimise"), "the fetcher took an hour, the image has just been asked for"
+    assert sim.condition("Optimised")[1] == "ImagePullBackOff"
+    sim.now += 601
+    sim.settle()
+    assert sim.variant("int4").failures == 1
+
+
+def test_a_pod_on_a_node_that_is_gone_is_given_up() -> None:
+    sim = ModelSim()
+    sim.settle()
+    name = sim.running("optimise")[0]
+    sim.pods[name] = replace(sim.pods[name], node="pi-7", deleting=True)
+    sim.settle()
+    assert sim.condition("Optimised")[1] == "PodLost" and "node pi-7" in sim.condition("Optimised")[2]
+    assert name not in sim.jobs, "its Job would be active for as long as the node does not answer"
+    sim.now += 31
+    sim.settle()
+    assert len(sim.running("optimise")) == 1
+
+
+def test_a_pod_in_which_nothing_begins_says_where_to_look() -> None:
+    sim = ModelSim()
+    sim.settle()
+    name = sim.running("optimise")[0]
+    waiting = tuple(replace(c, reason="ContainerCreating") for c in sim.pods[name].containers)
+    sim.pods[name] = replace(sim.pods[name], node="pi-7", started_at=sim.now, containers=waiting)
+    plan = sim.settle()
+    assert sim.condition("Optimised")[0] == "Unknown"
+    assert plan.requeue_after_seconds is not None and plan.requeue_after_seconds <= 600
+    sim.now += 600
+    sim.settle()
+    assert sim.condition("Optimised")[:2] == ("False", "NotStarted")
+    assert f"kubectl describe pod {name}" in sim.condition("Optimised")[2] and name in sim.running()
+    sim.progress(name, lambda cs: (replace(cs[0], state="Running", reason=""), *cs[1:]))
+    sim.settle()
+    assert sim.condition("Optimised")[1] == "Optimising"
+
+
 def test_a_dataset_without_golden_set_is_refused_by_name() -> None:
     sim = ModelSim(dataset=("text.txt",))
     sim.settle()

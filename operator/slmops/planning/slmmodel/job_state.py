@@ -20,7 +20,14 @@ IMAGE_SECONDS: Final = 600.0
 """A Job whose image cannot be pulled for so long is given up; it is tried again like one that a source let
 down."""
 _CANNOT_BE_MADE: Final = frozenset({"InvalidImageName", "CreateContainerConfigError", "CreateContainerError"})
-RETRIED: Final = DOWNLOAD_REASONS | {"PodLost", "ReportLost", "Evicted", "Unschedulable", "ImagePullBackOff"}
+RETRIED: Final = DOWNLOAD_REASONS | {
+    "PodLost",
+    "ReportLost",
+    "Evicted",
+    "Unschedulable",
+    "ImagePullBackOff",
+    "NotStarted",
+}
 """Reasons that another attempt may get over; a recipe that does not apply fails for good."""
 _LIMIT: Final = 2.0**62
 
@@ -47,8 +54,8 @@ class JobState:
     """Containers that are done, of all."""
     waits: Failure | None = None
     """Why a running one does not move."""
-    gives_up_at: float | None = None
-    """When that makes it a failure."""
+    looks_again_at: float | None = None
+    """When that makes it a failure, or standing still makes it wait."""
     failure: Failure | None = None
     publish: PublishReport | None = None
     evaluate: EvaluateReport | None = None
@@ -73,13 +80,36 @@ def read_job(
         return _finished(pod, progress)
     if job.state == "Failed":
         return JobState(phase="Failed", progress=progress, failure=_failure(job, pod, waited))
+    if pod is None:
+        return JobState(phase="Running", progress=progress)
+    if pod.deleting and not job.deleting:
+        # On a node that does not answer it stays so, and its Job active, until somebody removes the node.
+        message = f"the Job's pod is being removed; node {pod.node or 'none'} is drained or does not answer"
+        return JobState(phase="Failed", progress=progress, failure=Failure(reason="PodLost", message=message))
+    return _running(pod, progress, now)
+
+
+def _running(pod: JobPodView, progress: str, now: float) -> JobState:
     waits = _waits(pod)
-    gives_up_at = None
-    if waits is not None and pod is not None and waits.reason != "Unschedulable":
-        gives_up_at = pod.created_at + IMAGE_SECONDS
-        if waits.reason == "StepFailed" or gives_up_at <= now:
-            return JobState(phase="Failed", progress=progress, failure=waits)
-    return JobState(phase="Running", progress=progress, waits=waits, gives_up_at=gives_up_at)
+    late_at = max(pod.created_at, pod.started_at, *(c.finished_at for c in pod.containers)) + IMAGE_SECONDS
+    if waits is None:
+        begins = any(c.state != "Done" for c in pod.containers) and not any(
+            c.state == "Running" for c in pod.containers
+        )
+        if not begins or not pod.node:
+            return JobState(phase="Running", progress=progress)
+        if late_at <= now:
+            message = (
+                f"nothing has begun for 10 minutes; kubectl describe pod {pod.name} names the cause: an "
+                "image that is being pulled, or a Secret or volume that is missing"
+            )
+            waits = Failure(reason="NotStarted", message=message)
+        return JobState(phase="Running", progress=progress, waits=waits, looks_again_at=late_at)
+    if waits.reason == "Unschedulable":
+        return JobState(phase="Running", progress=progress, waits=waits)
+    if waits.reason == "StepFailed" or late_at <= now:
+        return JobState(phase="Failed", progress=progress, failure=waits)
+    return JobState(phase="Running", progress=progress, waits=waits, looks_again_at=late_at)
 
 
 def _finished(pod: JobPodView | None, progress: str) -> JobState:
@@ -139,9 +169,7 @@ def _failure(job: JobView, pod: JobPodView | None, waited: Failure | None) -> Fa
     )
 
 
-def _waits(pod: JobPodView | None) -> Failure | None:
-    if pod is None:
-        return None
+def _waits(pod: JobPodView) -> Failure | None:
     if pod.unschedulable:
         return Failure(
             reason="Unschedulable", message=f"no node takes the pod: {last_words(pod.unschedulable)}"

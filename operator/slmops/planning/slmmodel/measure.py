@@ -121,8 +121,8 @@ def _advance(
     name, state = ledger.look_at("evaluate", entry.key, entry.attempt, waited=waited_with(entry))
     match state.phase:
         case "Running":
-            if state.gives_up_at is not None:
-                ledger.wakes_at.append(state.gives_up_at)
+            if state.looks_again_at is not None and state.looks_again_at > ledger.now:
+                ledger.wakes_at.append(state.looks_again_at)
             return entry.model_copy(update=say_running(state.waits))
         case "Succeeded":
             return _measured(ledger, entry, name, state)
