@@ -163,6 +163,16 @@ def test_without_an_interval_a_change_of_spec_looks_again() -> None:
     assert len(sim.status.versions) == 2
 
 
+def test_old_bytes_are_never_called_by_a_new_name() -> None:
+    sim = ModelSim(spec=spec_body(version="1.0"))
+    sim.work_off()
+    sim.spec["version"], sim.commit = "2.0", "b" * 40
+    sim.generation += 1
+    sim.work_off()
+    assert [version.version for version in sim.status.versions] == ["2.0", "1.0"]
+    assert sim.newest.accepted and sim.newest.reference == "b" * 40
+
+
 def test_going_back_to_an_earlier_source_makes_and_measures_nothing() -> None:
     sim = ModelSim()
     sim.work_off()

@@ -20,7 +20,14 @@ from slmops.planning.slmmodel.measure import Dataset, find_dataset, measure
 from slmops.planning.slmmodel.transitions import transitions_between
 from slmops.planning.slmmodel.validate import find_problem
 from slmops.planning.slmmodel.variants import SourceNow, bring_files, making_key
-from slmops.planning.slmmodel.versions import find_files, find_source, heed_retry, trimmed, with_version
+from slmops.planning.slmmodel.versions import (
+    find_files,
+    find_source,
+    heed_retry,
+    is_current,
+    trimmed,
+    with_version,
+)
 from slmops.planning.timers import earliest
 
 
@@ -70,7 +77,7 @@ def _plan_accepted(observed: ModelObserved, spec: SLMModelSpec, now: float) -> M
     ledger = Ledger(observed, spec, now)
     source, failure = find_source(ledger, old.source)
     versions = list(old.versions)
-    if source is not None and not spec.paused:
+    if source is not None and not spec.paused and is_current(ledger, source):
         versions = with_version(spec, versions, source, now=now)
     versions = heed_retry(old, versions, token)
     dataset = Dataset() if versions and versions[0].accepted else find_dataset(ledger)

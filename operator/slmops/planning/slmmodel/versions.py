@@ -35,8 +35,7 @@ def find_source(
 ) -> tuple[ModelSourceStatus | None, ResolveFailure | None]:
     """What the source stands for, and why the latest attempt to find out failed, if it did.
 
-    A mutable source is asked again when its time has come or spec has changed; until there is an answer, the
-    latest one counts.
+    A mutable source is asked again when its time has come or spec has changed.
     """
     spec, model = ledger.spec, ledger.observed.model
     identity = source_hash(spec.source)
@@ -66,6 +65,12 @@ def find_files(ledger: Ledger, source: ModelSourceStatus, digest: str) -> Resolv
         if isinstance(answer, Resolved) and answer.manifest.digest == digest:
             return answer
     return resolved
+
+
+def is_current(ledger: Ledger, known: ModelSourceStatus) -> bool:
+    """Whether the source was looked at since spec was written: who changes bytes and the name of the version
+    in one go must not see the old bytes under the new name."""
+    return is_pinned(ledger.spec.source) or known.checked_generation == ledger.observed.model.generation
 
 
 def _question(known: ModelSourceStatus) -> str:
