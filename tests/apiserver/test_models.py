@@ -4,13 +4,12 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import pytest
 
-from slmops.adapters.reflector import Reflector
 from slmops.adapters.resources import JOBS, MODELS, PODS, Resource
 from slmops.api import API_VERSION, MODEL_KIND
 from slmops.api.source import Source
@@ -19,7 +18,8 @@ from slmwire.jobs import EvaluateReport, PublishReport, to_message
 from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason, Termination
 from tests.apiserver.doubles import ScriptedResolver
-from tests.apiserver.harness import Cluster, Running, condition, until
+from tests.apiserver.harness import Cluster, condition, until
+from tests.apiserver.model_kit import end_pod, operator
 
 NAME: Final = "chat"
 REPOSITORY: Final = "registry.example/models/chat"
@@ -56,29 +56,6 @@ def model_body(namespace: str, **spec: Any) -> Body:
         }
         | spec,
     }
-
-
-@asynccontextmanager
-async def operator(cluster: Cluster, *, die_before: int | None = None) -> AsyncIterator[Running]:
-    """An operator that is told of SLMModels, which is kopf's part in production."""
-    async with cluster.operator(die_before=die_before) as running:
-
-        def feed(_: Any, old: Body | None, new: Body | None) -> None:
-            if new is not None:
-                running.operator.models.seen(new)
-            elif old is not None:
-                running.operator.models.gone(old)
-
-        stream: Reflector[Body] = Reflector(
-            running.client, MODELS, trim=dict, on_change=feed, namespace=cluster.namespace
-        )
-        task = asyncio.create_task(stream.run())
-        try:
-            yield running
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
 
 @pytest.fixture
@@ -146,39 +123,8 @@ async def pod_of(cluster: Cluster, work: str) -> Body:
 
 
 async def end(cluster: Cluster, work: str, messages: Mapping[str, str], *, failed: str = "") -> None:
-    """Its containers end, with these messages; from `failed` on, badly and not at all."""
-    pod = await pod_of(cluster, work)
-    states: dict[str, list[Body]] = {"init": [], "": []}
-    over = False
-    for kind, field in (("init", "initContainers"), ("", "containers")):
-        for container in pod["spec"][field]:
-            name = container["name"]
-            ended = {
-                "exitCode": 1 if name == failed else 0,
-                "reason": "Error" if name == failed else "Completed",
-                "message": messages.get(name, ""),
-                "finishedAt": "2026-01-01T00:00:00Z",
-                "startedAt": "2026-01-01T00:00:00Z",
-            }
-            state = {"waiting": {"reason": "PodInitializing"}} if over else {"terminated": ended}
-            over = over or name == failed
-            states[kind].append(
-                {
-                    "name": name,
-                    "ready": False,
-                    "restartCount": 0,
-                    "image": container["image"],
-                    "imageID": "",
-                    "state": state,
-                }
-            )
-    del pod["metadata"]["resourceVersion"]  # the scheduler writes to it, too
-    pod["status"] |= {
-        "phase": "Failed" if failed else "Succeeded",
-        "initContainerStatuses": states["init"],
-        "containerStatuses": states[""],
-    }
-    await cluster.kube.replace(PODS, namespace=cluster.namespace, body=pod, subresource="status")
+    """The pod of a Job ends."""
+    await end_pod(cluster, await pod_of(cluster, work), messages, failed=failed)
 
 
 async def publish(cluster: Cluster) -> None:
