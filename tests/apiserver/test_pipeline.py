@@ -92,6 +92,7 @@ class Kubelet:
     async def _end(self, pod: Body) -> None:
         tags = {key.partition("/")[2]: value for key, value in pod["metadata"]["labels"].items()}
         version, variant = tags["version"], tags["variant"]
+        message: dict[str, PublishReport | EvaluateReport]
         if tags["work"] == "optimise":
             digest = f"sha256:{sha(version + variant)}"
             reference = f"oci://{REPOSITORY}@{digest}"
