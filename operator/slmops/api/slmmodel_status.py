@@ -32,12 +32,12 @@ class ModelConditionType(StrEnum):
     OPTIMISED = "Optimised"
     """Every variant's files exist. Reasons: Published (True); NoVersion, Optimising, Publishing (Unknown);
     StepFailed, NotPublished, ReportLost, PodLost, Evicted, OOMKilled, ImagePullBackOff, Unschedulable,
-    NotStarted, DeadlineExceeded, or what a source or registry failed with (False)."""
+    NotStarted, WriteFailed, DeadlineExceeded, or what a source or registry failed with (False)."""
     EVALUATED = "Evaluated"
     """Every variant was measured and passed its gates. Reasons: Passed, NotAsked (True); NoVersion,
     Evaluating, Optimising (Unknown); GateFailed, NotMeasured, NoReference, NoScore, ProfileNotFound,
-    ProfilesUnknown, EvaluationFailed, or what else a container failed with (False: the variant is not
-    offered)."""
+    ProfilesUnknown, WriteFailed, EvaluationFailed, or what else a container failed with (False: the variant
+    is not offered)."""
     READY = "Ready"
     """A version is offered to SLMDeployments. Reasons: VersionAccepted, EarlierVersion (True: the newest
     one is not accepted, an earlier one is offered); NoVersion, InProgress, NotAccepted, GateFailed,

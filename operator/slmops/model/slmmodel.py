@@ -111,6 +111,8 @@ class ModelObserved:
     """By digest: what was resolved before, as far as the plan wanted it kept."""
     profiles: Mapping[str, ProfileView] | None = field(default_factory=dict)
     """DeviceProfiles by name; None while they cannot be read."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Jobs that the API server would not take a moment ago, by name, and what it said."""
     in_use: frozenset[str] = frozenset()
     """Versions that SLMDeployments which follow the model name or run."""
 

@@ -111,6 +111,9 @@ class ModelSim:
     )
     transitions: list[str] = field(default_factory=list)
     in_use: frozenset[str] = frozenset()
+    refuses: str = ""
+    """What the API server says about every Job; empty: it takes them."""
+    refused: dict[str, str] = field(default_factory=dict)
 
     def observed(self) -> ModelObserved:
         """The snapshot."""
@@ -132,6 +135,7 @@ class ModelSim:
             manifests=dict(self.manifests),
             profiles=self.profiles,
             in_use=self.in_use,
+            refused=dict(self.refused),
         )
 
     def look(self, *, writes: int | None = None) -> ModelPlan:
@@ -145,7 +149,11 @@ class ModelSim:
             left -= 1
             self.status = plan.status
             self.transitions += [transition.reason for transition in plan.transitions]
+        self.refused = {}
         for action in plan.actions:
+            if self.refuses and isinstance(action, CreateJob):
+                self.refused[action.name] = self.refuses
+                continue
             if left == 0:
                 self.forget()
                 return plan

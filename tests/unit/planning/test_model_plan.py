@@ -325,6 +325,36 @@ def test_a_pod_in_which_nothing_begins_says_where_to_look() -> None:
     assert sim.condition("Optimised")[1] == "Optimising"
 
 
+def test_jobs_that_the_api_server_refuses_are_said() -> None:
+    sim = ModelSim(refuses="exceeded quota: jobs")
+    sim.settle()
+    assert sim.condition("Optimised")[:2] == ("False", "WriteFailed")
+    assert "exceeded quota: jobs" in sim.condition("Optimised")[2]
+    assert sim.condition("Evaluated")[:2] == ("False", "WriteFailed")
+    sim.refuses = ""
+    sim.settle()
+    assert sim.condition("Optimised")[:2] == ("Unknown", "Optimising")
+    sim.work_off()
+    assert sim.newest.accepted and not sim.variant("int4").reason
+
+
+def test_a_job_that_gets_no_pod_says_where_to_look() -> None:
+    sim = ModelSim()
+    sim.settle()
+    name = sim.running("optimise")[0]
+    pod = sim.pods.pop(name)
+    plan = sim.settle()
+    assert sim.condition("Optimised")[0] == "Unknown"
+    assert plan.requeue_after_seconds is not None and plan.requeue_after_seconds <= 60
+    sim.now += 60
+    sim.settle()
+    assert sim.condition("Optimised")[:2] == ("False", "NotStarted")
+    assert f"kubectl describe job {name}" in sim.condition("Optimised")[2]
+    sim.pods[name] = pod
+    sim.settle()
+    assert sim.condition("Optimised")[1] == "Optimising"
+
+
 def test_a_dataset_without_golden_set_is_refused_by_name() -> None:
     sim = ModelSim(dataset=("text.txt",))
     sim.settle()
@@ -522,6 +552,15 @@ def test_bad_input_is_refused_by_field(changes: dict[str, Any], field: str) -> N
 def test_what_no_job_or_deployment_could_be_named_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(changes))):
         SLMModelSpec.model_validate(spec_body(**changes))
+
+
+@pytest.mark.parametrize("deadline", ["999999999999999999999999999999h", "721h", "0s"])
+def test_a_deadline_that_no_job_can_have_is_refused(deadline: str) -> None:
+    for changes in ({"jobs": {"deadline": deadline}}, {"evaluation": {"deadline": deadline}}):
+        sim = ModelSim(spec=spec_body(**changes))
+        sim.settle()
+        assert sim.condition("Accepted")[1] == "InvalidSpec"
+        assert f"spec.{next(iter(changes))}.deadline" in sim.condition("Accepted")[2]
 
 
 def test_a_bad_edit_takes_nothing_away() -> None:

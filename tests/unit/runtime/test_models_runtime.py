@@ -276,6 +276,26 @@ async def test_a_cluster_without_the_kind_or_the_rights_ends_nothing(error: Any)
         await bench.until(lambda: len(bench.jobs()) == 2 and bench.world.is_listed)
 
 
+async def test_a_job_that_is_refused_is_said_and_made_later() -> None:
+    bench = Bench()
+    bench.kube.add(MODELS, model_body())
+    create = bench.kube.create
+
+    async def refuse(resource: Any, **options: Any) -> Any:
+        if resource is JOBS:
+            raise Forbidden("exceeded quota", status=403)
+        return await create(resource, **options)
+
+    bench.kube.create = refuse  # type: ignore[method-assign]
+    async with bench.run():
+        await bench.until(lambda: "exceeded quota" in str(bench.status().get("conditions")))
+        reasons = {c["type"]: c["reason"] for c in bench.status()["conditions"]}
+        assert reasons["Optimised"] == reasons["Evaluated"] == "WriteFailed"
+        bench.kube.create = create  # type: ignore[method-assign]
+        await bench.until(lambda: len(bench.jobs()) == 2)
+        await bench.until(lambda: "WriteFailed" not in str(bench.status()))
+
+
 async def test_a_status_that_cannot_be_read_is_left_alone() -> None:
     bench = Bench()
     body = model_body() | {"status": {"versions": [{"version": 7}]}}

@@ -19,6 +19,8 @@ from slmwire.reasons import Reason, parse_termination
 IMAGE_SECONDS: Final = 600.0
 """A Job whose image cannot be pulled for so long is given up; it is tried again like one that a source let
 down."""
+POD_SECONDS: Final = 60.0
+"""A Job that has no pod for so long will hardly get one."""
 _CANNOT_BE_MADE: Final = frozenset({"InvalidImageName", "CreateContainerConfigError", "CreateContainerError"})
 RETRIED: Final = DOWNLOAD_REASONS | {
     "PodLost",
@@ -81,12 +83,24 @@ def read_job(
     if job.state == "Failed":
         return JobState(phase="Failed", progress=progress, failure=_failure(job, pod, waited))
     if pod is None:
-        return JobState(phase="Running", progress=progress)
+        return _without_pod(job, now)
     if pod.deleting and not job.deleting:
         # On a node that does not answer it stays so, and its Job active, until somebody removes the node.
         message = f"the Job's pod is being removed; node {pod.node or 'none'} is drained or does not answer"
         return JobState(phase="Failed", progress=progress, failure=Failure(reason="PodLost", message=message))
     return _running(pod, progress, now)
+
+
+def _without_pod(job: JobView, now: float) -> JobState:
+    late_at = job.created_at + POD_SECONDS
+    if now < late_at:
+        return JobState(phase="Running", looks_again_at=late_at)
+    # Admission refuses pods to the controller alone, which says so in Events.
+    message = (
+        f"the Job has no pod; kubectl describe job {job.name} names the cause (Pod Security level, quota, "
+        "priority class)"
+    )
+    return JobState(phase="Running", waits=Failure(reason="NotStarted", message=message))
 
 
 def _running(pod: JobPodView, progress: str, now: float) -> JobState:

@@ -233,4 +233,6 @@ def _begin(
     ledger.measuring.add(entry.profile)
     why = f"variant {variant.name} on {entry.profile or 'any node'}"
     ledger.creates.append(CreateJob(name=name, work="evaluate", body=body, why=why))
-    return entry.model_copy(update=say_running(None)) if entry.reason in _NO_PROFILE else entry
+    if entry.reason in _NO_PROFILE:
+        entry = entry.model_copy(update=say_running(None))
+    return entry.model_copy(update=ledger.say_refused(name))

@@ -172,4 +172,4 @@ def _begin(
         return _changed(idle, step="Failed", reason="Unfit", message=str(error)[:MESSAGE_LIMIT])
     ledger.making += 1
     ledger.creates.append(CreateJob(name=name, work="optimise", body=body, why=f"variant {variant.name}"))
-    return idle
+    return _changed(idle, **ledger.say_refused(name))
