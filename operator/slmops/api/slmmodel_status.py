@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from slmops.api.base import ApiModel, keyed
+from slmops.api.base import ApiModel, Decimal, keyed
 from slmops.api.source import Source
 from slmops.api.status import Condition
 
@@ -62,12 +62,12 @@ class ModelEvaluationStatus(ApiModel):
     key: str = Field(default="", description="Identity of the measurement.")
     engine: str = Field(default="", description="Engine that was measured.")
     samples: int = Field(default=0, description="Prompts that were answered.")
-    exact_match: str | None = Field(default=None, description="Share answered as expected, 0 to 1.")
-    perplexity: str | None = Field(default=None, description="Of the expected answers.")
-    score: str | None = Field(default=None, description="The scorer's, 0 to 1.")
-    prompt_tokens_per_second: str | None = Field(default=None, description="Reading a prompt.")
-    tokens_per_second: str | None = Field(default=None, description="Writing an answer, one stream.")
-    first_token: str | None = Field(default=None, description="Seconds until the first token.")
+    exact_match: Decimal | None = Field(default=None, description="Share answered as expected, 0 to 1.")
+    perplexity: Decimal | None = Field(default=None, description="Of the expected answers.")
+    score: Decimal | None = Field(default=None, description="The scorer's, 0 to 1.")
+    prompt_tokens_per_second: Decimal | None = Field(default=None, description="Reading a prompt.")
+    tokens_per_second: Decimal | None = Field(default=None, description="Writing an answer, one stream.")
+    first_token: Decimal | None = Field(default=None, description="Seconds until the first token.")
     memory_bytes: int | None = Field(default=None, description="Peak memory with one request at a time.")
     cache_bytes_per_token: int | None = Field(default=None, description="Memory of each token of context.")
     measured_at: str | None = Field(default=None, description="When; unset until it was measured.")
@@ -116,7 +116,9 @@ class ModelVersionStatus(ApiModel):
     created_at: str = Field(default="", description="When it was found.")
     accepted: bool = Field(default=False, description="Whether it is offered; it stays so.")
     accepted_at: str | None = Field(default=None, description="Since when.")
-    metric: str = Field(default="", description="What quality is in this version.")
+    metric: Literal["", "ExactMatch", "Perplexity", "Score"] = Field(
+        default="", description="What quality is in this version."
+    )
     reason: str = Field(default="", description="Where it stands, or why it is not accepted.")
     message: str = Field(default="", max_length=MESSAGE_LIMIT, description="The same in a sentence.")
     variants: list[ModelVariantStatus] = Field(

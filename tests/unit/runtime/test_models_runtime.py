@@ -296,13 +296,33 @@ async def test_a_job_that_is_refused_is_said_and_made_later() -> None:
         await bench.until(lambda: "WriteFailed" not in str(bench.status()))
 
 
-async def test_a_status_that_cannot_be_read_is_left_alone() -> None:
+@pytest.mark.parametrize(
+    "version",
+    [
+        {"version": 7},
+        # A metric of a later release, and a number that is none: the offer is made of them.
+        {"version": "1.0", "metric": "Rouge", "variants": []},
+        {
+            "version": "1.0",
+            "metric": "ExactMatch",
+            "variants": [
+                {
+                    "name": "x",
+                    "step": "Accepted",
+                    "source": {"hf": {"repo": "a/b"}},
+                    "evaluations": [{"verdict": "Pass", "exactMatch": "much"}],
+                }
+            ],
+        },
+    ],
+)
+async def test_a_status_that_cannot_be_read_is_left_alone(version: dict[str, Any]) -> None:
     bench = Bench()
-    body = model_body() | {"status": {"versions": [{"version": 7}]}}
+    body = model_body() | {"status": {"versions": [version]}}
     bench.kube.add(MODELS, body)
     async with bench.run():
         await bench.until(lambda: bench.metrics.errors.labels("StatusUnreadable")._value.get() > 0)
-    assert bench.status() == {"versions": [{"version": 7}]} and not bench.jobs()
+    assert bench.status() == {"versions": [version]} and not bench.jobs()
 
 
 def test_followers_of_an_offer_are_woken_and_nobody_else() -> None:
