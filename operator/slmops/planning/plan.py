@@ -72,10 +72,8 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
         return _refuse(observed, reason, f"{message}; nothing that runs is touched", now)
     stored = parse_stored(observed)
     working = work_out(observed, deployment.spec, stored)
-    finding = working.finding
-    if finding is None and working.spec is not deployment.spec:
-        finding = validate(replace(deployment, spec=working.spec), observed.config)
-    if finding is not None:
+    if working.finding is not None:
+        finding = working.finding
         return _refuse(observed, finding.reason, f"{finding.message}; nothing that runs is touched", now)
     finding = find_rollout_problem(deployment.spec) or find_analysis_problem(deployment.spec, observed.config)
     working = replace(working, spec=in_force(working.spec, deployment.annotations))

@@ -2,7 +2,7 @@
 """The spec that a look works with: what `expand_spec` makes of the written one and of what is observed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slmops.api import PAUSED_ANNOTATION, SLMDeploymentSpec
 from slmops.model.observed import Observed, ProfileView, Resolved
@@ -12,6 +12,7 @@ from slmops.planning.finding import Finding
 from slmops.planning.follow import follow
 from slmops.planning.resolution import known_sources
 from slmops.planning.revision import Revision, resolution_key, source_hash
+from slmops.planning.validate import validate
 from slmops.planning.waves import effective_rollout
 
 
@@ -49,10 +50,21 @@ def work_out(observed: Observed, spec: SLMDeploymentSpec, stored: Mapping[str, R
         if followed.version is None:
             return Working(spec=spec, unmet=Finding(reason="NoAcceptedVersion", message=followed.problem))
         offered, note = followed.version, followed.note
+    finding: Finding | None = None
+    effective = spec
     try:
-        return Working(spec=_expand(observed, spec, stored, profiles, anchors, offered), note=note)
+        effective = _expand(observed, spec, stored, profiles, anchors, offered)
+        if effective is not spec:
+            finding = validate(replace(observed.deployment, spec=effective), observed.config)
     except ExpansionError as error:
-        return Working(spec=spec, finding=Finding(reason="InvalidSpec", message=str(error)))
+        finding = Finding(reason="InvalidSpec", message=str(error))
+    if finding is None:
+        return Working(spec=effective, note=note)
+    if offered is None:
+        return Working(spec=spec, finding=finding)
+    # Nobody has changed spec: what runs is looked after as before.
+    message = f"version {offered.version} of the SLMModel cannot be used: {finding.message}"
+    return Working(spec=spec, unmet=Finding(reason="VersionUnfit", message=message))
 
 
 def _expand(

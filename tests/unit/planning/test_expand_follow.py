@@ -166,11 +166,24 @@ def test_a_followed_model_has_variants_for_profiles_and_can_be_deleted() -> None
     assert sim.run_until(lambda: sim.gone, limit_seconds=600)
 
 
-def test_what_cannot_be_used_is_refused_by_name() -> None:
+def test_a_version_that_cannot_be_used_is_said_and_what_runs_is_looked_after() -> None:
     sim = following()
-    sim.offer = offer(
-        replace(offered("1.0"), variants=(replace(offered("1.0").variants[0], name="No Name"),))
-    )
+    form = offered("1.0").variants[0]
+    bad = replace(offered("1.0"), variants=(replace(form, name="No Name"),))
+    sim.offer = offer(bad)
     sim.run(30)
-    (accepted,) = [c for c in sim.status.conditions if c.type == "Accepted"]
-    assert accepted.status == "False" and "variant No Name of the SLMModel cannot be used" in accepted.message
+    (resolved,) = [c for c in sim.status.conditions if c.type == "ModelResolved"]
+    assert (resolved.status, resolved.reason) == ("False", "VersionUnfit")
+    assert "variant No Name of the SLMModel cannot be used" in resolved.message
+    sim.offer = offer(offered("1.0"))
+    sim.settle()
+    stable = sim.status.stable_revision
+    # Nobody has touched spec: the model offers what only a class takes that is not there.
+    gone = replace(form, profiles=("npu",))
+    sim.offer = offer(replace(offered("1.1"), variants=(gone,)), offered("1.0"))
+    sim.run(60)
+    assert sim.condition("Accepted")[0] == "True" and sim.condition("ModelResolved")[1] == "VersionUnfit"
+    sim.add_node("d")
+    sim.run(60)
+    assert set(sim.versions()) == {"a", "b", "c", "d"} and set(sim.versions().values()) == {"1.0"}
+    assert sim.status.stable_revision == stable
