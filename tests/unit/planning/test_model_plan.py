@@ -96,6 +96,22 @@ def test_the_measuring_job_runs_alone_on_a_node_of_its_profile() -> None:
     assert command == ["python3", "-m", "slmserve.evaluate", "--model-dir", "/model", "--dataset", "/dataset"]
 
 
+def test_a_class_measures_with_the_engine_that_it_serves_with() -> None:
+    def told(recipe: dict[str, Any], engine: str) -> tuple[str, str]:
+        sim = ModelSim(spec=spec_body(recipes=[{"name": "fp16", "profiles": ["pi5"]} | recipe]))
+        assert sim.profiles is not None
+        view = replace(sim.profiles["pi5"], engine=engine, engine_image="class:1")
+        sim.profiles = {"pi5": view}
+        sim.settle()
+        [container] = sim.bodies[sim.running("evaluate")[0]]["spec"]["template"]["spec"]["containers"]
+        values = {entry["name"]: entry["value"] for entry in container["env"]}
+        return values.get("SLM_ENGINE", ""), container["image"]
+
+    assert told({}, "openvino") == ("openvino", "class:1")
+    assert told({"engine": "llama.cpp"}, "openvino") == ("llama.cpp", "runtime:1")
+    assert told({}, "auto") == ("", "runtime:1") == told({}, "")
+
+
 def test_one_variant_that_loses_too_much_is_left_out() -> None:
     sim = ModelSim()
     sim.work_off(by_variant(sim, {"int4": replace(GOOD, exact_match=0.868)}))
