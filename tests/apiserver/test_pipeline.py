@@ -35,6 +35,7 @@ URL: Final = "https://models.example/chat/m.json"
 TAINT: Final = "edge"
 DEVICES: Final = {"a": "tiny", "b": "tiny", "c": "large"}
 GIB: Final = 1 << 30
+MISSING: Final = ("NoAcceptedVersion", "ModelsUnknown", "VersionUnfit", "ProfilesUnknown")
 Body = dict[str, Any]
 
 
@@ -193,12 +194,12 @@ class Pipeline:
         }
 
     async def warnings(self) -> list[str]:
-        """Reasons of the Warnings about the deployment."""
+        """Reasons of the Warnings that the deployment's model or profiles are not there."""
         found = await self.cluster.items(EVENTS, namespace=self.cluster.namespace)
         return sorted(
             e["reason"]
             for e in found
-            if e["type"] == "Warning" and (e.get("regarding") or {}).get("kind") == KIND
+            if e["reason"] in MISSING and (e.get("regarding") or {}).get("kind") == KIND
         )
 
 
