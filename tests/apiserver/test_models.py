@@ -12,8 +12,16 @@ import pytest
 
 from slmops.adapters.resources import JOBS, MODELS, PODS, Resource
 from slmops.api import API_VERSION, MODEL_KIND
+from slmops.api.slmmodel_status import (
+    MESSAGE_LIMIT,
+    ModelEvaluationStatus,
+    ModelVariantStatus,
+    ModelVersionStatus,
+    SLMModelStatus,
+)
 from slmops.api.source import Source
 from slmops.model.observed import Resolved
+from slmops.planning.slmmodel.versions import trimmed
 from slmwire.jobs import EvaluateReport, PublishReport, to_message
 from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason, Termination
@@ -219,6 +227,34 @@ async def test_the_api_server_refuses_what_makes_no_sense(models: Cluster) -> No
         body = model_body(models.namespace, **changes)
         with pytest.raises(Exception, match=r"exactly one of|needs"):
             await models.kube.create(MODELS, namespace=models.namespace, body=body)
+
+
+async def test_the_largest_status_that_is_kept_can_be_stored(models: Cluster) -> None:
+    """Sixteen variants on sixteen classes that all failed at length."""
+    entry = ModelEvaluationStatus(
+        engine="onnxruntime", samples=100, exact_match="0.123456", perplexity="12.345678", score="0.5",
+        prompt_tokens_per_second="123.456789", tokens_per_second="12.345678", first_token="1.234567",
+        memory_bytes=1 << 33, cache_bytes_per_token=1 << 16, measured_at="2026-01-01T00:00:00Z",
+        verdict="Fail", reason="GateFailed", message="x" * MESSAGE_LIMIT, key="0" * 16,
+    )  # fmt: skip
+    full = [entry.model_copy(update={"profile": f"profile-{i}"}) for i in range(16)]
+    variants = [
+        ModelVariantStatus(name=f"r{i}", digest="sha256:" + "0" * 64, evaluations=full) for i in range(16)
+    ]
+    small = ModelVersionStatus(version="", variants=variants[:6])
+    versions = [
+        small.model_copy(update={"version": f"v{i}", "variants": variants if i in (0, 9) else small.variants})
+        for i in range(10)
+    ]
+    versions[9] = versions[9].model_copy(update={"accepted": True})
+    kept = trimmed(versions, limit=20, in_use=())
+    assert (kept[0].version, kept[-1].version) == ("v0", "v9") and len(kept) < len(versions)
+    await models.kube.apply(MODELS, namespace=models.namespace, body=model_body(models.namespace))
+    body = await models.kube.get(MODELS, namespace=models.namespace, name=NAME)
+    body["status"] = SLMModelStatus(versions=kept).to_body()
+    await models.kube.replace(MODELS, namespace=models.namespace, body=body, subresource="status")
+    stored = (await status_of(models))["versions"]
+    assert [version["version"] for version in stored] == [version.version for version in kept]
 
 
 @pytest.mark.parametrize("writes", range(8))
