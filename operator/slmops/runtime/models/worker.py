@@ -115,7 +115,8 @@ class ModelWorker(Loop):
         self._resolutions.request(plan.resolve)
         if changed or news or len(failures) < len(plan.actions):
             self.wake()
-        self._busy_looks = self._busy_looks + 1 if plan.actions else 0
+        # Status counts, too: a CustomResourceDefinition of before leaves out what it does not know.
+        self._busy_looks = self._busy_looks + 1 if changed or plan.actions else 0
         return plan.requeue_after_seconds, failures
 
     def _remember(self, plan: ModelPlan, outcomes: Mapping[str, object]) -> None:
