@@ -11,19 +11,24 @@ import urllib3
 import yaml
 from pydantic import ValidationError
 
-from slmcli.errors import UsageError
+from slmcli.errors import RefusedError, UsageError
+from slmcli.models import read_model
 from slmcli.observe import observe_node
 from slmcli.safe import clean, clean_tree
 from slmcli.view import Body
 from slmops.api import KIND, SLMDeploymentSpec
 from slmops.api.profile import PROFILE_KIND, DeviceProfileSpec
+from slmops.api.slmmodel_status import SLMModelStatus
 from slmops.api.source import SourceFile
-from slmops.api.spec import Source
+from slmops.api.spec import ModelSource, Source, Variant
 from slmops.api.status import VariantStatus
 from slmops.model.geometry import GEOMETRY_FILES, MAX_GEOMETRY_BYTES, parse_geometry
 from slmops.model.observed import NodeView, ProfileView, Resolved
+from slmops.model.offers import OfferedVersion
+from slmops.planning.follow import follow
 from slmops.planning.resolution import known_sources
 from slmops.planning.revision import Revision, parse_revision, source_hash
+from slmops.planning.slmmodel.offer import to_offer
 from slmwire.manifest import Manifest, ManifestError, ManifestFile, parse_manifest
 
 MAX_MANIFEST_BYTES: Final = 1 << 20
@@ -55,12 +60,7 @@ def read_written(path: Path) -> Written:
         spec = SLMDeploymentSpec.model_validate(found[0].get("spec") or {})
     except ValidationError as error:
         raise UsageError(f"{path}: {_first(error)}") from None
-    if spec.model.from_ is not None:
-        raise UsageError(
-            f"{path}: spec.model.from names an SLMModel; fit looks at variants that are written in the file, "
-            "for the others see status.worstNodes of the SLMDeployment"
-        )
-    if not spec.variants:
+    if spec.model.from_ is None and not spec.variants:
         raise UsageError(f"{path}: spec.variants: give at least 1")
     return Written(
         name=str(metadata.get("name") or ""),
@@ -145,6 +145,35 @@ def _node(where: str, body: Mapping[str, Any]) -> NodeView:
 def merge_profiles(known: Iterable[ProfileView], changed: Iterable[ProfileView]) -> list[ProfileView]:
     """Those of the cluster with those of the files in the place of theirs."""
     return list(({p.name: p for p in known} | {p.name: p for p in changed}).values())
+
+
+def find_offered(source: ModelSource, body: Body, *, namespace: str, present: str) -> OfferedVersion:
+    """The version of an SLMModel that the deployment would run; RefusedError says why there is none."""
+    view = read_model(body)
+    if view.notes:
+        raise RefusedError(f"SLMModel {source.name}: {view.notes[0]}")
+    offer = to_offer(namespace, source.name, view.status or SLMModelStatus())
+    followed = follow(source, offer, present=present)
+    if followed.version is None:
+        raise RefusedError(f"spec.model.from: {followed.problem}")
+    return followed.version
+
+
+def sizes_of(offered: OfferedVersion) -> tuple[list[Variant], list[VariantStatus]]:
+    """The sources of a version and how large it says that they are, for `find_sizes`."""
+    variants = [Variant(name=entry.name, source=entry.source) for entry in offered.variants]
+    sizes = [
+        VariantStatus(
+            name=entry.name,
+            source_hash=source_hash(entry.source),
+            digest="",
+            reference="",
+            size_bytes=entry.size_bytes,
+        )
+        for entry in offered.variants
+        if entry.size_bytes
+    ]
+    return variants, sizes
 
 
 def find_sizes(

@@ -65,17 +65,21 @@ def parse_termination(text: str) -> Termination | None:
         body = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(body, dict) or "reason" not in body:
+    if not isinstance(body, dict) or not isinstance(body.get("reason"), str):
         return None
+
+    def text_of(key: str) -> str:
+        value = body.get(key, "")
+        return value if isinstance(value, str) else ""
 
     def number(key: str) -> int:
         value = body.get(key, 0)
         return value if isinstance(value, int) else 0
 
     return Termination(
-        reason=str(body["reason"]),
-        message=str(body.get("message", "")),
-        digest=str(body.get("digest", "")),
+        reason=text_of("reason"),
+        message=text_of("message"),
+        digest=text_of("digest"),
         bytes_downloaded=number("bytesDownloaded"),
         bytes_reused=number("bytesReused"),
         bytes_from_peers=number("bytesFromPeers"),

@@ -4,22 +4,30 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import pytest
 
-from slmops.adapters.reflector import Reflector
 from slmops.adapters.resources import JOBS, MODELS, PODS, Resource
 from slmops.api import API_VERSION, MODEL_KIND
+from slmops.api.slmmodel_status import (
+    MESSAGE_LIMIT,
+    ModelEvaluationStatus,
+    ModelVariantStatus,
+    ModelVersionStatus,
+    SLMModelStatus,
+)
 from slmops.api.source import Source
 from slmops.model.observed import Resolved
+from slmops.planning.slmmodel.versions import trimmed
 from slmwire.jobs import EvaluateReport, PublishReport, to_message
 from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason, Termination
 from tests.apiserver.doubles import ScriptedResolver
-from tests.apiserver.harness import Cluster, Running, condition, until
+from tests.apiserver.harness import Cluster, condition, until
+from tests.apiserver.model_kit import end_pod, operator
 
 NAME: Final = "chat"
 REPOSITORY: Final = "registry.example/models/chat"
@@ -56,29 +64,6 @@ def model_body(namespace: str, **spec: Any) -> Body:
         }
         | spec,
     }
-
-
-@asynccontextmanager
-async def operator(cluster: Cluster, *, die_before: int | None = None) -> AsyncIterator[Running]:
-    """An operator that is told of SLMModels, which is kopf's part in production."""
-    async with cluster.operator(die_before=die_before) as running:
-
-        def feed(_: Any, old: Body | None, new: Body | None) -> None:
-            if new is not None:
-                running.operator.models.seen(new)
-            elif old is not None:
-                running.operator.models.gone(old)
-
-        stream: Reflector[Body] = Reflector(
-            running.client, MODELS, trim=dict, on_change=feed, namespace=cluster.namespace
-        )
-        task = asyncio.create_task(stream.run())
-        try:
-            yield running
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
 
 @pytest.fixture
@@ -146,39 +131,8 @@ async def pod_of(cluster: Cluster, work: str) -> Body:
 
 
 async def end(cluster: Cluster, work: str, messages: Mapping[str, str], *, failed: str = "") -> None:
-    """Its containers end, with these messages; from `failed` on, badly and not at all."""
-    pod = await pod_of(cluster, work)
-    states: dict[str, list[Body]] = {"init": [], "": []}
-    over = False
-    for kind, field in (("init", "initContainers"), ("", "containers")):
-        for container in pod["spec"][field]:
-            name = container["name"]
-            ended = {
-                "exitCode": 1 if name == failed else 0,
-                "reason": "Error" if name == failed else "Completed",
-                "message": messages.get(name, ""),
-                "finishedAt": "2026-01-01T00:00:00Z",
-                "startedAt": "2026-01-01T00:00:00Z",
-            }
-            state = {"waiting": {"reason": "PodInitializing"}} if over else {"terminated": ended}
-            over = over or name == failed
-            states[kind].append(
-                {
-                    "name": name,
-                    "ready": False,
-                    "restartCount": 0,
-                    "image": container["image"],
-                    "imageID": "",
-                    "state": state,
-                }
-            )
-    del pod["metadata"]["resourceVersion"]  # the scheduler writes to it, too
-    pod["status"] |= {
-        "phase": "Failed" if failed else "Succeeded",
-        "initContainerStatuses": states["init"],
-        "containerStatuses": states[""],
-    }
-    await cluster.kube.replace(PODS, namespace=cluster.namespace, body=pod, subresource="status")
+    """The pod of a Job ends."""
+    await end_pod(cluster, await pod_of(cluster, work), messages, failed=failed)
 
 
 async def publish(cluster: Cluster) -> None:
@@ -273,6 +227,34 @@ async def test_the_api_server_refuses_what_makes_no_sense(models: Cluster) -> No
         body = model_body(models.namespace, **changes)
         with pytest.raises(Exception, match=r"exactly one of|needs"):
             await models.kube.create(MODELS, namespace=models.namespace, body=body)
+
+
+async def test_the_largest_status_that_is_kept_can_be_stored(models: Cluster) -> None:
+    """Sixteen variants on sixteen classes that all failed at length."""
+    entry = ModelEvaluationStatus(
+        engine="onnxruntime", samples=100, exact_match="0.123456", perplexity="12.345678", score="0.5",
+        prompt_tokens_per_second="123.456789", tokens_per_second="12.345678", first_token="1.234567",
+        memory_bytes=1 << 33, cache_bytes_per_token=1 << 16, measured_at="2026-01-01T00:00:00Z",
+        verdict="Fail", reason="GateFailed", message="x" * MESSAGE_LIMIT, key="0" * 16,
+    )  # fmt: skip
+    full = [entry.model_copy(update={"profile": f"profile-{i}"}) for i in range(16)]
+    variants = [
+        ModelVariantStatus(name=f"r{i}", digest="sha256:" + "0" * 64, evaluations=full) for i in range(16)
+    ]
+    small = ModelVersionStatus(version="", variants=variants[:6])
+    versions = [
+        small.model_copy(update={"version": f"v{i}", "variants": variants if i in (0, 9) else small.variants})
+        for i in range(10)
+    ]
+    versions[9] = versions[9].model_copy(update={"accepted": True})
+    kept = trimmed(versions, limit=20, in_use=())
+    assert (kept[0].version, kept[-1].version) == ("v0", "v9") and len(kept) < len(versions)
+    await models.kube.apply(MODELS, namespace=models.namespace, body=model_body(models.namespace))
+    body = await models.kube.get(MODELS, namespace=models.namespace, name=NAME)
+    body["status"] = SLMModelStatus(versions=kept).to_body()
+    await models.kube.replace(MODELS, namespace=models.namespace, body=body, subresource="status")
+    stored = (await status_of(models))["versions"]
+    assert [version["version"] for version in stored] == [version.version for version in kept]
 
 
 @pytest.mark.parametrize("writes", range(8))

@@ -51,6 +51,7 @@ def trim_job(body: Mapping[str, Any]) -> OwnedJob:
         view=JobView(
             name=metadata["name"],
             work=tags.get(labels.WORK, ""),
+            uid=metadata.get("uid", ""),
             state=state,
             reason=str(ended.get("reason") or ""),
             message=str(ended.get("message") or ""),
@@ -75,8 +76,10 @@ def trim_job_pod(body: Mapping[str, Any]) -> OwnedJobPod:
         view=JobPodView(
             name=metadata["name"],
             job=next((tags[name] for name in JOB_NAME_LABELS if name in tags), ""),
+            owner_uid=_controller_uid(metadata),
             node=spec.get("nodeName") or "",
             created_at=seconds_of(metadata.get("creationTimestamp")),
+            started_at=seconds_of(status.get("startTime")),
             containers=tuple(_containers(spec, status)),
             unschedulable=str(scheduled.get("message") or "no node fits") if unschedulable else "",
             reason=str(status.get("reason") or ""),
@@ -84,6 +87,11 @@ def trim_job_pod(body: Mapping[str, Any]) -> OwnedJobPod:
             deleting="deletionTimestamp" in metadata,
         ),
     )
+
+
+def _controller_uid(metadata: Mapping[str, Any]) -> str:
+    owners = metadata.get("ownerReferences") or ()
+    return next((owner.get("uid", "") for owner in owners if owner.get("controller")), "")
 
 
 def _containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[ContainerView]:
@@ -107,4 +115,5 @@ def _container(name: str, state: Mapping[str, Any]) -> ContainerView:
         state=kind,
         reason=str(said.get("reason") or ""),
         message=str(said.get("message") or "")[:TERMINATION_LIMIT_BYTES],
+        finished_at=seconds_of(said.get("finishedAt")),
     )

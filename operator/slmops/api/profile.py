@@ -20,6 +20,7 @@ PROFILE_KIND = "DeviceProfile"
 PROFILE_PLURAL = "deviceprofiles"
 
 QUANTITY_OR_PERCENT_PATTERN = rf"{QUANTITY_PATTERN}|^([1-9][0-9]?|100)%$"
+LABEL_KEY_PATTERN = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 MemoryBudget = Annotated[str, StringConstraints(pattern=QUANTITY_OR_PERCENT_PATTERN, max_length=32)]
 """A quantity, or a percentage of the node's allocatable memory."""
 LabelValue = Annotated[
@@ -31,7 +32,11 @@ class Accelerator(ApiModel):
     """An accelerator that the nodes of the class have, as a label of theirs says."""
 
     label: str = Field(
-        default="slmops.dev/accelerator", min_length=1, max_length=317, description="Key of the label."
+        default="slmops.dev/accelerator",
+        pattern=LABEL_KEY_PATTERN,
+        min_length=1,
+        max_length=317,
+        description="Key of the label.",
     )
     value: LabelValue = Field(description="Value of the label, for example orin or hailo-8.")
 
@@ -50,7 +55,7 @@ class Budgets(ApiModel):
 
 
 class PowerWatts(ApiModel):
-    """Power that a device takes, for computing cost."""
+    """Power that a device takes."""
 
     idle: Decimal = Field(description="Watts at rest.")
     busy: Decimal = Field(description="Watts while it generates.")
@@ -134,7 +139,10 @@ class DeviceProfileSpec(ApiModel):
     power_mode: str | None = Field(
         default=None, max_length=63, description="Power mode that the devices are set to, for people."
     )
-    power_watts: PowerWatts | None = Field(default=None, description="Power that a device takes.")
+    power_watts: PowerWatts | None = Field(
+        default=None,
+        description="Power that a device takes, for people and tools; the operator does not use it.",
+    )
     variants: VariantPreference = Field(
         default_factory=VariantPreference, description="Which variants the class takes first."
     )

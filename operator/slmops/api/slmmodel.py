@@ -22,12 +22,12 @@ from slmops.api.base import (
 from slmops.api.recipe_steps import Step
 from slmops.api.source import FILE_PATH_PATTERN, NO_DOTS, SecretRef, Source, Url
 from slmops.api.spec import ResourceAmounts, Resources, Toleration
+from slmops.api.variant import EngineName, ProfileName
 
 PUBLISH_KINDS: Final = ("oci", "s3", "pvc")
 Image = Annotated[str, StringConstraints(min_length=1, max_length=500)]
-ProfileName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=63)
-]
+VersionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
+"""It is a label of Jobs, too."""
 _ATOMIC: Final[dict[str, Any]] = {"x-kubernetes-list-type": "atomic"}
 _SET: Final[dict[str, Any]] = {"x-kubernetes-list-type": "set"}
 
@@ -65,8 +65,8 @@ class Recipe(ApiModel):
         description="Steps in this order; empty takes the source as it is.",
         json_schema_extra=_ATOMIC,
     )
-    engine: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")] | None = Field(
-        default=None, max_length=32, description="Engine that serves it; unset takes what suits its files."
+    engine: EngineName | None = Field(
+        default=None, description="Engine that serves it; unset takes what suits its files."
     )
     profiles: list[ProfileName] = Field(
         default_factory=list,
@@ -273,7 +273,7 @@ class SLMModelSpec(ApiModel):
     """A model: where it comes from, the variants that are made of it, and what they must measure up to."""
 
     source: Source = Field(description="Where the model's files come from; the reference may be mutable.")
-    version: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = Field(
+    version: VersionName | None = Field(
         default=None,
         max_length=50,
         description="Name of the version; unset takes the beginning of the commit or digest. Another source "
@@ -300,7 +300,11 @@ class SLMModelSpec(ApiModel):
     gates: Gates = Field(default_factory=Gates, description="What every variant must measure up to.")
     jobs: ModelJobs = Field(default_factory=ModelJobs, description="The Jobs.")
     version_history_limit: int = Field(
-        default=5, ge=1, le=20, description="Versions kept in status; the latest accepted one always is."
+        default=5,
+        ge=1,
+        le=20,
+        description="Versions kept in status, fewer where they do not fit into one object. The latest "
+        "accepted one always is, and those that SLMDeployments name or run are.",
     )
     policy: Literal["Automatic", "Manual"] = Field(
         default="Automatic",

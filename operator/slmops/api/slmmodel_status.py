@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`status` of an SLMModel: its versions, the newest first, and how far each has come.
 
-Measured numbers are decimal texts. The size is bounded by `spec.versionHistoryLimit` and the recipes.
+Measured numbers are decimal texts. Fewer versions than `spec.versionHistoryLimit` are kept where they are
+large.
 """
 
 from enum import StrEnum
@@ -9,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from slmops.api.base import ApiModel, keyed
+from slmops.api.base import ApiModel, Decimal, keyed
 from slmops.api.source import Source
 from slmops.api.status import Condition
 
@@ -31,11 +32,12 @@ class ModelConditionType(StrEnum):
     OPTIMISED = "Optimised"
     """Every variant's files exist. Reasons: Published (True); NoVersion, Optimising, Publishing (Unknown);
     StepFailed, NotPublished, ReportLost, PodLost, Evicted, OOMKilled, ImagePullBackOff, Unschedulable,
-    DeadlineExceeded, or what a source or registry failed with (False)."""
+    NotStarted, WriteFailed, DeadlineExceeded, or what a source or registry failed with (False)."""
     EVALUATED = "Evaluated"
     """Every variant was measured and passed its gates. Reasons: Passed, NotAsked (True); NoVersion,
     Evaluating, Optimising (Unknown); GateFailed, NotMeasured, NoReference, NoScore, ProfileNotFound,
-    EvaluationFailed, or what else a container failed with (False: the variant is not offered)."""
+    ProfilesUnknown, WriteFailed, EvaluationFailed, or what else a container failed with (False: the variant
+    is not offered)."""
     READY = "Ready"
     """A version is offered to SLMDeployments. Reasons: VersionAccepted, EarlierVersion (True: the newest
     one is not accepted, an earlier one is offered); NoVersion, InProgress, NotAccepted, GateFailed,
@@ -60,12 +62,12 @@ class ModelEvaluationStatus(ApiModel):
     key: str = Field(default="", description="Identity of the measurement.")
     engine: str = Field(default="", description="Engine that was measured.")
     samples: int = Field(default=0, description="Prompts that were answered.")
-    exact_match: str | None = Field(default=None, description="Share answered as expected, 0 to 1.")
-    perplexity: str | None = Field(default=None, description="Of the expected answers.")
-    score: str | None = Field(default=None, description="The scorer's, 0 to 1.")
-    prompt_tokens_per_second: str | None = Field(default=None, description="Reading a prompt.")
-    tokens_per_second: str | None = Field(default=None, description="Writing an answer, one stream.")
-    first_token: str | None = Field(default=None, description="Seconds until the first token.")
+    exact_match: Decimal | None = Field(default=None, description="Share answered as expected, 0 to 1.")
+    perplexity: Decimal | None = Field(default=None, description="Of the expected answers.")
+    score: Decimal | None = Field(default=None, description="The scorer's, 0 to 1.")
+    prompt_tokens_per_second: Decimal | None = Field(default=None, description="Reading a prompt.")
+    tokens_per_second: Decimal | None = Field(default=None, description="Writing an answer, one stream.")
+    first_token: Decimal | None = Field(default=None, description="Seconds until the first token.")
     memory_bytes: int | None = Field(default=None, description="Peak memory with one request at a time.")
     cache_bytes_per_token: int | None = Field(default=None, description="Memory of each token of context.")
     measured_at: str | None = Field(default=None, description="When; unset until it was measured.")
@@ -114,7 +116,9 @@ class ModelVersionStatus(ApiModel):
     created_at: str = Field(default="", description="When it was found.")
     accepted: bool = Field(default=False, description="Whether it is offered; it stays so.")
     accepted_at: str | None = Field(default=None, description="Since when.")
-    metric: str = Field(default="", description="What quality is in this version.")
+    metric: Literal["", "ExactMatch", "Perplexity", "Score"] = Field(
+        default="", description="What quality is in this version."
+    )
     reason: str = Field(default="", description="Where it stands, or why it is not accepted.")
     message: str = Field(default="", max_length=MESSAGE_LIMIT, description="The same in a sentence.")
     variants: list[ModelVariantStatus] = Field(

@@ -32,7 +32,8 @@ class ConditionType(StrEnum):
     MODEL_RESOLVED = "ModelResolved"
     """Every variant's files are known by digest. Reasons: Resolved (True); Resolving (Unknown);
     SourceUnavailable, AccessDenied, RateLimited, IntegrityMismatch, Unfit, SignatureInvalid, InternalError
-    (False); NoAcceptedVersion, ProfilesUnknown (False: what runs is kept)."""
+    (False); NoAcceptedVersion, VersionUnfit, ModelsUnknown, ProfilesUnknown (False: what runs is
+    kept)."""
     SIGNATURE_VERIFIED = "SignatureVerified"
     """Set with spec.model.signature: a key of it signed the files of every variant. Reasons: Verified
     (True); Verifying (Unknown); SignatureInvalid (False)."""

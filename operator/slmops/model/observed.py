@@ -269,5 +269,7 @@ class Observed:
     """All DeviceProfiles of the cluster; None while they cannot be read."""
     offer: ModelOffer | None = None
     """Of the SLMModel that spec follows, if there is one."""
+    are_models_known: bool = True
+    """False while SLMModels cannot be read: that `offer` is None then says nothing."""
     namespace_ending: bool = False
     """The namespace is being deleted: no object can be created in it any more."""

@@ -47,6 +47,7 @@ class ContainerView:
     """Of waiting or of the end, for example ImagePullBackOff or OOMKilled."""
     message: str = ""
     """Termination message, or what the kubelet says while it waits."""
+    finished_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +56,12 @@ class JobPodView:
 
     name: str
     job: str
+    owner_uid: str = ""
+    """Of the Job that owns it."""
     node: str = ""
     created_at: float = 0.0
+    started_at: float = 0.0
+    """When a kubelet took it on."""
     containers: tuple[ContainerView, ...] = ()
     unschedulable: str = ""
     """What the scheduler says when it finds no node; empty otherwise."""
@@ -72,6 +77,7 @@ class JobView:
 
     name: str
     work: str
+    uid: str = ""
     state: Literal["Active", "Complete", "Failed"] = "Active"
     reason: str = ""
     message: str = ""
@@ -103,8 +109,12 @@ class ModelObserved:
     """By the identity of the question."""
     manifests: Mapping[str, Resolved] = field(default_factory=dict)
     """By digest: what was resolved before, as far as the plan wanted it kept."""
-    profiles: Mapping[str, ProfileView] = field(default_factory=dict)
-    """DeviceProfiles by name."""
+    profiles: Mapping[str, ProfileView] | None = field(default_factory=dict)
+    """DeviceProfiles by name; None while they cannot be read."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Jobs that the API server would not take a moment ago, by name, and what it said."""
+    in_use: frozenset[str] = frozenset()
+    """Versions that SLMDeployments which follow the model name or run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -150,7 +150,8 @@ def say_resolved(resolution: Resolution) -> Says:
     return Says(
         status="True",
         reason="Resolved",
-        message=f"{len(resolution.variants)} variant(s), {size} bytes in all, known by digest",
+        message=f"{len(resolution.variants)} variant(s), {size} bytes in all, known by digest"
+        + (f"; {resolution.note}" if resolution.note else ""),
     )
 
 

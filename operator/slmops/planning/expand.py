@@ -79,15 +79,16 @@ def expand_spec(
         for form in _preferred([f for f in forms if _is_usable(f, profile, known)], profile, known)
     ]
     variants = [*pairs, *plain]
+    where = "variants[].profiles" if offered is None else "recipes[].profiles of the SLMModel"
     if len(variants) > MAX_VARIANTS:
         raise ExpansionError(
             f"spec.variants: with {len(ranked)} DeviceProfiles there are {len(variants)} combinations, at "
-            f"most {MAX_VARIANTS} can be kept; name in variants[].profiles which profiles each variant is for"
+            f"most {MAX_VARIANTS} can be kept; name in {where} which profiles each variant is for"
         )
     if not variants and forms:
         wanted = sorted({name for form in forms for name in form.variant.profiles or ()})
         raise ExpansionError(
-            f"spec.variants[].profiles: no DeviceProfile {', '.join(wanted)} takes a variant; make one of "
+            f"{where}: no DeviceProfile {', '.join(wanted)} takes a variant; make one of "
             "that name (kubectl get devp), or leave profiles out"
         )
     if ranked:

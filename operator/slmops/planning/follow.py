@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which version of an SLMModel a deployment that follows it is to run."""
 
-import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
 from slmops.api.spec import ModelSource
 from slmops.model.offers import ModelOffer, OfferedVersion
 
-_DIGITS = re.compile(r"(\d+)")
+_DECIDED: Final = ("GateFailed", "VariantFailed", "AwaitingAcceptance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,14 +17,17 @@ class Followed:
 
     version: OfferedVersion | None
     problem: str = ""
+    note: str = ""
+    """Why a newer one that matches is not taken, once that is decided."""
 
 
 def follow(source: ModelSource, offer: ModelOffer | None, *, present: str) -> Followed:
     """The newest accepted version that matches; `present` is the one of this SLMModel that runs or is being
     rolled out, empty for none.
 
-    An older version than `present` is taken only if spec names it, or if `present` does not match what spec
-    says now: that the newest was deleted or lost its approval is no reason to go back.
+    A version that was found before `present` is taken only if spec names it, or if `present` does not match
+    what spec says now: that the newest lost its approval is no reason to go back. A `present` that is not
+    offered at all says nothing: either it is older than all that are, or the SLMModel was made anew.
     """
     if offer is None:
         problem = f"there is no SLMModel {source.name} in this namespace; make it"
@@ -36,13 +39,12 @@ def follow(source: ModelSource, offer: ModelOffer | None, *, present: str) -> Fo
     if source.version is None and present and is_followed(source, present):
         known = [version.version for version in offer.versions]
         if _is_older(best.version, present, known):
-            what = "is no longer accepted" if present in known else "is no longer offered"
             return Followed(
                 version=None,
-                problem=f"version {present} {what} and {best.version} is older; to go back to it set "
-                "spec.model.from.version",
+                problem=f"version {present} is no longer accepted and {best.version} is older; to go back to "
+                "it set spec.model.from.version",
             )
-    return Followed(version=best)
+    return Followed(version=best, note=_why_not(matching[0]))
 
 
 def is_followed(source: ModelSource, version: str) -> bool:
@@ -50,6 +52,12 @@ def is_followed(source: ModelSource, version: str) -> bool:
     if source.version is not None:
         return version == source.version
     return source.version_pattern is None or fnmatchcase(version, source.version_pattern)
+
+
+def _why_not(newest: OfferedVersion) -> str:
+    if newest.accepted or newest.reason not in _DECIDED:
+        return ""
+    return f"version {newest.version} is not taken: {newest.reason}: {newest.message}"
 
 
 def _why_none(source: ModelSource, matching: list[OfferedVersion]) -> str:
@@ -60,22 +68,12 @@ def _why_none(source: ModelSource, matching: list[OfferedVersion]) -> str:
     wanted = source.version or source.version_pattern
     if wanted is None:
         return f"SLMModel {source.name} has no version yet"
-    return f"SLMModel {source.name} has no version {wanted}; see spec.versions of it"
+    return (
+        f"SLMModel {source.name} has no version {wanted}; kubectl slm models {source.name} shows those that "
+        "it has"
+    )
 
 
 def _is_older(version: str, present: str, known: list[str]) -> bool:
-    if version == present:
-        return False
-    if present in known:
-        return known.index(version) > known.index(present)
-    return _order(version) < _order(present)
-
-
-def _order(version: str) -> tuple[list[tuple[int, int, str]], bool, list[tuple[int, int, str]]]:
-    """Sort key in which 2.10 comes after 2.9, and 2.0-rc1 before 2.0."""
-    release, _, preliminary = version.partition("-")
-    return _parts(release), not preliminary, _parts(preliminary)
-
-
-def _parts(text: str) -> list[tuple[int, int, str]]:
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in _DIGITS.split(text) if part]
+    """Names are no measure: most are digests. The order is that in which the versions were found."""
+    return present in known and known.index(version) > known.index(present)

@@ -72,10 +72,8 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
         return _refuse(observed, reason, f"{message}; nothing that runs is touched", now)
     stored = parse_stored(observed)
     working = work_out(observed, deployment.spec, stored)
-    finding = working.finding
-    if finding is None and working.spec is not deployment.spec:
-        finding = validate(replace(deployment, spec=working.spec), observed.config)
-    if finding is not None:
+    if working.finding is not None:
+        finding = working.finding
         return _refuse(observed, finding.reason, f"{finding.message}; nothing that runs is touched", now)
     finding = find_rollout_problem(deployment.spec) or find_analysis_problem(deployment.spec, observed.config)
     working = replace(working, spec=in_force(working.spec, deployment.annotations))
@@ -170,13 +168,14 @@ def _resolve(observed: Observed, working: Working, stored: Mapping[str, Revision
     if working.unmet is not None:
         return keep_wanted(wanted_before(observed, stored), working.unmet)
     old = observed.deployment.status
-    return resolve(
+    resolution = resolve(
         working.spec,
         outcomes=observed.resolutions,
         stored=stored.values(),
         stable=old.stable_revision,
         rolling=old.rollout.revision if old.rollout and old.rollout.step not in FINISHED else "",
     )
+    return replace(resolution, note=working.note)
 
 
 def _read_fleet(

@@ -29,6 +29,8 @@ class Resolution:
     """Empty until every variant is resolved, and while the signature policy refuses one."""
     unsigned: tuple[tuple[str, str], ...] = ()
     """(variant, why its signature does not hold)"""
+    note: str = ""
+    """What is to be said beside, although nothing is wrong."""
     unmet: Finding | None = None
     """Why nobody can say what spec stands for; `revision` is what it stood for last."""
 

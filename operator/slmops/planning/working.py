@@ -2,7 +2,7 @@
 """The spec that a look works with: what `expand_spec` makes of the written one and of what is observed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slmops.api import PAUSED_ANNOTATION, SLMDeploymentSpec
 from slmops.model.observed import Observed, ProfileView, Resolved
@@ -12,6 +12,7 @@ from slmops.planning.finding import Finding
 from slmops.planning.follow import follow
 from slmops.planning.resolution import known_sources
 from slmops.planning.revision import Revision, resolution_key, source_hash
+from slmops.planning.validate import validate
 from slmops.planning.waves import effective_rollout
 
 
@@ -24,6 +25,8 @@ class Working:
     """Why nothing can be done with it at all."""
     unmet: Finding | None = None
     """What it hangs on is not there for the moment: what is wanted stays as it is."""
+    note: str = ""
+    """What a person should know of the SLMModel although nothing is wrong."""
 
 
 def work_out(observed: Observed, spec: SLMDeploymentSpec, stored: Mapping[str, Revision]) -> Working:
@@ -36,17 +39,32 @@ def work_out(observed: Observed, spec: SLMDeploymentSpec, stored: Mapping[str, R
             return Working(spec=spec, unmet=Finding(reason="ProfilesUnknown", message=message))
         profiles = ()
     offered: OfferedVersion | None = None
+    note = ""
     if spec.model.from_ is not None:
         source = spec.model.from_
+        if observed.offer is None and not observed.are_models_known:
+            message = "the SLMModels cannot be read; is their CustomResourceDefinition installed?"
+            return Working(spec=spec, unmet=Finding(reason="ModelsUnknown", message=message))
         present = next((r.model_version for r in anchors if r.model_from == source.name), "")
         followed = follow(source, observed.offer, present=present)
         if followed.version is None:
             return Working(spec=spec, unmet=Finding(reason="NoAcceptedVersion", message=followed.problem))
-        offered = followed.version
+        offered, note = followed.version, followed.note
+    finding: Finding | None = None
+    effective = spec
     try:
-        return Working(spec=_expand(observed, spec, stored, profiles, anchors, offered))
+        effective = _expand(observed, spec, stored, profiles, anchors, offered)
+        if effective is not spec:
+            finding = validate(replace(observed.deployment, spec=effective), observed.config)
     except ExpansionError as error:
-        return Working(spec=spec, finding=Finding(reason="InvalidSpec", message=str(error)))
+        finding = Finding(reason="InvalidSpec", message=str(error))
+    if finding is None:
+        return Working(spec=effective, note=note)
+    if offered is None:
+        return Working(spec=spec, finding=finding)
+    # Nobody has changed spec: what runs is looked after as before.
+    message = f"version {offered.version} of the SLMModel cannot be used: {finding.message}"
+    return Working(spec=spec, unmet=Finding(reason="VersionUnfit", message=message))
 
 
 def _expand(

@@ -57,6 +57,7 @@ def observe(
         readings=readings,
         profiles=world.profiles,
         offer=find_offer(world, deployment),
+        are_models_known=world.are_models_known,
         namespace_ending=namespace_ending,
     )
 

@@ -82,6 +82,7 @@ class Operator:
             on_wake=lambda key: self.models.wake(key),
             on_offer=lambda key: self.world.wake_followers(key.namespace, key.name),
             read_profiles=lambda: self.world.profiles,
+            read_in_use=lambda key: self.world.versions_in_use(key.namespace, key.name),
         )
         self.world.models = model_world
         self._events = EventPoster(
@@ -129,6 +130,7 @@ class Operator:
             ),
             namespaces=parts.watch_namespaces,
             sweep_seconds=parts.sweep_seconds,
+            on_listed=self._wake_all,
         )
 
     async def run(self) -> None:
@@ -140,9 +142,13 @@ class Operator:
                 for reflector in self.world.reflectors:
                     group.create_task(reflector.run(), name=f"reflector {reflector.resource.plural}")
                 group.create_task(self._events.run(), name="events")
-                group.create_task(self.models.run(), name="models")
+                begin = asyncio.Event()
+                group.create_task(self.models.run(begin), name="models")
                 await self.world.wait_synced()
+                # Before the first look at a follower: a model that is not known yet is not one that is gone.
+                await self.models.sweep()
                 await self._sweep_safely()
+                begin.set()
                 self._group = group
                 for key in self.world.keys:
                     self._start(key)
@@ -190,16 +196,18 @@ class Operator:
 
     def _lease_changed(self) -> None:
         self._parts.metrics.holds_lease.set(1 if self.guard.held() else 0)
+        self._wake_all()
+        self.models.wake_all()
+
+    def _wake_all(self) -> None:
         for key in self._tasks:
             self._wake(key)
-        self.models.wake_all()
 
     async def _sweep_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(self._parts.sweep_seconds)
             await self._sweep_safely()
-            for key in self._tasks:
-                self._wake(key)
+            self._wake_all()
 
     async def _sweep_safely(self) -> None:
         try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of the cluster: trimmed caches, who is woken by a change, and what we wrote."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,8 @@ from slmops.adapters.reflector import Key, Reflector
 from slmops.adapters.resources import DEVICE_PROFILES, NODES, OWNED, PODS, Resource
 from slmops.adapters.trim import OwnedMeta, OwnedPod, trim_node, trim_owned, trim_pod, trim_profile
 from slmops.api.base import LabelSelector
-from slmops.model.observed import NodeView, OwnedKind, ProfileView
+from slmops.api.spec import ModelSource
+from slmops.model.observed import Deployment, NodeView, OwnedKind, ProfileView
 from slmops.model.offers import ModelOffer
 from slmops.planning.names import Names
 from slmops.planning.selectors import matches
@@ -242,13 +243,31 @@ class World:
         """What an SLMModel offers; None when there is no such model."""
         return self.models.offer_of(DeploymentKey(namespace, name)) if self.models is not None else None
 
+    @property
+    def are_models_known(self) -> bool:
+        """Whether an SLMModel without an offer is known not to be there."""
+        return self.models is None or self.models.is_listed
+
     def wake_followers(self, namespace: str, name: str) -> None:
         """The offer of an SLMModel has changed: wake the SLMDeployments that follow it."""
+        for deployment, _ in self._followers(namespace, name):
+            self._on_wake(DeploymentKey(namespace, deployment.name))
+
+    def versions_in_use(self, namespace: str, name: str) -> frozenset[str]:
+        """Versions of an SLMModel that the SLMDeployments which follow it name or run."""
+        found = {
+            version
+            for deployment, source in self._followers(namespace, name)
+            for version in (source.version, deployment.status.model_version)
+        }
+        return frozenset(version for version in found if version)
+
+    def _followers(self, namespace: str, name: str) -> Iterator[tuple[Deployment, ModelSource]]:
         for key, stored in self._deployments.items():
             spec = stored.deployment.spec
-            followed = spec.model.from_ if spec is not None else None
-            if key.namespace == namespace and followed is not None and followed.name == name:
-                self._on_wake(key)
+            source = spec.model.from_ if spec is not None else None
+            if key.namespace == namespace and source is not None and source.name == name:
+                yield stored.deployment, source
 
     # Wakes
 

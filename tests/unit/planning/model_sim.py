@@ -98,7 +98,7 @@ class ModelSim:
     """Names of all Jobs that were ever made, in order."""
     resolutions: dict[str, Resolved | ResolveFailure] = field(default_factory=dict)
     manifests: dict[str, Resolved] = field(default_factory=dict)
-    profiles: Mapping[str, ProfileView] = field(
+    profiles: Mapping[str, ProfileView] | None = field(
         default_factory=lambda: {
             name: ProfileView(node_selector=LabelSelector(match_labels={"class": name}))
             for name in ("pi5", "nuc")
@@ -110,6 +110,10 @@ class ModelSim:
         default_factory=lambda: OperatorConfig(runtime_image="runtime:1", optimizer_image="optimizer:1")
     )
     transitions: list[str] = field(default_factory=list)
+    in_use: frozenset[str] = frozenset()
+    refuses: str = ""
+    """What the API server says about every Job; empty: it takes them."""
+    refused: dict[str, str] = field(default_factory=dict)
 
     def observed(self) -> ModelObserved:
         """The snapshot."""
@@ -130,6 +134,8 @@ class ModelSim:
             resolutions=dict(self.resolutions),
             manifests=dict(self.manifests),
             profiles=self.profiles,
+            in_use=self.in_use,
+            refused=dict(self.refused),
         )
 
     def look(self, *, writes: int | None = None) -> ModelPlan:
@@ -143,7 +149,11 @@ class ModelSim:
             left -= 1
             self.status = plan.status
             self.transitions += [transition.reason for transition in plan.transitions]
+        self.refused = {}
         for action in plan.actions:
+            if self.refuses and isinstance(action, CreateJob):
+                self.refused[action.name] = self.refuses
+                continue
             if left == 0:
                 self.forget()
                 return plan

@@ -52,12 +52,18 @@ class ProfileSim(FleetSim):
 
     profiles: tuple[ProfileView, ...] | None = ()
     offer: ModelOffer | None = None
+    are_models_known: bool = True
 
     def observed(self, readings: Iterable[Reading] = ()) -> Observed:
-        return replace(super().observed(readings), profiles=self.profiles, offer=self.offer)
+        return replace(
+            super().observed(readings),
+            profiles=self.profiles,
+            offer=self.offer,
+            are_models_known=self.are_models_known,
+        )
 
     def _fingerprint(self) -> object:
-        return super()._fingerprint(), self.profiles, self.offer
+        return super()._fingerprint(), self.profiles, self.offer, self.are_models_known
 
     def variants(self) -> dict[str, str]:
         """Variant that each node serves; + between two."""

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from slmops import api
 from slmops.api import SLMDeploymentSpec
+from slmops.api.profile import Accelerator
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import NodeView, ProfileView, Resolved
 from slmops.model.offers import Measured, OfferedVariant, OfferedVersion
@@ -57,7 +59,7 @@ def test_what_the_release_before_stored_keeps_its_revision() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "manifests/examples").glob("*.yaml")), ids=lambda p: p.stem)
 def test_without_profiles_a_spec_is_what_it_is(path: Path) -> None:
     for body in yaml.safe_load_all(path.read_text()):
-        if body["kind"] == api.KIND:
+        if body.get("kind") == api.KIND:
             spec = SLMDeploymentSpec.model_validate(body["spec"])
             assert expand_spec(spec, known={}) is spec
 
@@ -378,3 +380,10 @@ def test_a_node_of_a_profile_takes_no_variant_of_another() -> None:
     assert choose(candidates, rules_of(spec), node("n", device="pi")) is None
     found = choose(candidates, rules_of(spec), node("n"))
     assert found is not None and found.name == "int4"
+
+
+@pytest.mark.parametrize("label", ["two words", "a/b/c", "-x", "UPPER.example/x", "x/", "x\ny"])
+def test_a_label_that_no_node_can_have_is_refused(label: str) -> None:
+    with pytest.raises(ValidationError):
+        Accelerator(label=label, value="orin")
+    assert Accelerator(label="nvidia.com/gpu.family", value="orin").label

@@ -43,13 +43,14 @@ ALL = offer(
         ({"version": "1.8"}, "2.0", "1.8"),
         ({"version": "2.0"}, "2.0", "2.0"),
         ({}, "2.0", "2.0"),
-        # The newest lost its approval, or is gone: nobody goes back by himself.
+        # The newest lost its approval: nobody goes back by himself.
         ({}, "2.1", "2.1 is no longer accepted and 2.0 is older"),
-        ({}, "3.0", "3.0 is no longer offered and 2.0 is older"),
+        # What is not offered any more is older than all that is, or of an SLMModel of before.
+        ({}, "f3c0ffee00", "2.0"),
         ({}, "2.0-rc1", "2.0"),
-        ({}, "1.10", "2.0"),
+        ({}, "3.0", "2.0"),
         ({"versionPattern": "2.?"}, "2.10", "2.0"),
-        ({"versionPattern": "1.*"}, "1.10", "1.10 is no longer offered and 1.9 is older"),
+        ({"versionPattern": "1.*"}, "1.10", "1.9"),
         # Nothing that could be taken.
         ({"versionPattern": "2.1"}, "", "version 2.1: Evaluating"),
         ({"version": "7"}, "", "has no version 7"),
@@ -79,24 +80,26 @@ def following(**source: Any) -> ProfileSim:
     return sim
 
 
-def test_a_new_accepted_version_is_rolled_out_and_a_deleted_one_goes_on_serving() -> None:
+def test_a_new_accepted_version_is_rolled_out_and_goes_on_serving_without_its_model() -> None:
     sim = following()
     sim.offer = offer(offered("1.0"))
     sim.settle()
     assert set(sim.versions().values()) == {"1.0"}
     sim.offer = offer(
-        offered("1.1", accepted=False, reason="QualityTooLow", message="0.6 < 0.9"), offered("1.0")
+        offered("1.1", accepted=False, reason="GateFailed", message="0.6 < 0.9"), offered("1.0")
     )
     sim.run(60)
     assert set(sim.versions().values()) == {"1.0"} and sim.condition("ModelResolved") == ("True", "Resolved")
+    (resolved,) = [c for c in sim.status.conditions if c.type == "ModelResolved"]
+    assert resolved.message.endswith("; version 1.1 is not taken: GateFailed: 0.6 < 0.9")
     sim.offer = offer(offered("1.1"), offered("1.0"))
     sim.settle()
     assert set(sim.versions().values()) == {"1.1"}
     stable = sim.status.stable_revision
 
-    sim.offer = offer(offered("1.0"))
+    sim.offer = offer(offered("1.1", accepted=False), offered("1.0"))
     sim.run(300)
-    assert set(sim.versions().values()) == {"1.1"}, "nobody goes back because the newest was deleted"
+    assert set(sim.versions().values()) == {"1.1"}, "nobody goes back because the newest lost its approval"
     assert sim.condition("ModelResolved") == ("False", "NoAcceptedVersion")
     assert sim.condition("Ready")[0] == "True" and sim.status.stable_revision == stable
     sim.restart_operator()
@@ -120,6 +123,20 @@ def test_a_rollout_goes_on_while_the_model_is_away() -> None:
     sim.settle()
     assert set(sim.versions().values()) == {"1.1"}
     assert "RolloutCancelled" not in sim.events()
+
+
+def test_while_models_cannot_be_read_what_runs_is_kept() -> None:
+    sim = following()
+    sim.offer, sim.are_models_known = None, False
+    sim.run(60)
+    assert sim.condition("ModelResolved") == ("False", "ModelsUnknown") and sim.our_labels() == {}
+    sim.offer = offer(offered("1.0"))
+    sim.settle()
+    assert set(sim.versions().values()) == {"1.0"}, "one that was seen counts"
+    sim.offer = None
+    sim.run(60)
+    assert sim.condition("ModelResolved") == ("False", "ModelsUnknown")
+    assert set(sim.versions().values()) == {"1.0"} and sim.condition("Ready")[0] == "True"
 
 
 def test_before_any_version_is_accepted_nothing_runs_and_it_is_said() -> None:
@@ -149,11 +166,24 @@ def test_a_followed_model_has_variants_for_profiles_and_can_be_deleted() -> None
     assert sim.run_until(lambda: sim.gone, limit_seconds=600)
 
 
-def test_what_cannot_be_used_is_refused_by_name() -> None:
+def test_a_version_that_cannot_be_used_is_said_and_what_runs_is_looked_after() -> None:
     sim = following()
-    sim.offer = offer(
-        replace(offered("1.0"), variants=(replace(offered("1.0").variants[0], name="No Name"),))
-    )
+    form = offered("1.0").variants[0]
+    bad = replace(offered("1.0"), variants=(replace(form, name="No Name"),))
+    sim.offer = offer(bad)
     sim.run(30)
-    (accepted,) = [c for c in sim.status.conditions if c.type == "Accepted"]
-    assert accepted.status == "False" and "variant No Name of the SLMModel cannot be used" in accepted.message
+    (resolved,) = [c for c in sim.status.conditions if c.type == "ModelResolved"]
+    assert (resolved.status, resolved.reason) == ("False", "VersionUnfit")
+    assert "variant No Name of the SLMModel cannot be used" in resolved.message
+    sim.offer = offer(offered("1.0"))
+    sim.settle()
+    stable = sim.status.stable_revision
+    # Nobody has touched spec: the model offers what only a class takes that is not there.
+    gone = replace(form, profiles=("npu",))
+    sim.offer = offer(replace(offered("1.1"), variants=(gone,)), offered("1.0"))
+    sim.run(60)
+    assert sim.condition("Accepted")[0] == "True" and sim.condition("ModelResolved")[1] == "VersionUnfit"
+    sim.add_node("d")
+    sim.run(60)
+    assert set(sim.versions()) == {"a", "b", "c", "d"} and set(sim.versions().values()) == {"1.0"}
+    assert sim.status.stable_revision == stable

@@ -6,9 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from slmops.api import SLMModelSpec
+from slmops.api.spec import ModelSource
 from slmops.model.slmmodel import ContainerView
+from slmops.planning.follow import follow
 from slmops.planning.slmmodel.offer import to_offer
+from slmops.planning.slmmodel.versions import trimmed
 from slmwire.jobs import EvaluateReport, PublishReport
 from slmwire.reasons import Reason, Termination
 from tests.unit.planning.model_sim import (
@@ -95,6 +100,22 @@ def test_the_measuring_job_runs_alone_on_a_node_of_its_profile() -> None:
     assert command[7:] == ["--deadline-seconds", "2880"]
 
 
+def test_a_class_measures_with_the_engine_that_it_serves_with() -> None:
+    def told(recipe: dict[str, Any], engine: str) -> tuple[str, str]:
+        sim = ModelSim(spec=spec_body(recipes=[{"name": "fp16", "profiles": ["pi5"]} | recipe]))
+        assert sim.profiles is not None
+        view = replace(sim.profiles["pi5"], engine=engine, engine_image="class:1")
+        sim.profiles = {"pi5": view}
+        sim.settle()
+        [container] = sim.bodies[sim.running("evaluate")[0]]["spec"]["template"]["spec"]["containers"]
+        values = {entry["name"]: entry["value"] for entry in container["env"]}
+        return values.get("SLM_ENGINE", ""), container["image"]
+
+    assert told({}, "openvino") == ("openvino", "class:1")
+    assert told({"engine": "llama.cpp"}, "openvino") == ("llama.cpp", "runtime:1")
+    assert told({}, "auto") == ("", "runtime:1") == told({}, "")
+
+
 def test_one_variant_that_loses_too_much_is_left_out() -> None:
     sim = ModelSim()
     sim.work_off(by_variant(sim, {"int4": replace(GOOD, exact_match=0.868)}))
@@ -160,6 +181,16 @@ def test_without_an_interval_a_change_of_spec_looks_again() -> None:
     sim.generation += 1
     sim.settle()
     assert len(sim.status.versions) == 2
+
+
+def test_old_bytes_are_never_called_by_a_new_name() -> None:
+    sim = ModelSim(spec=spec_body(version="1.0"))
+    sim.work_off()
+    sim.spec["version"], sim.commit = "2.0", "b" * 40
+    sim.generation += 1
+    sim.work_off()
+    assert [version.version for version in sim.status.versions] == ["2.0", "1.0"]
+    assert sim.newest.accepted and sim.newest.reference == "b" * 40
 
 
 def test_going_back_to_an_earlier_source_makes_and_measures_nothing() -> None:
@@ -260,6 +291,90 @@ def test_an_image_that_cannot_be_pulled_is_said_with_the_last_words() -> None:
     assert name not in sim.jobs and sim.variant("int4").failures == 1, "given up, to be tried again"
 
 
+def test_an_image_has_its_time_from_when_it_is_wanted() -> None:
+    sim = ModelSim()
+    sim.settle()
+    name = sim.running("optimise")[0]
+    sim.now += 4000
+
+    def stuck(containers: tuple[ContainerView, ...]) -> tuple[ContainerView, ...]:
+        done = replace(containers[0], state="Done", finished_at=sim.now)
+        return (
+            done,
+            replace(containers[1], reason="ErrImagePull", message="connection reset"),
+            containers[2],
+        )
+
+    sim.progress(name, stuck)
+    sim.settle()
+    assert name in sim.running("optimise"), "the fetcher took an hour, the image has just been asked for"
+    assert sim.condition("Optimised")[1] == "ImagePullBackOff"
+    sim.now += 601
+    sim.settle()
+    assert sim.variant("int4").failures == 1
+
+
+def test_a_pod_on_a_node_that_is_gone_is_given_up() -> None:
+    sim = ModelSim()
+    sim.settle()
+    name = sim.running("optimise")[0]
+    sim.pods[name] = replace(sim.pods[name], node="pi-7", deleting=True)
+    sim.settle()
+    assert sim.condition("Optimised")[1] == "PodLost" and "node pi-7" in sim.condition("Optimised")[2]
+    assert name not in sim.jobs, "its Job would be active for as long as the node does not answer"
+    sim.now += 31
+    sim.settle()
+    assert len(sim.running("optimise")) == 1
+
+
+def test_a_pod_in_which_nothing_begins_says_where_to_look() -> None:
+    sim = ModelSim()
+    sim.settle()
+    name = sim.running("optimise")[0]
+    waiting = tuple(replace(c, reason="ContainerCreating") for c in sim.pods[name].containers)
+    sim.pods[name] = replace(sim.pods[name], node="pi-7", started_at=sim.now, containers=waiting)
+    plan = sim.settle()
+    assert sim.condition("Optimised")[0] == "Unknown"
+    assert plan.requeue_after_seconds is not None and plan.requeue_after_seconds <= 600
+    sim.now += 600
+    sim.settle()
+    assert sim.condition("Optimised")[:2] == ("False", "NotStarted")
+    assert f"kubectl describe pod {name}" in sim.condition("Optimised")[2] and name in sim.running()
+    sim.progress(name, lambda cs: (replace(cs[0], state="Running", reason=""), *cs[1:]))
+    sim.settle()
+    assert sim.condition("Optimised")[1] == "Optimising"
+
+
+def test_jobs_that_the_api_server_refuses_are_said() -> None:
+    sim = ModelSim(refuses="exceeded quota: jobs")
+    sim.settle()
+    assert sim.condition("Optimised")[:2] == ("False", "WriteFailed")
+    assert "exceeded quota: jobs" in sim.condition("Optimised")[2]
+    assert sim.condition("Evaluated")[:2] == ("False", "WriteFailed")
+    sim.refuses = ""
+    sim.settle()
+    assert sim.condition("Optimised")[:2] == ("Unknown", "Optimising")
+    sim.work_off()
+    assert sim.newest.accepted and not sim.variant("int4").reason
+
+
+def test_a_job_that_gets_no_pod_says_where_to_look() -> None:
+    sim = ModelSim()
+    sim.settle()
+    name = sim.running("optimise")[0]
+    pod = sim.pods.pop(name)
+    plan = sim.settle()
+    assert sim.condition("Optimised")[0] == "Unknown"
+    assert plan.requeue_after_seconds is not None and plan.requeue_after_seconds <= 60
+    sim.now += 60
+    sim.settle()
+    assert sim.condition("Optimised")[:2] == ("False", "NotStarted")
+    assert f"kubectl describe job {name}" in sim.condition("Optimised")[2]
+    sim.pods[name] = pod
+    sim.settle()
+    assert sim.condition("Optimised")[1] == "Optimising"
+
+
 def test_a_dataset_without_golden_set_is_refused_by_name() -> None:
     sim = ModelSim(dataset=("text.txt",))
     sim.settle()
@@ -281,6 +396,18 @@ def test_a_profile_that_does_not_exist_is_waited_for() -> None:
     sim.profiles = profiles
     sim.work_off()
     assert sim.newest.accepted
+
+
+def test_profiles_that_cannot_be_read_are_not_missing() -> None:
+    sim = ModelSim()
+    profiles, sim.profiles = sim.profiles, None
+    sim.settle()
+    assert sim.condition("Evaluated")[1] == "ProfilesUnknown" and not sim.running("evaluate")
+    sim.profiles = profiles
+    sim.settle()
+    assert len(sim.running("evaluate")) == 2
+    sim.settle()
+    assert sim.condition("Evaluated")[1] == "Evaluating"
 
 
 @pytest.mark.parametrize("said", ["", "0.9", '{"score": 7}', '{"score": true}', '{"score": "0.9"}', "[1]"])
@@ -433,6 +560,29 @@ def test_bad_input_is_refused_by_field(changes: dict[str, Any], field: str) -> N
     assert not sim.jobs and not sim.status.versions
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": "1.0-"},
+        {"version": "1."},
+        {"recipes": [{"name": "x", "engine": "tensorrt"}]},
+        {"recipes": [{"name": "x", "profiles": ["pi5.shop"]}]},
+    ],
+)
+def test_what_no_job_or_deployment_could_be_named_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        SLMModelSpec.model_validate(spec_body(**changes))
+
+
+@pytest.mark.parametrize("deadline", ["999999999999999999999999999999h", "721h", "0s"])
+def test_a_deadline_that_no_job_can_have_is_refused(deadline: str) -> None:
+    for changes in ({"jobs": {"deadline": deadline}}, {"evaluation": {"deadline": deadline}}):
+        sim = ModelSim(spec=spec_body(**changes))
+        sim.settle()
+        assert sim.condition("Accepted")[1] == "InvalidSpec"
+        assert f"spec.{next(iter(changes))}.deadline" in sim.condition("Accepted")[2]
+
+
 def test_a_bad_edit_takes_nothing_away() -> None:
     sim = ModelSim()
     sim.work_off()
@@ -489,6 +639,40 @@ def test_a_recipe_changed_while_paused_waits_for_its_version() -> None:
     assert sim.newest.accepted and [variant.name for variant in sim.newest.variants] == ["other"]
 
 
+def test_versions_in_use_stay_and_no_number_is_given_twice() -> None:
+    sim = ModelSim(spec=spec_body(version="1.0", versionHistoryLimit=1))
+    names = []
+    for letter in "abcd":
+        sim.commit = letter * 40
+        sim.now += 601
+        sim.work_off()
+        names.append(sim.newest.version)
+        sim.in_use = frozenset(names[:1])
+    assert names == ["1.0", "1.0-2", "1.0-3", "1.0-4"]
+    assert [version.version for version in sim.status.versions] == ["1.0-4", "1.0"]
+    offered = to_offer("shop", "chat", sim.status)
+    followed = follow(ModelSource(name="chat"), offered, present="1.0-3")
+    assert followed.version is not None and followed.version.version == "1.0-4", "1.0-3 was dropped meanwhile"
+
+
+def test_many_measurements_do_not_fill_the_object() -> None:
+    sim = ModelSim(spec=spec_body(recipes=[{"name": "fp16"}]))
+    sim.work_off()
+    [variant] = sim.newest.variants
+    said = variant.evaluations[0].model_copy(update={"reason": "GateFailed", "message": "x" * 512})
+    full = variant.model_copy(
+        update={"evaluations": [said.model_copy(update={"profile": f"p{i}"}) for i in range(16)]}
+    )
+    variants = [full.model_copy(update={"name": f"r{i}"}) for i in range(16)]
+    versions = [
+        sim.newest.model_copy(update={"version": f"v{i}", "variants": variants, "accepted": i == 18})
+        for i in range(20)
+    ]
+    kept = trimmed(versions, limit=20, in_use=frozenset({"v19"}))
+    assert [version.version for version in kept] == ["v0", "v18"]
+    assert len(json.dumps([version.to_body() for version in kept])) < 750_000, "twice that is the limit"
+
+
 def test_many_files_do_not_fill_the_object() -> None:
     files = [{"path": f"f{i}", "sha256": "1" * 64, "size": 1} for i in range(100)]
     recipes = [{"name": f"r{i}"} for i in range(16)]
@@ -498,5 +682,5 @@ def test_many_files_do_not_fill_the_object() -> None:
         sim.spec["version"] = f"v{number}"
         sim.generation += 1
         sim.work_off()
-    assert sim.newest.accepted and len(sim.status.versions) == 1
+    assert sim.newest.accepted and len(sim.status.versions) == 2
     assert len(json.dumps(sim.status.to_body())) < 500_000

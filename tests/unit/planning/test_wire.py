@@ -143,7 +143,13 @@ def test_a_termination_message_fits_the_kubelet_and_comes_back(text: str, reason
         assert heard.message == text
 
 
-@pytest.mark.parametrize("text", ["", "panic: oh no", "[1]", "{}", '{"message": "x"}', "null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "panic: oh no", "[1]", "{}", '{"message": "x"}', "null", '{"reason": ["x"]}', "[" * 4096,
+        '{"reason": ' + "[" * 4000,
+    ],
+)  # fmt: skip
 def test_messages_of_other_programs_are_left_alone(text: str) -> None:
     assert parse_termination(text) is None
 

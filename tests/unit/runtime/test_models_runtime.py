@@ -108,7 +108,10 @@ class Bench:
             sweep_seconds=0.05,
         )
         self.keeper = keeper
-        tasks = [asyncio.create_task(keeper.run()), asyncio.create_task(events.run())]
+        begin = asyncio.Event()
+        begin.set()
+        await keeper.sweep()
+        tasks = [asyncio.create_task(keeper.run(begin)), asyncio.create_task(events.run())]
         try:
             yield keeper
         finally:
@@ -156,6 +159,7 @@ class Bench:
             "metadata": {
                 "name": f"{job['metadata']['name']}-x",
                 "namespace": NAMESPACE,
+                "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
                 "labels": {
                     **job["metadata"]["labels"],
                     "batch.kubernetes.io/job-name": job["metadata"]["name"],
@@ -265,19 +269,60 @@ async def test_a_cluster_without_the_kind_or_the_rights_ends_nothing(error: Any)
     async with bench.run() as keeper:
         await bench.until(lambda: all(r.synced.is_set() for r in bench.world.reflectors))
         await asyncio.sleep(0.2)
+        assert not bench.world.is_listed, "that nothing is seen is not that nothing is there"
         # It appears later, and kopf tells of it.
         bench.kube.list = listing  # type: ignore[method-assign]
         keeper.seen(bench.kube.add(MODELS, model_body()))
-        await bench.until(lambda: len(bench.jobs()) == 2)
+        await bench.until(lambda: len(bench.jobs()) == 2 and bench.world.is_listed)
 
 
-async def test_a_status_that_cannot_be_read_is_left_alone() -> None:
+async def test_a_job_that_is_refused_is_said_and_made_later() -> None:
     bench = Bench()
-    body = model_body() | {"status": {"versions": [{"version": 7}]}}
+    bench.kube.add(MODELS, model_body())
+    create = bench.kube.create
+
+    async def refuse(resource: Any, **options: Any) -> Any:
+        if resource is JOBS:
+            raise Forbidden("exceeded quota", status=403)
+        return await create(resource, **options)
+
+    bench.kube.create = refuse  # type: ignore[method-assign]
+    async with bench.run():
+        await bench.until(lambda: "exceeded quota" in str(bench.status().get("conditions")))
+        reasons = {c["type"]: c["reason"] for c in bench.status()["conditions"]}
+        assert reasons["Optimised"] == reasons["Evaluated"] == "WriteFailed"
+        bench.kube.create = create  # type: ignore[method-assign]
+        await bench.until(lambda: len(bench.jobs()) == 2)
+        await bench.until(lambda: "WriteFailed" not in str(bench.status()))
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        {"version": 7},
+        # A metric of a later release, and a number that is none: the offer is made of them.
+        {"version": "1.0", "metric": "Rouge", "variants": []},
+        {
+            "version": "1.0",
+            "metric": "ExactMatch",
+            "variants": [
+                {
+                    "name": "x",
+                    "step": "Accepted",
+                    "source": {"hf": {"repo": "a/b"}},
+                    "evaluations": [{"verdict": "Pass", "exactMatch": "much"}],
+                }
+            ],
+        },
+    ],
+)
+async def test_a_status_that_cannot_be_read_is_left_alone(version: dict[str, Any]) -> None:
+    bench = Bench()
+    body = model_body() | {"status": {"versions": [version]}}
     bench.kube.add(MODELS, body)
     async with bench.run():
         await bench.until(lambda: bench.metrics.errors.labels("StatusUnreadable")._value.get() > 0)
-    assert bench.status() == {"versions": [{"version": 7}]} and not bench.jobs()
+    assert bench.status() == {"versions": [version]} and not bench.jobs()
 
 
 def test_followers_of_an_offer_are_woken_and_nobody_else() -> None:
@@ -286,6 +331,15 @@ def test_followers_of_an_offer_are_woken_and_nobody_else() -> None:
     world.take_in_deployment(deployment_body(resourceVersion="1"))
     world.wake_followers(NAMESPACE, "chat")
     assert woken == [], "it has a source of its own"
+    follower = deployment_body(resourceVersion="1", name="follower", uid="follower")
+    follower["spec"]["model"] = {"name": "orders", "from": {"name": "chat", "version": "1.0"}}
+    follower["status"] = {"modelVersion": "0.9"}
+    world.take_in_deployment(follower)
+    world.wake_followers(NAMESPACE, "chat")
+    world.wake_followers("elsewhere", "chat")
+    assert woken == [DeploymentKey(NAMESPACE, "follower")]
+    assert world.versions_in_use(NAMESPACE, "chat") == {"1.0", "0.9"}
+    assert not world.versions_in_use(NAMESPACE, "other")
     assert world.offer_of(NAMESPACE, "chat") is None
 
 

@@ -11,7 +11,9 @@ import yaml
 from slmcli.errors import UsageError
 from slmcli.fitting import fetch_url, find_sizes
 from slmops.api import SLMDeploymentSpec
+from slmops.api.slmmodel_status import SLMModelStatus
 from slmops.planning.revision import source_hash
+from tests.unit.planning.model_sim import GOOD, ModelSim, spec_body
 from tests.unit.slmcli.cli_double import Ran, ScriptedCluster, run_cli
 from tests.unit.slmcli.cli_objects import (
     Body,
@@ -168,6 +170,34 @@ def test_sizes_come_from_what_the_cluster_has_resolved(
         ran = run_cli(cluster, "fit", "-f", file, "--no-fetch", "-o", "json", capsys=capsys)
         (candidate,) = json.loads(ran.out)["items"][0]["candidates"]
         assert candidate["sizeBytes"] == expected and candidate["need"]["requestBytes"] == 256 * MIB
+
+
+def test_a_model_that_is_followed_is_read_from_the_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sim = ModelSim(spec=spec_body(recipes=[{"name": "fp16"}]))
+    followed: Body = build_spec() | {"model": {"name": "m", "from": {"name": "chat"}}}
+    del followed["variants"]
+    file = written(tmp_path, build_body(spec=followed))
+
+    def ask() -> Ran:
+        cluster = cluster_with()
+        metadata = {"name": "chat", "namespace": "shop"}
+        cluster.slmmodels = [{"metadata": metadata, "spec": sim.spec, "status": sim.status.to_body()}]
+        return run_cli(cluster, "fit", "-f", file, "--no-fetch", "-o", "json", "-n", "shop", capsys=capsys)
+
+    sim.settle()
+    ran = ask()
+    assert ran.code == 1 and "version aaaaaaaaaa: InProgress" in ran.err
+    sim.work_off()
+    ran = ask()
+    (candidate,) = json.loads(ran.out)["items"][0]["candidates"]
+    assert ran.code == 0 and candidate["sizeBytes"] == 1000
+    assert candidate["need"]["weightsBytes"] + candidate["need"]["overheadBytes"] == GOOD.memory_bytes
+    sim.status = SLMModelStatus()
+    assert "has no version yet" in ask().err
+    ran = run_cli(cluster_with(), "fit", "-f", file, "-n", "shop", capsys=capsys)
+    assert ran.code != 0 and '"chat" not found' in ran.err
 
 
 def test_an_http_manifest_is_read_with_the_models_configuration() -> None:

@@ -13,6 +13,7 @@ from slmops.api import SLMModelSpec
 from slmops.api.base import duration_seconds
 from slmops.api.slmmodel import Recipe
 from slmops.api.source import Source
+from slmops.api.variant import AUTO
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Resolved
 from slmops.model.slmmodel import ModelObject, ProfileView, Work
@@ -128,8 +129,9 @@ def build_evaluate_job(
     view: ProfileView | None,
 ) -> Body:
     """Job that measures one variant on a node of `view`, or of jobs.nodeSelector without one."""
-    spec, recipe = place.spec, place.recipe
+    spec = place.spec
     assert spec.evaluation is not None
+    engine = _engine(place.recipe, view)
     told = {"manifest.json": resolved.manifest.to_json()}
     volumes = source_volumes(source)
     init = [_fetch(place, source=source, manifest="manifest.json", kind="source")]
@@ -145,10 +147,10 @@ def build_evaluate_job(
     evaluate = _container(
         place,
         name="evaluate",
-        image=_runtime_image(place, view),
+        image=_runtime_image(place, view, engine),
         command=command,
         env_values={
-            env.ENGINE: recipe.engine or "",
+            env.ENGINE: engine,
             env.MODEL_DIR: paths.MODEL_DIR,
             env.MODEL: place.model.name,
             env.MODEL_VERSION: place.version,
@@ -180,13 +182,19 @@ def _measuring_seconds(deadline: str) -> int:
     return max(1, int(duration_seconds(deadline) * (1 - _FETCH_SHARE)))
 
 
-def _runtime_image(place: JobPlace, view: ProfileView | None) -> str:
-    """Image that has the recipe's engine."""
-    recipe, engine = place.recipe, place.recipe.engine
+def _engine(recipe: Recipe, view: ProfileView | None) -> str:
+    """The engine that the class would serve it with; empty: what suits its files."""
+    of_class = view.engine if view is not None and view.engine != AUTO else ""
+    return recipe.engine or of_class
+
+
+def _runtime_image(place: JobPlace, view: ProfileView | None, engine: str) -> str:
+    """Image that has the engine."""
+    recipe = place.recipe
     named = recipe.runtime_image or place.spec.jobs.runtime_image
     if not named and view is not None and engine and view.engine == engine:
         named = view.engine_image
-    return named or place.config.engine_images.get(engine or "", place.config.runtime_image)
+    return named or place.config.engine_images.get(engine, place.config.runtime_image)
 
 
 def _job(place: JobPlace, work: Work, pod: Body, *, deadline: str) -> Body:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from slmops.api.slmmodel_status import MESSAGE_LIMIT
+from slmops.api.variant import ENGINE_NAMES
 from slmops.model.slmmodel import ContainerView, JobPodView, JobView
 from slmops.planning.nodes import DOWNLOAD_REASONS, IMAGE_PULL_REASONS
 from slmwire.jobs import EvaluateReport, PublishReport, parse_report
@@ -18,8 +19,17 @@ from slmwire.reasons import Reason, parse_termination
 IMAGE_SECONDS: Final = 600.0
 """A Job whose image cannot be pulled for so long is given up; it is tried again like one that a source let
 down."""
+POD_SECONDS: Final = 60.0
+"""A Job that has no pod for so long will hardly get one."""
 _CANNOT_BE_MADE: Final = frozenset({"InvalidImageName", "CreateContainerConfigError", "CreateContainerError"})
-RETRIED: Final = DOWNLOAD_REASONS | {"PodLost", "ReportLost", "Evicted", "Unschedulable", "ImagePullBackOff"}
+RETRIED: Final = DOWNLOAD_REASONS | {
+    "PodLost",
+    "ReportLost",
+    "Evicted",
+    "Unschedulable",
+    "ImagePullBackOff",
+    "NotStarted",
+}
 """Reasons that another attempt may get over; a recipe that does not apply fails for good."""
 _LIMIT: Final = 2.0**62
 
@@ -46,8 +56,8 @@ class JobState:
     """Containers that are done, of all."""
     waits: Failure | None = None
     """Why a running one does not move."""
-    gives_up_at: float | None = None
-    """When that makes it a failure."""
+    looks_again_at: float | None = None
+    """When that makes it a failure, or standing still makes it wait."""
     failure: Failure | None = None
     publish: PublishReport | None = None
     evaluate: EvaluateReport | None = None
@@ -62,7 +72,9 @@ def read_job(
     """State of a Job with its pods; `waited` is what it was seen waiting with before, if anything."""
     if job is None:
         return ABSENT
-    pod = max((pod for pod in pods if pod.job == job.name), key=lambda pod: pod.created_at, default=None)
+    # A kubelet may make pods with any label, but none that a Job owns.
+    own = (pod for pod in pods if pod.job == job.name and pod.owner_uid == job.uid)
+    pod = max(own, key=lambda pod: pod.created_at, default=None)
     containers = pod.containers if pod is not None else ()
     done = sum(container.state == "Done" for container in containers)
     progress = f"{done}/{len(containers)}" if containers else ""
@@ -70,13 +82,48 @@ def read_job(
         return _finished(pod, progress)
     if job.state == "Failed":
         return JobState(phase="Failed", progress=progress, failure=_failure(job, pod, waited))
+    if pod is None:
+        return _without_pod(job, now)
+    if pod.deleting and not job.deleting:
+        # On a node that does not answer it stays so, and its Job active, until somebody removes the node.
+        message = f"the Job's pod is being removed; node {pod.node or 'none'} is drained or does not answer"
+        return JobState(phase="Failed", progress=progress, failure=Failure(reason="PodLost", message=message))
+    return _running(pod, progress, now)
+
+
+def _without_pod(job: JobView, now: float) -> JobState:
+    late_at = job.created_at + POD_SECONDS
+    if now < late_at:
+        return JobState(phase="Running", looks_again_at=late_at)
+    # Admission refuses pods to the controller alone, which says so in Events.
+    message = (
+        f"the Job has no pod; kubectl describe job {job.name} names the cause (Pod Security level, quota, "
+        "priority class)"
+    )
+    return JobState(phase="Running", waits=Failure(reason="NotStarted", message=message))
+
+
+def _running(pod: JobPodView, progress: str, now: float) -> JobState:
     waits = _waits(pod)
-    gives_up_at = None
-    if waits is not None and pod is not None and waits.reason != "Unschedulable":
-        gives_up_at = pod.created_at + IMAGE_SECONDS
-        if waits.reason == "StepFailed" or gives_up_at <= now:
-            return JobState(phase="Failed", progress=progress, failure=waits)
-    return JobState(phase="Running", progress=progress, waits=waits, gives_up_at=gives_up_at)
+    late_at = max(pod.created_at, pod.started_at, *(c.finished_at for c in pod.containers)) + IMAGE_SECONDS
+    if waits is None:
+        begins = any(c.state != "Done" for c in pod.containers) and not any(
+            c.state == "Running" for c in pod.containers
+        )
+        if not begins or not pod.node:
+            return JobState(phase="Running", progress=progress)
+        if late_at <= now:
+            message = (
+                f"nothing has begun for 10 minutes; kubectl describe pod {pod.name} names the cause: an "
+                "image that is being pulled, or a Secret or volume that is missing"
+            )
+            waits = Failure(reason="NotStarted", message=message)
+        return JobState(phase="Running", progress=progress, waits=waits, looks_again_at=late_at)
+    if waits.reason == "Unschedulable":
+        return JobState(phase="Running", progress=progress, waits=waits)
+    if waits.reason == "StepFailed" or late_at <= now:
+        return JobState(phase="Failed", progress=progress, failure=waits)
+    return JobState(phase="Running", progress=progress, waits=waits, looks_again_at=late_at)
 
 
 def _finished(pod: JobPodView | None, progress: str) -> JobState:
@@ -136,9 +183,7 @@ def _failure(job: JobView, pod: JobPodView | None, waited: Failure | None) -> Fa
     )
 
 
-def _waits(pod: JobPodView | None) -> Failure | None:
-    if pod is None:
-        return None
+def _waits(pod: JobPodView) -> Failure | None:
     if pod.unschedulable:
         return Failure(
             reason="Unschedulable", message=f"no node takes the pod: {last_words(pod.unschedulable)}"
@@ -156,8 +201,8 @@ def _say_waiting(container: ContainerView) -> str:
 
 
 def last_words(text: str) -> str:
-    """The end of what a container said, in one line."""
-    line = " ".join(text.split())
+    """The end of what a container said, in one line of what can be printed."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return line if len(line) <= 300 else f"...{line[-297:]}"
 
 
@@ -172,8 +217,8 @@ def _score(text: str) -> float | None:
 def _number(value: object, *, most: float = _LIMIT) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    # Not a number fails both; a whole number of JSON may be too large for a float.
-    return float(value) if 0 <= value <= most else None
+    # Compared first: an integer may be too large for a float. NaN is within no bounds, and -0.0 is 0.
+    return abs(float(value)) if 0 <= value <= most else None
 
 
 def _count(value: object) -> int | None:
@@ -184,7 +229,7 @@ def _count(value: object) -> int | None:
 def _checked(report: EvaluateReport) -> EvaluateReport:
     """The report without what is no quantity."""
     return EvaluateReport(
-        engine=str(report.engine)[:63],
+        engine=report.engine if report.engine in ENGINE_NAMES else "",
         samples=_count(report.samples) or 0,
         exact_match=_number(report.exact_match, most=1.0),
         perplexity=_number(report.perplexity),

@@ -2,14 +2,18 @@
 """What one look at an SLMModel collects: questions to sources, Jobs to create, and who waits until when."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from slmops.api import SLMModelSpec
+from slmops.api.slmmodel_status import MESSAGE_LIMIT
 from slmops.api.source import Source
 from slmops.model.observed import Resolved, ResolveFailure
 from slmops.model.plan import ResolveRequest
 from slmops.model.slmmodel import CreateJob, JobOutcome, JobPodView, JobView, ModelObserved, Work
 from slmops.planning.slmmodel.job_state import Failure, JobState, read_job
 from slmops.planning.slmmodel.keys import job_name
+
+WRITE_FAILED: Final = "WriteFailed"
 
 
 @dataclass(slots=True)
@@ -69,6 +73,13 @@ class Ledger:
         """Whether the Job of that attempt exists and has not ended."""
         job = self._job(job_name(self.observed.model, work, key, attempt))
         return job is not None and job.state == "Active"
+
+    def say_refused(self, name: str) -> dict[str, str]:
+        """Changes of what the Job is for, when the API server does not take the Job."""
+        said = self.observed.refused.get(name)
+        if said is None:
+            return {}
+        return {"reason": WRITE_FAILED, "message": f"Job {name}: {said}"[:MESSAGE_LIMIT]}
 
     def is_in_the_way(self, name: str) -> bool:
         """Whether a Job of that name is being deleted: none can be made until it is gone."""

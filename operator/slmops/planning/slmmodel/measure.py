@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from slmops.api import RETRY_ANNOTATION
 from slmops.api.slmmodel import Recipe
@@ -24,6 +25,8 @@ from slmops.planning.slmmodel.ledger import Ledger
 from slmops.planning.slmmodel.retries import fail_attempt, must_wait, say_running, waited_with
 from slmwire.jobs import EvaluateReport
 from slmwire.paths import GOLDEN_FILE
+
+_NO_PROFILE: Final = ("ProfileNotFound", "ProfilesUnknown")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +121,8 @@ def _advance(
     name, state = ledger.look_at("evaluate", entry.key, entry.attempt, waited=waited_with(entry))
     match state.phase:
         case "Running":
-            if state.gives_up_at is not None:
-                ledger.wakes_at.append(state.gives_up_at)
+            if state.looks_again_at is not None and state.looks_again_at > ledger.now:
+                ledger.wakes_at.append(state.looks_again_at)
             return entry.model_copy(update=say_running(state.waits))
         case "Succeeded":
             return _measured(ledger, entry, name, state)
@@ -191,7 +194,10 @@ def _begin(
     spec, observed = ledger.spec, ledger.observed
     if ledger.is_in_the_way(name) or spec.paused or must_wait(entry, ledger) or not dataset.known:
         return entry
-    view = observed.profiles.get(entry.profile) if entry.profile else None
+    if entry.profile and observed.profiles is None:
+        message = "the DeviceProfiles cannot be read; is their CustomResourceDefinition installed?"
+        return entry.model_copy(update={"reason": "ProfilesUnknown", "message": message})
+    view = (observed.profiles or {}).get(entry.profile)
     if entry.profile and view is None:
         message = f"there is no DeviceProfile {entry.profile}; make it, or correct the recipe's profiles"
         return entry.model_copy(update={"reason": "ProfileNotFound", "message": message[:MESSAGE_LIMIT]})
@@ -227,4 +233,6 @@ def _begin(
     ledger.measuring.add(entry.profile)
     why = f"variant {variant.name} on {entry.profile or 'any node'}"
     ledger.creates.append(CreateJob(name=name, work="evaluate", body=body, why=why))
-    return entry if entry.reason != "ProfileNotFound" else entry.model_copy(update=say_running(None))
+    if entry.reason in _NO_PROFILE:
+        entry = entry.model_copy(update=say_running(None))
+    return entry.model_copy(update=ledger.say_refused(name))

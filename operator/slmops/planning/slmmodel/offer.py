@@ -7,6 +7,7 @@ from slmops.api.slmmodel_status import (
     ModelVersionStatus,
     SLMModelStatus,
 )
+from slmops.api.variant import AUTO
 from slmops.model.offers import Measured, ModelOffer, OfferedVariant, OfferedVersion
 from slmops.planning.slmmodel.gates import value_of
 
@@ -38,12 +39,20 @@ def _variant(version: ModelVersionStatus, variant: ModelVariantStatus) -> Offere
     return OfferedVariant(
         name=variant.name,
         source=variant.source,
-        engine=next((entry.engine for entry in passed if entry.engine), variant.engine),
+        engine=_engine(variant, passed),
         profiles=tuple(profile for profile in profiles if profile),
         size_bytes=variant.size_bytes,
         cache_bytes_per_token=max(cache, default=None),
         measured={entry.profile: _measured(version, entry) for entry in passed},
     )
+
+
+def _engine(variant: ModelVariantStatus, passed: list[ModelEvaluationStatus]) -> str:
+    """The recipe's, else the one that it was measured with on every class."""
+    if variant.engine not in ("", AUTO):
+        return variant.engine
+    engines = {entry.engine for entry in passed}
+    return engines.pop() or variant.engine if len(engines) == 1 else variant.engine
 
 
 def _measured(version: ModelVersionStatus, entry: ModelEvaluationStatus) -> Measured:

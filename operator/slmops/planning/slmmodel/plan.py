@@ -20,7 +20,14 @@ from slmops.planning.slmmodel.measure import Dataset, find_dataset, measure
 from slmops.planning.slmmodel.transitions import transitions_between
 from slmops.planning.slmmodel.validate import find_problem
 from slmops.planning.slmmodel.variants import SourceNow, bring_files, making_key
-from slmops.planning.slmmodel.versions import find_files, find_source, heed_retry, trimmed, with_version
+from slmops.planning.slmmodel.versions import (
+    find_files,
+    find_source,
+    heed_retry,
+    is_current,
+    trimmed,
+    with_version,
+)
 from slmops.planning.timers import earliest
 
 
@@ -70,7 +77,7 @@ def _plan_accepted(observed: ModelObserved, spec: SLMModelSpec, now: float) -> M
     ledger = Ledger(observed, spec, now)
     source, failure = find_source(ledger, old.source)
     versions = list(old.versions)
-    if source is not None and not spec.paused:
+    if source is not None and not spec.paused and is_current(ledger, source):
         versions = with_version(spec, versions, source, now=now)
     versions = heed_retry(old, versions, token)
     dataset = Dataset() if versions and versions[0].accepted else find_dataset(ledger)
@@ -78,7 +85,7 @@ def _plan_accepted(observed: ModelObserved, spec: SLMModelSpec, now: float) -> M
         accept = model.annotations.get(ACCEPT_ANNOTATION, "")
         newest = _advance(ledger, versions, source, dataset)
         versions[0] = judge_version(spec, newest, accepted_by_hand=accept, now=now)
-    versions = trimmed(versions, limit=spec.version_history_limit)
+    versions = trimmed(versions, limit=spec.version_history_limit, in_use=observed.in_use)
     says = say_all(spec, versions, failure=failure, source_known=source is not None, dataset=dataset)
     status = _status(observed, versions, source, says, now).model_copy(update={"retry_token": token})
     return ModelPlan(

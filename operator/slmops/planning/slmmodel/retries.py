@@ -10,7 +10,7 @@ from slmops.planning.slmmodel.ledger import Ledger
 
 FIRST_SECONDS: Final = 30.0
 LIMIT_SECONDS: Final = 900.0
-_WAITS: Final = frozenset({"Unschedulable", "ImagePullBackOff"})
+_WAITS: Final = frozenset({"Unschedulable", "ImagePullBackOff", "NotStarted"})
 
 
 def fail_attempt(

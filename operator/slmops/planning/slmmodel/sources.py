@@ -11,6 +11,8 @@ from slmwire.jobs import PUBLISH_VOLUME_DIR, PublishReport
 from slmwire.paths import MODEL_MANIFEST_FILE
 
 MAX_LISTED_FILES: Final = 100
+_MOST_BYTES: Final = 1 << 53
+_NO_LIST: Final = "the Job's list of files is not path, sha256 and size of each"
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
@@ -129,13 +131,18 @@ def published_source(target: Publish, report: PublishReport) -> Source:
 
 
 def _listed(report: PublishReport) -> list[SourceFile]:
+    entries: object = report.entries
+    if not isinstance(entries, list | tuple):
+        raise PublishError(_NO_LIST)
+    if len(entries) > MAX_LISTED_FILES:
+        raise PublishError(f"the Job lists {len(entries)} files; at most {MAX_LISTED_FILES} are allowed")
     try:
-        if len(report.entries) > MAX_LISTED_FILES:
-            raise PublishError(
-                f"the Job lists {len(report.entries)} files; at most {MAX_LISTED_FILES} are allowed"
-            )
-        return [SourceFile.model_validate(dict(entry)) for entry in report.entries]
-    except PublishError:
-        raise
+        files = [SourceFile.model_validate(dict(entry)) for entry in entries]
     except (ValueError, TypeError) as error:
-        raise PublishError("the Job's list of files is not path, sha256 and size of each") from error
+        raise PublishError(_NO_LIST) from error
+    # The API server would refuse the whole status for either.
+    if len({file.path for file in files}) < len(files):
+        raise PublishError("the Job lists a file twice")
+    if any(file.size is not None and file.size > _MOST_BYTES for file in files):
+        raise PublishError("the Job lists a file that is larger than any disk")
+    return files

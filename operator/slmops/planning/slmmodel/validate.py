@@ -18,6 +18,8 @@ from slmops.planning.finding import Finding
 from slmops.planning.validate import find_file_problem
 
 MIN_POLL_SECONDS: Final = 10.0
+MAX_DEADLINE_SECONDS: Final = 30 * 24 * 3600.0
+"""The API server takes no number of any size, and nobody waits for a month."""
 
 
 def find_problem(model: ModelObject, config: OperatorConfig) -> Finding | None:
@@ -137,6 +139,12 @@ def _gates_of(spec: SLMModelSpec) -> Iterator[tuple[str, Gates]]:
 def _durations(spec: SLMModelSpec, config: OperatorConfig) -> Finding | None:
     if spec.poll_interval is not None and duration_seconds(spec.poll_interval) < MIN_POLL_SECONDS:
         return _invalid(f"spec.pollInterval: must be at least {MIN_POLL_SECONDS:g}s")
+    deadlines = [("spec.jobs.deadline", spec.jobs.deadline)]
+    if spec.evaluation is not None:
+        deadlines.append(("spec.evaluation.deadline", spec.evaluation.deadline))
+    for where, deadline in deadlines:
+        if not 1 <= duration_seconds(deadline) <= MAX_DEADLINE_SECONDS:
+            return _invalid(f"{where}: must be from 1s to 720h")
     for index, toleration in enumerate(spec.jobs.tolerations):
         where = f"spec.jobs.tolerations[{index}]"
         if toleration.operator == "Exists" and toleration.value:

@@ -95,8 +95,8 @@ def _make(
     )
     match state.phase:
         case "Running":
-            if state.gives_up_at is not None:
-                ledger.wakes_at.append(state.gives_up_at)
+            if state.looks_again_at is not None and state.looks_again_at > ledger.now:
+                ledger.wakes_at.append(state.looks_again_at)
             step = _step_of(state, steps=len(recipe.steps))
             return _changed(variant, step=step, progress=state.progress, **say_running(state.waits))
         case "Succeeded":
@@ -172,4 +172,4 @@ def _begin(
         return _changed(idle, step="Failed", reason="Unfit", message=str(error)[:MESSAGE_LIMIT])
     ledger.making += 1
     ledger.creates.append(CreateJob(name=name, work="optimise", body=body, why=f"variant {variant.name}"))
-    return idle
+    return _changed(idle, **ledger.say_refused(name))

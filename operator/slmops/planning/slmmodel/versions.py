@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Versions: what the source stands for, when another one begins, and which are kept."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from slmops.api import SLMModelSpec
@@ -22,8 +23,9 @@ from slmops.planning.slmmodel.ledger import Ledger
 from slmops.planning.slmmodel.sources import is_pinned
 
 SHORT_LENGTH: Final = 10
-MAX_FILES_IN_STATUS: Final = 2000
-"""A file takes about 200 bytes, and an object may have a megabyte and a half."""
+MAX_STATUS_BYTES: Final = 400_000
+"""Of versions that need not be kept: an object may have a megabyte and a half, and what the API server notes
+about its fields takes as much again."""
 SUPERSEDED: Final = "Superseded"
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
@@ -33,8 +35,7 @@ def find_source(
 ) -> tuple[ModelSourceStatus | None, ResolveFailure | None]:
     """What the source stands for, and why the latest attempt to find out failed, if it did.
 
-    A mutable source is asked again when its time has come or spec has changed; until there is an answer, the
-    latest one counts.
+    A mutable source is asked again when its time has come or spec has changed.
     """
     spec, model = ledger.spec, ledger.observed.model
     identity = source_hash(spec.source)
@@ -64,6 +65,12 @@ def find_files(ledger: Ledger, source: ModelSourceStatus, digest: str) -> Resolv
         if isinstance(answer, Resolved) and answer.manifest.digest == digest:
             return answer
     return resolved
+
+
+def is_current(ledger: Ledger, known: ModelSourceStatus) -> bool:
+    """Whether the source was looked at since spec was written: who changes bytes and the name of the version
+    in one go must not see the old bytes under the new name."""
+    return is_pinned(ledger.spec.source) or known.checked_generation == ledger.observed.model.generation
 
 
 def _question(known: ModelSourceStatus) -> str:
@@ -138,11 +145,18 @@ def _name(spec: SLMModelSpec, source: ModelSourceStatus, taken: set[str]) -> str
     commit = _COMMIT.fullmatch(source.reference)
     short = source.reference if commit else source.digest.removeprefix("sha256:")
     base = spec.version or short[:SHORT_LENGTH]
-    name, number = base, 1
-    while name in taken:
-        number += 1
-        name = f"{base}-{number}"
-    return name
+    numbers = [_number(name, base) for name in taken]
+    # A number that is free because its version was dropped is not given again: it has been published under.
+    number = max(numbers, default=0) + 1
+    return base if number == 1 else f"{base}-{number}"
+
+
+def _number(name: str, base: str) -> int:
+    """1 for `base` itself, n for `base-n`, 0 for another name."""
+    if name == base:
+        return 1
+    tail = name.removeprefix(f"{base}-")
+    return int(tail) if tail != name and tail.isascii() and tail.isdecimal() else 0
 
 
 def _superseded(version: ModelVersionStatus) -> ModelVersionStatus:
@@ -209,21 +223,18 @@ def heed_retry(
     return [newest.model_copy(update={"variants": variants}), *versions[1:]]
 
 
-def trimmed(versions: list[ModelVersionStatus], *, limit: int) -> list[ModelVersionStatus]:
-    """The newest ones, and the newest that is accepted even if it is older; fewer where sources list many
-    files, because all of them go into one object."""
+def trimmed(
+    versions: list[ModelVersionStatus], *, limit: int, in_use: Collection[str]
+) -> list[ModelVersionStatus]:
+    """The newest ones, as many as fit into one object; however old they are, the newest that is accepted and
+    those of `in_use`."""
     offered = next((version for version in versions if version.accepted), None)
     kept: list[ModelVersionStatus] = []
-    files = 0
+    size = 0
     for index, version in enumerate(versions):
-        files += sum(_listed_files(variant) for variant in version.variants)
-        fits = index < limit and files <= MAX_FILES_IN_STATUS
-        if index == 0 or fits or version is offered:
+        if index >= limit and version is not offered and version.version not in in_use:
+            continue
+        size += len(json.dumps(version.to_body(), separators=(",", ":"))) if len(versions) > 1 else 0
+        if index == 0 or version is offered or size <= MAX_STATUS_BYTES:
             kept.append(version)
     return kept
-
-
-def _listed_files(variant: ModelVariantStatus) -> int:
-    source = variant.source
-    holder = (source.http or source.s3 or source.pvc or source.file) if source is not None else None
-    return len(holder.files) if holder is not None else 0

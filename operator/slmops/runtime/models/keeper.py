@@ -7,8 +7,8 @@ from working and nothing else.
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from slmops.adapters.errors import KubeError, NotFound
 from slmops.adapters.resources import MODELS
@@ -16,13 +16,25 @@ from slmops.runtime.models.worker import ModelServices, ModelWorker
 from slmops.runtime.models.world import ModelKey, ModelWorld
 from slmops.runtime.resource import key_of_body
 
+UNLISTED_SECONDS: Final = 10.0
+"""Between two lists while none has come through."""
 _log = logging.getLogger("slmops")
 
 
 class ModelKeeper:
     """Looks after all SLMModels while `run` runs. They are made known by `seen`."""
 
-    def __init__(self, services: ModelServices, *, namespaces: tuple[str, ...], sweep_seconds: float) -> None:
+    def __init__(
+        self,
+        services: ModelServices,
+        *,
+        namespaces: tuple[str, ...],
+        sweep_seconds: float,
+        on_listed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_listed` is called once all SLMModels have been seen."""
+        self._on_listed = on_listed
+        self._warned = ""
         self._services = services
         self._namespaces = namespaces
         self._sweep_seconds = sweep_seconds
@@ -34,8 +46,9 @@ class ModelKeeper:
         """What is known of them."""
         return self._services.world
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, begin: asyncio.Event) -> None:
+        """Until cancelled. Nothing is planned before `begin` is set: profiles and followers are known
+        then."""
         try:
             async with asyncio.TaskGroup() as group:
                 for reflector in self.world.reflectors:
@@ -43,13 +56,14 @@ class ModelKeeper:
                         reflector.run(), name=f"reflector {reflector.resource.plural} of models"
                     )
                 await self.world.wait_synced()
-                await self._sweep_safely()
+                await begin.wait()
                 self._group = group
                 for key in self.world.keys:
                     self._start(key)
                 while True:
-                    await asyncio.sleep(self._sweep_seconds)
-                    await self._sweep_safely()
+                    soon = self._sweep_seconds if self.world.is_listed else UNLISTED_SECONDS
+                    await asyncio.sleep(min(soon, self._sweep_seconds))
+                    await self.sweep()
                     self.wake_all()
         finally:
             self._group = None
@@ -93,15 +107,22 @@ class ModelKeeper:
             entry[1].cancel()
         self._services.metrics.forget_model(key.namespace, key.name)
 
-    async def _sweep_safely(self) -> None:
+    async def sweep(self) -> None:
+        """Compare what is known with a list; one that fails is told of."""
         try:
             await self._sweep()
+            self._warned = ""
         except NotFound:
-            _log.warning(
+            self._warn(
                 "the CustomResourceDefinition of SLMModel is not installed: models are not looked after"
             )
         except KubeError as error:
-            _log.warning("sweep of SLMModels: %s", error)
+            self._warn(f"sweep of SLMModels: {error}")
+
+    def _warn(self, text: str) -> None:
+        if text != self._warned:
+            _log.warning("%s", text)
+        self._warned = text
 
     async def _sweep(self) -> None:
         """Compare what is known with a list: a stream that was cut off tells of no deletion."""
@@ -112,6 +133,9 @@ class ModelKeeper:
                 for body in page.get("items") or ():
                     present.add(key_of_body(body))
                     self.seen(body)
+        if not self.world.is_listed:
+            self.world.is_listed = True
+            self._on_listed()
         for key in before:
             if key not in present and await self._services.executor.refresh(key) is None:
                 self._stop(key)

@@ -57,6 +57,8 @@ class ModelWorker(Loop):
         self._services = services
         self._shown = False
         self._retry_token: str | None = None
+        self._refused: dict[str, str] = {}
+        """By name: what the API server said about Jobs at the last look."""
         self._manifests: dict[str, Resolved] = {}
         """By digest: what was resolved and is still needed; the sources are asked again after a restart."""
         self._resolutions = Resolutions(
@@ -96,6 +98,8 @@ class ModelWorker(Loop):
             resolutions=outcomes,
             manifests=dict(self._manifests),
             profiles=services.world.profiles(),
+            refused=dict(self._refused),
+            in_use=services.world.in_use(self.key),
         )
         now = services.clock.now()
         plan = services.planner(observed, now)
@@ -105,11 +109,14 @@ class ModelWorker(Loop):
         self._remember(plan, outcomes)
         self._tell(observed, plan, now, changed=changed)
         failures = await services.executor.apply_actions(model, plan.actions)
+        refused = {f.action.name: str(f.error) for f in failures if _is_lasting(f)}
+        news, self._refused = refused != self._refused, refused
         self._resolutions.keep_only(plan.questions)
         self._resolutions.request(plan.resolve)
-        if changed or plan.actions:
+        if changed or news or len(failures) < len(plan.actions):
             self.wake()
-        self._busy_looks = self._busy_looks + 1 if plan.actions else 0
+        # Status counts, too: a CustomResourceDefinition of before leaves out what it does not know.
+        self._busy_looks = self._busy_looks + 1 if changed or plan.actions else 0
         return plan.requeue_after_seconds, failures
 
     def _remember(self, plan: ModelPlan, outcomes: Mapping[str, object]) -> None:
@@ -147,7 +154,7 @@ class ModelWorker(Loop):
         for failure in failures:
             name = failure.action.name
             self._warn(type(failure.error).__name__, str(failure.error), kind="Job", object=name)
-            if stored is not None and isinstance(failure.error, ForeignObject | Forbidden | Invalid):
+            if stored is not None and _is_lasting(failure):
                 message = f"Job {name}: {failure.error}"
                 self._services.events.post(
                     stored.model, Transition(kind="Warning", reason="WriteFailed", message=message)
@@ -159,6 +166,11 @@ class ModelWorker(Loop):
                 self._services.world.forget_model(self.key)
         except KubeError as error:
             _log.debug("%s", error, extra=self._fields())
+
+
+def _is_lasting(failure: ModelFailure) -> bool:
+    """Others come and go and need nobody's attention."""
+    return isinstance(failure.error, ForeignObject | Forbidden | Invalid)
 
 
 def describe_model_decision(observed: ModelObserved, plan: ModelPlan, now: float) -> dict[str, Any]:

@@ -35,10 +35,15 @@ class ModelWorld:
         on_wake: Callable[[ModelKey], None],
         on_offer: Callable[[ModelKey], None],
         read_profiles: Callable[[], Iterable[observed.ProfileView] | None],
+        read_in_use: Callable[[ModelKey], frozenset[str]] = lambda key: frozenset(),
     ) -> None:
+        """`read_in_use` names the versions of a model that SLMDeployments name or run."""
+        self.in_use = read_in_use
         self._read_profiles = read_profiles
         self._on_wake = on_wake
         self._on_offer = on_offer
+        self.is_listed = False
+        """Whether all SLMModels have been seen once: one that is not known is not there then."""
         self._models: dict[ModelKey, StoredModel] = {}
         self._offers: dict[ModelKey, ModelOffer] = {}
         self._jobs = [
@@ -107,9 +112,11 @@ class ModelWorld:
         """What the model offers to deployments; None when there is no such model."""
         return self._offers.get(key)
 
-    def profiles(self) -> Mapping[str, ProfileView]:
-        """DeviceProfiles by name: where a measurement finds its node; none while they cannot be read."""
-        found = self._read_profiles() or ()
+    def profiles(self) -> Mapping[str, ProfileView] | None:
+        """DeviceProfiles by name: where a measurement finds its node; None while they cannot be read."""
+        found = self._read_profiles()
+        if found is None:
+            return None
         return {
             profile.name: ProfileView(
                 node_selector=measured_nodes(profile),
