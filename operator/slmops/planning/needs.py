@@ -176,7 +176,9 @@ def _cache(spec: SLMDeploymentSpec, variant: Variant, found: Resolved | None, en
     context = runtime.context_length if runtime is not None else None
     context = spec.runtime.context_length if context is None else context
     limit = geometry.context_length if geometry is not None else context or ASSUMED_CONTEXT
-    return per_token * slots * min(context or ASSUMED_CONTEXT, limit)
+    # Our own scheduler keeps a beginning that many prompts share in a spare row.
+    rows = slots + 1 if engine == "onnxruntime" and slots > 1 else slots
+    return per_token * rows * min(context or ASSUMED_CONTEXT, limit)
 
 
 def assess_needs(spec: SLMDeploymentSpec, resolved: Mapping[str, Resolved]) -> dict[str, Need]:
