@@ -33,6 +33,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "models": Command(
         module="slmcli.commands.models", help="versions of models, their variants and what these measured"
     ),
+    "chat": Command(
+        module="slmcli.commands.chat", help="talk to a deployment's model through the API server"
+    ),
     "history": Command(module="slmcli.commands.history", help="the revisions that are kept"),
     "diff": Command(module="slmcli.commands.diff", help="what differs between two revisions"),
     "promote": Command(module="slmcli.commands.promote", help="let the wave go that waits for approval"),
