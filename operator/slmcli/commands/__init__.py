@@ -46,6 +46,10 @@ COMMANDS: Final[dict[str, Command]] = {
     "resume": Command(module="slmcli.commands.resume", help="go on after a pause"),
     "undo": Command(module="slmcli.commands.undo", help="go back to an earlier revision"),
     "fit": Command(module="slmcli.commands.fit", help="which variant each node would take, with the numbers"),
+    "try": Command(
+        module="slmcli.commands.trial",
+        help="serve the model of a manifest on this machine, without a cluster",
+    ),
     "simulate": Command(
         module="slmcli.commands.simulate", help="what a rollout would do to a virtual fleet, in virtual time"
     ),
