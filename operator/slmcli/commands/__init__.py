@@ -36,6 +36,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "chat": Command(
         module="slmcli.commands.chat", help="talk to a deployment's model through the API server"
     ),
+    "audit": Command(
+        module="slmcli.commands.audit", help="where it runs, which bytes, what may leave, and what is wrong"
+    ),
     "history": Command(module="slmcli.commands.history", help="the revisions that are kept"),
     "diff": Command(module="slmcli.commands.diff", help="what differs between two revisions"),
     "promote": Command(module="slmcli.commands.promote", help="let the wave go that waits for approval"),
