@@ -39,6 +39,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "audit": Command(
         module="slmcli.commands.audit", help="where it runs, which bytes, what may leave, and what is wrong"
     ),
+    "cost": Command(
+        module="slmcli.commands.cost", help="tokens, energy and money by site, compared with a cloud"
+    ),
     "history": Command(module="slmcli.commands.history", help="the revisions that are kept"),
     "diff": Command(module="slmcli.commands.diff", help="what differs between two revisions"),
     "promote": Command(module="slmcli.commands.promote", help="let the wave go that waits for approval"),
