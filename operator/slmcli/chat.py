@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from slmcli.errors import CliError, RefusedError, UnreachableError
+from slmcli.errors import RefusedError, UnreachableError, UsageError
 from slmcli.safe import clean
 from slmcli.serving import ServingPod
 
@@ -202,5 +202,5 @@ def read_key(text: str, where: str) -> str:
     lines = (line.strip() for line in text.splitlines())
     key = next((line for line in lines if line and not line.startswith("#")), "")
     if not key or not key.isascii() or not key.isprintable():
-        raise CliError(f"{where}: holds no key; write one in a line of its own")
+        raise UsageError(f"{where}: holds no key; write one in a line of its own")
     return key

@@ -145,14 +145,22 @@ def _converse(talk: _Talk) -> Exit:
 
 def _answer(talk: _Talk, line: str) -> None:
     session = talk.session
+    shown: list[str] = []
+
+    def show(text: str) -> None:
+        shown.append(text)
+        session.terminal.write(clean_lines(text))
+
     try:
-        pod, answer = talk.ask(line, lambda text: session.terminal.write(clean_lines(text)))
+        pod, answer = talk.ask(line, show)
     except ForbiddenError:
         raise
-    except RefusedError as error:
-        session.say(f"error: {error}")
     except CliError as error:
-        session.say(f"error: {error} (another question is sent to any pod that is ready then)")
+        more = (
+            "" if isinstance(error, RefusedError) else "; the next question goes to a pod that is ready then"
+        )
+        session.terminal.write("\n" if shown else "")
+        session.say(f"error: {error}{more}")
     except KeyboardInterrupt:
         session.say("not sent")
     else:

@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """`chat`: which pod is asked, what is sent, how the answer comes, and what goes wrong; then a real server."""
 
+import fcntl
 import io
 import itertools
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import threading
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +33,7 @@ from slmcli.serving import read_serving
 from tests.unit.slmcli.cli_double import Ran, ScriptedCluster, run_cli
 from tests.unit.slmcli.cli_objects import EVIL, STABLE, UPDATE, Body, build_body, build_pod, build_status
 from tests.unit.slmcli.cli_server import ScriptedApi, serve, write_kubeconfig
-from tests.unit.slmserve.process import ORDERS, ServerProcess
+from tests.unit.slmserve.process import ORDERS, ROOT, ServerProcess
 
 POD = PodAddress(namespace="shop", pod="p", port=8080)
 
@@ -136,7 +146,7 @@ def test_a_talk_goes_on_after_an_error_with_a_pod_that_is_ready_then(
 ) -> None:
     cluster.streams = [[UnreachableError("gone")], build_stream("x", done=False), build_stream("yes")]
     ran = _ask(cluster, capsys, typed="a\nb\nc\n")
-    assert (ran.code, ran.out) == (0, "xyes\n")
+    assert (ran.code, ran.out) == (0, "x\nyes\n")
     assert "gone" in ran.err and "broke off" in ran.err
     assert [m["content"] for m in cluster.posted[2][2]["messages"]] == ["c"]
     cluster.streams = [[ForbiddenError("no pods/proxy")]]
@@ -274,3 +284,102 @@ def test_a_real_server_behind_an_api_server(tmp_path: Path, capsys: pytest.Captu
     asked = [entry for entry in api.asked if entry.path.endswith("/proxy/v1/chat/completions")]
     assert asked[-1].headers["authorization"] == "Bearer secret-token"
     assert asked[-1].headers["api-key"] == "alpha"
+
+
+class _Terminal:
+    """The program at a pseudo-terminal."""
+
+    def __init__(self, *argv: str) -> None:
+        self.master, slave = pty.openpty()
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "operator"), "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "slmcli", *argv],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def expect(self, words: str) -> None:
+        """Read until the words have come since the last time."""
+        while words not in self.seen:
+            assert select.select([self.master], [], [], 30)[0], f"no {words!r} in {self.seen!r}"
+            self.seen += os.read(self.master, 4096).decode(errors="replace")
+        self.seen = self.seen.partition(words)[2]
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        os.close(self.master)
+
+
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_talk_at_a_real_terminal(tmp_path: Path) -> None:
+    slow = [b"data: " + json.dumps({"choices": [{"delta": {"content": f"w{n} "}}]}).encode() + b"\n\n"
+            for n in range(400)]  # fmt: skip
+    with serve(ScriptedApi()) as api, serve_slowly(slow) as url:
+        config = str(write_kubeconfig(tmp_path / "config", api.url))
+        api.behind[f"orders-{STABLE}-n1:8080"] = url
+        where = "/apis/slmops.dev/v1alpha1/namespaces/shop/slmdeployments/orders"
+        api.script(where, (200, build_body(build_status())))
+        api.script("/api/v1/namespaces/shop/pods", (200, {"items": [build_server_pod("n1")]}))
+        terminal = _Terminal("chat", "orders", "--kubeconfig", config)
+        try:
+            terminal.expect("Ctrl-C ends an answer")
+            terminal.expect("> ")
+            terminal.type("count\r")
+            terminal.expect("w3 ")
+            terminal.type("\x03")
+            terminal.expect("interrupted")
+            terminal.expect("> ")
+            terminal.type("\x03")
+            terminal.expect("> ")
+            terminal.type("\x04")
+            assert terminal.process.wait(30) == 0
+        finally:
+            terminal.close()
+    questions = [a.body["messages"] for a in api.asked if a.verb == "POST"]
+    assert questions == [[{"role": "user", "content": "count"}]]
+
+
+@contextmanager
+def serve_slowly(pieces: list[bytes]) -> Iterator[str]:
+    """A server that sends the pieces one by one, fifty a second, to whoever posts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            with suppress(OSError):
+                for piece in pieces:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                    if stopped.wait(0.02):
+                        return
+
+        def log_message(self, *arguments: Any) -> None:
+            """Quiet."""
+
+    stopped = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        stopped.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
