@@ -76,7 +76,8 @@ def serve(api: ScriptedApi) -> Iterator[ScriptedApi]:
                 headers={key.lower(): value for key, value in self.headers.items()},
                 body=body,
             )
-            if found := _PROXY.fullmatch(asked.path):
+            found = _PROXY.fullmatch(asked.path)
+            if found is not None and found[1] in api.behind:
                 api.asked.append(asked)
                 self._forward(api.behind[found[1]] + found[2], asked)
                 return
