@@ -47,8 +47,9 @@ def _operator() -> dict[str, frozenset[str]]:
 
 def _server() -> dict[str, frozenset[str]]:
     metrics = Metrics(Identity(namespace="x", deployment="x", revision="x", variant="x", model="x", node="x"))
-    metrics.record_loaded(seconds=1, digest="x", engine="x", version="x", slots=1)
+    metrics.record_loaded(seconds=1, digest="x", engine="x", version="x", slots=1, cache_bytes=1)
     metrics.record_evaluation(score=1, samples=1, seconds=1)
+    metrics.count_feedback(1.0, ["x"])
     return _series(metrics.render(queue_depth=0, busy=0).decode())
 
 

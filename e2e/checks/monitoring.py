@@ -22,7 +22,7 @@ from slmcli.__main__ import build_parser
 
 RULES: Final = CHART / "files" / "rules.yaml"
 RULE_TESTS: Final = CHART / "tests" / "rules_test.yaml"
-SCRAPES: Final = CHECKOUT / "manifests" / "examples" / "prometheus.yaml"
+SCRAPES: Final = CHECKOUT / "manifests" / "prometheus.yaml"
 RUNBOOKS: Final = CHECKOUT / "docs" / "runbooks.md"
 SEVERITIES: Final = frozenset({"info", "warning", "critical"})
 TEXTS: Final = frozenset({"summary", "description", "runbook_url"})

@@ -1,10 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The port to a cluster. Bodies are as the API server sends them: parse them before showing them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodAddress:
+    """A port of a pod."""
+
+    namespace: str
+    pod: str
+    port: int
 
 
 class Cluster(Protocol):
@@ -52,6 +62,25 @@ class Cluster(Protocol):
 
     def pods(self, namespace: str, name: str) -> list[Body]:
         """Its pods."""
+        ...
+
+    def services(self, namespace: str) -> list[Body]:
+        """All Services of a namespace."""
+        ...
+
+    def network_policies(self, namespace: str) -> list[Body]:
+        """All NetworkPolicies of a namespace."""
+        ...
+
+    def pod_text(self, address: PodAddress, path: str) -> str:
+        """What a pod answers to GET, at most 4 MiB; may be called from several threads."""
+        ...
+
+    def pod_stream(
+        self, address: PodAddress, path: str, body: Body, *, key: str
+    ) -> Generator[bytes, None, None]:
+        """Pieces of what a pod answers to POST, as they come; closing it ends the request. `key` is an API
+        key of the server, empty for none."""
         ...
 
     def store_agents(self, namespace: str) -> list[Body]:

@@ -4,7 +4,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from kubernetes.config import ConfigException, load_incluster_config
 from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION, list_kube_config_contexts
 from kubernetes.config.kube_config import load_kube_config as load_file
 
-from slmcli.cluster import Body
+from slmcli.cluster import Body, PodAddress
 from slmcli.errors import (
     CliError,
     ConflictError,
@@ -30,16 +30,20 @@ from slmcli.errors import (
     UnreachableError,
     UsageError,
 )
+from slmcli.pod_errors import describe_refusal
 from slmcli.safe import clean
 from slmops.api import GROUP, MODEL_PLURAL, PLURAL, VERSION
 from slmops.api.profile import PROFILE_PLURAL
 from slmwire.labels import DEPLOYMENT
-from slmwire.paths import AGENT_STORE
+from slmwire.paths import AGENT_STORE, KEY_HEADER
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 READ_TIMEOUT_SECONDS: Final = 30.0
 AGENT_TIMEOUT_SECONDS: Final = 10.0
 """A node that is gone costs no more than this."""
+ANSWER_TIMEOUT_SECONDS: Final = 300.0
+"""Longest silence of a model: it may wait for a slot, or read a long prompt on a small device."""
+MAX_POD_TEXT_BYTES: Final = 4 << 20
 WATCH_TIMEOUT_SECONDS: Final = 240
 """What the server is asked to end a watch after."""
 WATCH_SILENCE_SECONDS: Final = 100.0
@@ -166,6 +170,61 @@ class KubeCluster:
             f"/api/v1/namespaces/{quote(namespace)}/pods", labelSelector=f"{DEPLOYMENT}={name}"
         )
 
+    def services(self, namespace: str) -> list[Body]:
+        """All Services of a namespace."""
+        return self._items(f"/api/v1/namespaces/{quote(namespace, safe='')}/services")
+
+    def network_policies(self, namespace: str) -> list[Body]:
+        """All NetworkPolicies of a namespace."""
+        where = f"/apis/networking.k8s.io/v1/namespaces/{quote(namespace, safe='')}"
+        return self._items(f"{where}/networkpolicies")
+
+    def pod_text(self, address: PodAddress, path: str) -> str:
+        """Through the API server's proxy, as `store`."""
+        where = _proxied(address, path)
+        response = self._send(
+            "GET", where, read_seconds=AGENT_TIMEOUT_SECONDS, headers={"Accept": "text/plain, */*"}
+        )
+        with closing(response):
+            text = b"".join(self._pieces(response, address, verb="get", limit_bytes=MAX_POD_TEXT_BYTES))
+        return text.decode("utf-8", errors="replace")
+
+    def pod_stream(
+        self, address: PodAddress, path: str, body: Body, *, key: str
+    ) -> Generator[bytes, None, None]:
+        """Through the API server's proxy; it takes Authorization off, so the key goes in another header."""
+        headers = {"Accept": "text/event-stream, application/json", "Content-Type": "application/json"}
+        response = self._send(
+            "POST",
+            _proxied(address, path),
+            body=body,
+            read_seconds=ANSWER_TIMEOUT_SECONDS,
+            headers=headers | ({KEY_HEADER: key} if key else {}),
+        )
+        with closing(response):
+            yield from self._pieces(response, address, verb="create")
+
+    def _pieces(
+        self,
+        response: urllib3.BaseHTTPResponse,
+        address: PodAddress,
+        *,
+        verb: str,
+        limit_bytes: int | None = None,
+    ) -> Iterator[bytes]:
+        try:
+            if response.status >= 300:
+                raise describe_refusal(address, verb=verb, status=response.status, text=response.data)
+            count = 0
+            for piece in response.stream(65536, decode_content=True):
+                count += len(piece)
+                if limit_bytes is not None and count > limit_bytes:
+                    raise UnreachableError(f"pod {address.pod} answers with more than {limit_bytes} bytes")
+                yield piece
+        except urllib3.exceptions.HTTPError as error:
+            cause = clean(str(getattr(error, "reason", None) or error))
+            raise UnreachableError(f"the answer of pod {address.pod} broke off: {cause}") from error
+
     def store_agents(self, namespace: str) -> list[Body]:
         """Pods of the store agents."""
         return self._items(f"/api/v1/namespaces/{quote(namespace, safe='')}/pods", labelSelector=_AGENTS)
@@ -214,10 +273,12 @@ class KubeCluster:
         query: dict[str, str] | None = None,
         body: Body | None = None,
         read_seconds: float = READ_TIMEOUT_SECONDS,
+        headers: dict[str, str] | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        headers = {"Accept": "application/json"}
-        if body is not None:
-            headers["Content-Type"] = "application/merge-patch+json"
+        if headers is None:
+            headers = {"Accept": "application/json"}
+            if body is not None:
+                headers["Content-Type"] = "application/merge-patch+json"
         try:
             request = self._client.param_serialize(
                 method=verb,
@@ -232,6 +293,11 @@ class KubeCluster:
             raise _unreachable(self._client.configuration.host, error) from error
         response: urllib3.BaseHTTPResponse = answer.response
         return response
+
+
+def _proxied(address: PodAddress, path: str) -> str:
+    namespace, pod = (quote(part, safe="") for part in (address.namespace, address.pod))
+    return f"/api/v1/namespaces/{namespace}/pods/{pod}:{address.port}/proxy{path}"
 
 
 def _deployments(namespace: str, name: str = "") -> str:

@@ -36,6 +36,11 @@ def add_output_argument(parser: argparse.ArgumentParser, *more: str) -> None:
     )
 
 
+def with_head(kind: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A document of that kind."""
+    return {"apiVersion": DOCUMENT_VERSION, "kind": kind} | body
+
+
 def to_json(document: Any, *, indent: int | None = 2) -> str:
     """JSON with a line break at its end; in one line without `indent`."""
     return json.dumps(document, indent=indent, ensure_ascii=True) + "\n"

@@ -26,6 +26,14 @@ def _clean_character(character: str) -> str:
     return "" if unicodedata.category(character) in _DROPPED else character
 
 
+def clean_lines(text: str) -> str:
+    """`text` with its line breaks and tabs, and without characters that a terminal acts on otherwise."""
+    return "".join(
+        character if character in "\n\t" else "" if unicodedata.category(character) in _DROPPED else character
+        for character in text
+    )
+
+
 def clean_tree(value: Any, depth: int = 0) -> Any:
     """A JSON value with every text in it cleaned, keys too; what lies deeper than 64 levels is left out."""
     if isinstance(value, str):

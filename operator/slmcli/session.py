@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a command is given beside its arguments: the cluster, the time and the terminal."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Session:
     connect: Callable[[], Connection]
     terminal: Terminal
     err: TextIO
+    inp: TextIO = field(default_factory=lambda: sys.stdin)
     chosen_namespace: str | None = None
     now: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep

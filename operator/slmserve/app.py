@@ -24,7 +24,7 @@ from slmserve.metrics import CONTENT_TYPE
 from slmserve.names import ServedName, resolve_name, served_names
 from slmserve.service import Phase, Service
 from slmwire.metrics import ENDPOINT_CHAT, ENDPOINT_COMPLETIONS, ENDPOINT_EMBEDDINGS
-from slmwire.paths import PATH_HEALTH, PATH_METRICS, PATH_READY
+from slmwire.paths import KEY_HEADER, PATH_HEALTH, PATH_METRICS, PATH_READY
 
 _log = logging.getLogger(__name__)
 _OPEN_PATHS: Final = frozenset({PATH_HEALTH, PATH_READY, PATH_METRICS})
@@ -72,12 +72,18 @@ class _Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if path not in _OPEN_PATHS and not self._keys.admits(Headers(scope=scope).get("authorization", "")):
+        if path not in _OPEN_PATHS and not self._admits(Headers(scope=scope)):
             if path in _ENDPOINTS:
                 self._metrics.count_request(_ENDPOINTS[path], 401)
             await _respond(unauthorized())(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _admits(self, headers: Headers) -> bool:
+        # An API server keeps Authorization to itself, so who comes through its proxy needs another header.
+        named = headers.get(KEY_HEADER)
+        authorization = headers.get("authorization", "") if named is None else f"Bearer {named}"
+        return self._keys.admits(authorization)
 
 
 def _respond(error: ApiError) -> JSONResponse:

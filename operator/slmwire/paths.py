@@ -35,6 +35,9 @@ AGENT_STORE: Final = "/v1/store"
 """JSON: what the node's store holds."""
 
 HTTP_PORT: Final = 8080
+PATH_CHAT: Final = "/v1/chat/completions"
+KEY_HEADER: Final = "api-key"
+"""Header with a client's key, in place of `Authorization: Bearer`."""
 PATH_HEALTH: Final = "/healthz"
 PATH_READY: Final = "/readyz"
 PATH_METRICS: Final = "/metrics"

@@ -9,6 +9,8 @@ import pytest
 
 from e2e.checks.helm import CHART, NAMESPACE, RELEASE, helm
 from e2e.rig import ControlPlane
+from slmops.api import GROUP
+from slmops.api import kinds as api_kinds
 from tests.apiserver.specs import deployment
 
 KINDS: Final = (
@@ -41,12 +43,14 @@ def installed_objects(plane: ControlPlane) -> list[str]:
 
 def test_life_of_a_release(empty_plane: ControlPlane) -> None:
     kubectl = empty_plane.kubectl
-    crd = "customresourcedefinition.apiextensions.k8s.io/slmdeployments.slmops.dev"
+    crds = {
+        f"customresourcedefinition.apiextensions.k8s.io/{kind.plural}.{GROUP}" for kind in api_kinds.KINDS
+    }
     install = ("upgrade", "--install", RELEASE, str(CHART), "--create-namespace")
 
     notes = release(empty_plane, *install)
     assert "No Prometheus is set" in notes
-    assert crd in installed_objects(empty_plane)
+    assert crds <= set(installed_objects(empty_plane))
     assert f"deployment.apps/{RELEASE}" in installed_objects(empty_plane)
     kubectl("wait", "--for=condition=Established", "crd/slmdeployments.slmops.dev", "--timeout=30s")
     kubectl.apply(deployment())
@@ -61,7 +65,7 @@ def test_life_of_a_release(empty_plane: ControlPlane) -> None:
     assert kubectl.get("slmd", "orders")["metadata"]["generation"] == generation
 
     release(empty_plane, "uninstall", RELEASE, "--wait")
-    assert installed_objects(empty_plane) == [crd], "the CRD is kept, and only that"
+    assert set(installed_objects(empty_plane)) == crds, "the CRDs are kept, and only they"
     assert kubectl.get("slmd", "orders")["metadata"]["generation"] == generation
 
     release(empty_plane, *install, "--set", "crds.keep=false")

@@ -33,6 +33,15 @@ COMMANDS: Final[dict[str, Command]] = {
     "models": Command(
         module="slmcli.commands.models", help="versions of models, their variants and what these measured"
     ),
+    "chat": Command(
+        module="slmcli.commands.chat", help="talk to a deployment's model through the API server"
+    ),
+    "audit": Command(
+        module="slmcli.commands.audit", help="where it runs, which bytes, what may leave, and what is wrong"
+    ),
+    "cost": Command(
+        module="slmcli.commands.cost", help="tokens, energy and money by site, compared with a cloud"
+    ),
     "history": Command(module="slmcli.commands.history", help="the revisions that are kept"),
     "diff": Command(module="slmcli.commands.diff", help="what differs between two revisions"),
     "promote": Command(module="slmcli.commands.promote", help="let the wave go that waits for approval"),
@@ -43,6 +52,10 @@ COMMANDS: Final[dict[str, Command]] = {
     "resume": Command(module="slmcli.commands.resume", help="go on after a pause"),
     "undo": Command(module="slmcli.commands.undo", help="go back to an earlier revision"),
     "fit": Command(module="slmcli.commands.fit", help="which variant each node would take, with the numbers"),
+    "try": Command(
+        module="slmcli.commands.trial",
+        help="serve the model of a manifest on this machine, without a cluster",
+    ),
     "simulate": Command(
         module="slmcli.commands.simulate", help="what a rollout would do to a virtual fleet, in virtual time"
     ),

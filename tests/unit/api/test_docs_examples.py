@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from slmcli.cost.prices import read_prices, read_watts
 from slmcli.simulate.inputs import read_fleet
 from slmops import api
 from slmops.api import SLMDeploymentSpec, SLMModelSpec
@@ -51,6 +52,14 @@ def test_every_example_is_taken(where: str, body: dict[str, Any], tmp_path: Path
             Rollout.model_validate(rollout)
         case {"distribution": distribution}:
             Distribution.model_validate(distribution)
+        case {"currency": _}:
+            file = tmp_path / "prices.yaml"
+            file.write_text(yaml.safe_dump(body))
+            assert read_prices(file)
+        case {"default": {"idle": _}}:
+            file = tmp_path / "watts.yaml"
+            file.write_text(yaml.safe_dump(body))
+            assert read_watts(file)
         case {"groups": [*_]}:
             file = tmp_path / "fleet.yaml"
             file.write_text(yaml.safe_dump(body))

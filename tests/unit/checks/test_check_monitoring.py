@@ -38,7 +38,10 @@ groups:
 def test_every_name_of_the_wire_is_exported() -> None:
     counters = {value for key, value in vars(names).items() if key.isupper() and str(value).startswith("slm")}
     bare = {
-        name.removesuffix(end) for name in KNOWN for end in ("", "_bucket") if name.startswith("slmserve_")
+        name.removesuffix(end)
+        for name in KNOWN
+        for end in ("", "_bucket", "_sum")
+        if name.startswith("slmserve_")
     }
     assert {name for name in counters if name.startswith("slmserve_")} <= bare
     assert set(names.CONSTANT_LABELS) <= KNOWN[names.REQUESTS]

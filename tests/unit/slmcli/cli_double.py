@@ -2,7 +2,7 @@
 """A scripted cluster, and the whole program run against it."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from slmcli.__main__ import run
+from slmcli.cluster import PodAddress
 from slmcli.errors import CliError, ConflictError, NotFoundError
 from slmcli.session import Session
 from slmcli.terminal import Terminal
@@ -35,6 +36,15 @@ class ScriptedCluster:
     agents: list[Body] = field(default_factory=list)
     stores: dict[str, Body | CliError] = field(default_factory=dict)
     """Answer of each agent by the name of its pod."""
+    exposed: list[Body] = field(default_factory=list)
+    """Services."""
+    policies: list[Body] = field(default_factory=list)
+    """NetworkPolicies."""
+    texts: dict[str, str | CliError] = field(default_factory=dict)
+    """What each pod answers to GET."""
+    streams: list[list[bytes | BaseException]] = field(default_factory=list)
+    """What is answered to each POST, piece by piece."""
+    posted: list[tuple[PodAddress, str, Body, str]] = field(default_factory=list)
     patches: list[Body] = field(default_factory=list)
     conflicts: int = 0
     answer: Callable[[Body], None] = lambda body: None
@@ -112,6 +122,27 @@ class ScriptedCluster:
     def pods(self, namespace: str, name: str) -> list[Body]:
         return self.running
 
+    def services(self, namespace: str) -> list[Body]:
+        return deepcopy(self.exposed)
+
+    def network_policies(self, namespace: str) -> list[Body]:
+        return deepcopy(self.policies)
+
+    def pod_text(self, address: PodAddress, path: str) -> str:
+        answer = self.texts.get(address.pod, "")
+        if isinstance(answer, CliError):
+            raise answer
+        return answer
+
+    def pod_stream(
+        self, address: PodAddress, path: str, body: Body, *, key: str
+    ) -> Generator[bytes, None, None]:
+        self.posted.append((address, path, deepcopy(body), key))
+        for piece in self.streams.pop(0):
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
     def store_agents(self, namespace: str) -> list[Body]:
         return [body for body in self.agents if body["metadata"]["namespace"] == namespace]
 
@@ -140,14 +171,30 @@ class Ran:
     slept: float
 
 
+class Keyboard(io.StringIO):
+    """Input from a terminal; the line `^C` is a Ctrl-C."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
+        line = super().readline()
+        if line == "^C\n":
+            raise KeyboardInterrupt
+        return line
+
+
 def run_cli(
     cluster: ScriptedCluster,
     *argv: str,
     capsys: pytest.CaptureFixture[str],
     width: int = 4000,
     live: bool = False,
+    typed: str | None = None,
+    piped: str = "",
 ) -> Ran:
-    """Run the program; time passes only in its sleeps. `live` makes output a terminal."""
+    """Run the program; time passes only in its sleeps. `live` makes output a terminal, `typed` is what a
+    person types at one, `piped` comes through a pipe."""
     out, err = io.StringIO(), io.StringIO()
     slept = 0.0
 
@@ -160,6 +207,7 @@ def run_cli(
             connect=lambda: Here(cluster),
             terminal=Terminal(out=out, width=width, live=live),
             err=err,
+            inp=io.StringIO(piped) if typed is None else Keyboard(typed),
             chosen_namespace=arguments.namespace,
             now=lambda: NOW + slept,
             sleep=sleep,

@@ -2,18 +2,21 @@
 """A scripted API server on a local port, for the adapter that speaks HTTP."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 
 Body = dict[str, Any]
+_PROXY: Final = re.compile(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/proxy(/.*)")
 
 
 @dataclass
@@ -34,6 +37,8 @@ class ScriptedApi:
     answers: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
+    behind: dict[str, str] = field(default_factory=dict)
+    """URL of the server in each pod that the proxy subresource reaches, by `POD:PORT`."""
 
     def script(self, path: str, *answers: tuple[int, Any]) -> None:
         """(HTTP status, body); a list of bodies is a watch stream, text is sent as it is."""
@@ -71,6 +76,11 @@ def serve(api: ScriptedApi) -> Iterator[ScriptedApi]:
                 headers={key.lower(): value for key, value in self.headers.items()},
                 body=body,
             )
+            found = _PROXY.fullmatch(asked.path)
+            if found is not None and found[1] in api.behind:
+                api.asked.append(asked)
+                self._forward(api.behind[found[1]] + found[2], asked)
+                return
             status, text = api.answer(asked)
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
@@ -78,6 +88,26 @@ def serve(api: ScriptedApi) -> Iterator[ScriptedApi]:
             self.wfile.write(text)
 
         do_PATCH = do_GET
+        do_POST = do_GET
+
+        def _forward(self, url: str, asked: Asked) -> None:
+            """As an API server does: piece by piece, and Authorization stays here."""
+            parts = urlsplit(url)
+            link = HTTPConnection(parts.netloc)
+            kept = {k: v for k, v in asked.headers.items() if k not in ("authorization", "host")}
+            body = None if asked.body is None else json.dumps(asked.body).encode()
+            kept |= {} if body is None else {"content-length": str(len(body))}
+            link.request(asked.verb, parts.path, body=body, headers=kept)
+            answer = link.getresponse()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.getheader("Content-Type") or "")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            while piece := answer.read1(65536):
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                self.wfile.flush()
+            self.wfile.write(b"0\r\n\r\n")
+            link.close()
 
         def log_message(self, *arguments: Any) -> None:
             """Quiet."""

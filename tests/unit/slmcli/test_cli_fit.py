@@ -104,8 +104,8 @@ def test_the_document_has_every_number(tmp_path: Path, capsys: pytest.CaptureFix
     big, small = board["candidates"]
     assert (big["variant"], big["verdict"], big["sizeBytes"]) == ("fp16-pi", "Memory", 3 * GIB)
     assert small["need"] == {
-        "totalBytes": 670 * MIB, "weightsBytes": 500 * MIB, "cacheBytes": 10 * MIB, "overheadBytes": 160 * MIB,
-        "requestBytes": None,
+        "totalBytes": 670 * MIB, "weightsBytes": 500 * MIB, "cacheBytes": 10 * MIB,
+        "overheadBytes": 160 * MIB, "requestBytes": None,
     }  # fmt: skip
     assert document["items"][2]["problem"].startswith("the smallest variant needs")
 

@@ -18,7 +18,7 @@ from slmcli.times import age_text, span_text
 from tests.unit.slmcli.cli_double import ScriptedCluster, run_cli
 from tests.unit.slmcli.cli_objects import NOW, ago, build_body, build_status
 
-ON_A_DEPLOYMENT = sorted(set(COMMANDS) - {"list", "get", "version", "simulate", "fit", "models"})
+ON_A_DEPLOYMENT = sorted(set(COMMANDS) - {"list", "get", "version", "simulate", "fit", "models", "try"})
 
 
 @pytest.fixture

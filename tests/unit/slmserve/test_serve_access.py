@@ -196,6 +196,9 @@ def test_a_guarded_server(guarded: ServerProcess, files: TlsFiles, tmp_path: Pat
     assert answers[0].headers["www-authenticate"] == "Bearer"
     assert answers[0].json()["error"]["code"] == "invalid_api_key"
     assert httpx.get(f"{base}/v1/models", verify=trust).status_code == 401
+    for key, status in (("sk-edge-1", 200), ("sk-nobody", 401), ("", 401)):
+        # The proxy of an API server takes Authorization off.
+        assert httpx.get(f"{base}/v1/models", verify=trust, headers={"api-key": key}).status_code == status
 
     os.environ["SSL_CERT_FILE"] = str(files.certificate)
     try:

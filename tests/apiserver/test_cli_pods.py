@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kubectl slm` on the pods of a deployment, through a real API server.
+
+A real inference server stands behind a pod that only the API knows, and the account may do no more than
+docs/cli.md says.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from slmwire import labels
+from tests.apiserver.test_cli import STABLE, Shop, shop
+from tests.unit.slmserve.process import ORDERS, ServerProcess
+
+__all__ = ["shop"]
+KEY = "sk-edge-1"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """One that wants a key."""
+    (tmp_path / "keys").write_text(f"{KEY}\n")
+    flags = ["--model", "orders", "--evaluate", "false", "--host", "0.0.0.0"]
+    with ServerProcess(
+        ORDERS / "v1-int4", tmp_path, *flags, "--api-keys-file", str(tmp_path / "keys")
+    ) as process:
+        process.wait_ready()
+        yield process
+
+
+def _address() -> str:
+    """One of this machine that is no loopback address: the API server sends nobody there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+
+
+def _make_pod(shop: Shop, port: int) -> None:
+    account = {"name": "default", "namespace": shop.namespace}
+    shop.plane.kubectl.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
+    tags = {labels.DEPLOYMENT: "orders", labels.REVISION: STABLE, labels.VARIANT: "int4"}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "orders-far",
+            "namespace": shop.namespace,
+            "labels": tags | {labels.ROLE: "serve"},
+        },
+        "spec": {
+            "nodeName": "far",
+            "automountServiceAccountToken": False,
+            "containers": [{"name": "server", "image": "x", "ports": [{"containerPort": port}]}],
+        },
+    }
+    shop.plane.kubectl.apply(pod)
+    address = _address()
+    began = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    status = {
+        "podIP": address,
+        "podIPs": [{"ip": address}],
+        "startTime": began,
+        "conditions": [{"type": "Ready", "status": "True"}],
+        "containerStatuses": [
+            {
+                "name": "server", "image": "x", "imageID": "", "ready": True, "restartCount": 0,
+                "state": {"running": {"startedAt": began}},
+            }
+        ],
+    }  # fmt: skip
+    shop.plane.kubectl(
+        "patch", "pod", "orders-far", "-n", shop.namespace, "--subresource=status", "--type=merge",
+        "-p", json.dumps({"status": status}),
+    )  # fmt: skip
+
+
+def _log_in(shop: Shop, folder: Path) -> Path:
+    """A kubeconfig of an account that may look, by a bearer token."""
+    kubectl, namespace = shop.plane.kubectl, shop.namespace
+    kubectl("create", "serviceaccount", "clerk", "-n", namespace)
+    account = f"--serviceaccount={namespace}:clerk"
+    # What the role `view` and the chart's have, which is what docs/cli.md asks for.
+    kinds = (
+        "slmdeployments.slmops.dev,pods,services,controllerrevisions.apps,networkpolicies.networking.k8s.io"
+    )
+    kubectl("create", "role", "look", "-n", namespace, "--verb=get,list", f"--resource={kinds}")
+    kubectl("create", "rolebinding", "look", "-n", namespace, "--role=look", account)
+    token = kubectl("create", "token", "clerk", "-n", namespace).strip()
+    body: dict[str, Any] = yaml.safe_load(shop.plane.kubeconfig.read_text())
+    for user in body["users"]:
+        user["user"] = {"token": token}
+    path = folder / "clerk.yaml"
+    path.write_text(yaml.safe_dump(body))
+    return path
+
+
+def test_the_pods_are_reached_with_no_more_than_the_docs_ask_for(
+    shop: Shop, server: ServerProcess, tmp_path: Path
+) -> None:
+    _make_pod(shop, server.port)
+    config = _log_in(shop, tmp_path)
+
+    def ask(*argv: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "slmcli", "-n", shop.namespace, *argv],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env=os.environ | {"KUBECONFIG": str(config), "PYTHONPATH": "operator:."},
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    chat = ("chat", "orders", "--temperature", "0", "-m", "one coffee please", "-o", "json")
+    key = ("--key-file", str(tmp_path / "keys"))
+    code, _, err = ask(*chat)
+    assert code == 3 and f"create of pods/proxy in namespace {shop.namespace}" in err
+    code, _, err = ask("cost", "orders")
+    assert code == 3 and "get of pods/proxy" in err
+
+    kubectl, account = shop.plane.kubectl, f"--serviceaccount={shop.namespace}:clerk"
+    kubectl("create", "role", "slm-chat", "-n", shop.namespace, "--verb=create", "--resource=pods/proxy")
+    kubectl("create", "rolebinding", "slm-chat", "-n", shop.namespace, "--role=slm-chat", account)
+    code, _, err = ask(*chat)
+    assert code == 3 and "--key-file" in err
+    code, out, err = ask(*chat, *key)
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["answer"] and answer["node"] == "far" and answer["generatedTokens"] > 1
+
+    kubectl("create", "role", "slm-cost", "-n", shop.namespace, "--verb=get", "--resource=pods/proxy")
+    kubectl("create", "rolebinding", "slm-cost", "-n", shop.namespace, "--role=slm-cost", account)
+    code, out, err = ask("cost", "orders", "-o", "json")
+    assert code == 0 and "nodes may not be listed" in err
+    total = json.loads(out)["total"]
+    assert total["countedOutputTokens"] == answer["generatedTokens"]
+    assert total["countedInputTokens"] == answer["promptTokens"]
+
+    code, out, err = ask("audit", "orders", "-o", "json", "--fail-on", "high")
+    found = json.loads(out)
+    reasons = {finding["reason"]: finding["subject"] for finding in found["findings"]}
+    assert code == 1 and found["pods"][0]["node"] == "far"
+    assert "EgressOpen" in reasons and "TokenMounted" not in reasons
+    assert reasons["NotObserved"] == "nodes"
