@@ -105,5 +105,6 @@ def test_a_second_deployment_of_the_same_model_downloads_nothing(
         assert fetch_report(second, node).bytes_downloaded == 0, node
     if cluster.is_rig:
         asked = model_requests(cluster.rig, since=begin, path=f"/{FOLDER}/v1-int4/")
-        # The operator reads the manifest to resolve the source; no node fetches a byte.
-        assert set(asked) <= {f"/{FOLDER}/v1-int4/slm-manifest.json"}, asked
+        # The operator reads the manifest and the model's geometry to resolve the source; no node a byte.
+        read = {f"/{FOLDER}/v1-int4/{name}" for name in ("slm-manifest.json", "genai_config.json")}
+        assert set(asked) <= read and len(asked) <= len(read), asked

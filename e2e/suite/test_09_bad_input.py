@@ -159,7 +159,7 @@ REQUESTS: dict[str, tuple[Any, int]] = {
     "wrong role": ({"model": "orders", "messages": [{"role": "robot", "content": "x"}]}, 400),
     "content of a wrong type": ({"model": "orders", "messages": [{"role": "user", "content": 5}]}, 400),
     "unknown model": ({"model": "gpt-9", "messages": HELLO}, 404),
-    "too many choices": ({"model": "orders", "messages": HELLO, "n": 5}, 400),
+    "too many choices": ({"model": "orders", "messages": HELLO, "n": 50}, 400),
     "temperature out of range": ({"model": "orders", "messages": HELLO, "temperature": 99}, 400),
     "no tokens wanted": ({"model": "orders", "messages": HELLO, "max_tokens": -1}, 400),
     "longer than the context": (

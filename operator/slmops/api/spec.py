@@ -294,7 +294,8 @@ class SLMDeploymentSpec(ApiModel):
             cel(
                 "has(self.model.from) != (has(self.variants) && size(self.variants) > 0)",
                 "give at least 1 of variants, or model.from, not both",
-            ),
+            )
+            | {"fieldPath": ".variants"},
             cel(
                 "!has(self.placement.mode) || self.placement.mode != 'Replicas' || !has(self.variants) || "
                 "!self.variants.exists(v, has(v.profiles))",
