@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command line: `python -m slmopt step|publish|run`.
 
-    slmopt step --index I --job FILE        one step of a Job: /work/step-(I-1) -> /work/step-I
+    slmopt step --index I --job FILE        one step of a Job: /workspace/step-(I-1) -> /workspace/step-I
     slmopt publish --job FILE               the last step's output to where the job says
     slmopt run --recipe FILE SRC DST        a whole recipe, for a laptop
 

@@ -15,11 +15,11 @@ from typing import Any, Final, cast
 JOB_FILE: Final = "/etc/slmops-job/job.json"
 """The Job's instructions, from an annotation of the pod: `{"steps": [...], "publish": {...}, "sign": bool}`,
 named as in the SLMModel. `publish` names this variant's own place: an image with its tag, or a folder."""
-WORK_DIR: Final = "/work"
+WORK_DIR: Final = "/workspace"
 """Volume that the containers of an optimise Job share."""
 SOURCE_TREE_ENV: Final = "SLM_SOURCE_TREE"
 """Folder with the source's files, read-only."""
-STEP_DIR: Final = "/work/step-{index}"
+STEP_DIR: Final = "/workspace/step-{index}"
 """Output of step `index`, which is the input of the next."""
 PUBLISH_SECRET_DIR: Final = "/etc/slmops-publish"
 """Credentials for publishing, files as in `paths.SOURCE_DIR`."""
@@ -29,7 +29,7 @@ SIGNING_KEY_FILE: Final = "/etc/slmops-signing/key.pem"
 """Private key (PEM) that signs what is published; absent means unsigned."""
 DATASET_DIR: Final = "/dataset"
 """Where an evaluate Job finds its dataset: `golden.jsonl` and, optional, `text.txt`."""
-ANSWERS_FILE: Final = "/work/answers.jsonl"
+ANSWERS_FILE: Final = "/workspace/answers.jsonl"
 """Where `slmserve evaluate` leaves the answers for a custom scorer."""
 
 

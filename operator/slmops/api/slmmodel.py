@@ -178,7 +178,7 @@ class Signing(ApiModel):
 
 
 class Scorer(ApiModel):
-    """A container that judges the answers in /work/answers.jsonl; its termination message is
+    """A container that judges the answers in /workspace/answers.jsonl; its termination message is
     `{"score": 0.93}`, 0 to 1, higher is better."""
 
     image: Image = Field(description="Its image.")

@@ -159,7 +159,7 @@ async def test_through_a_registry_signed_and_measured_on_a_dataset(origin: str, 
                 "scorer": {
                     "image": "scorer:1",
                     "command": ["python3", "-c", SCORER],
-                    "args": ["/work/answers.jsonl", "/dev/termination-log"],
+                    "args": ["/workspace/answers.jsonl", "/dev/termination-log"],
                 },
             },
         )
