@@ -155,7 +155,9 @@ def test_stores_are_read_through_the_api_server(shop: Shop, store_agent: tuple[s
     address, port = store_agent
     account = {"name": "default", "namespace": shop.namespace}
     shop.plane.kubectl.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
-    for node, found in (("far", {"podIP": address, "podIPs": [{"ip": address}]}), ("lost", {})):
+    # Names of this test alone: see `_node` in test_cli_pods.
+    names = f"{shop.namespace}-far", f"{shop.namespace}-lost"
+    for node, found in zip(names, ({"podIP": address, "podIPs": [{"ip": address}]}, {}), strict=True):
         pod = {
             "metadata": {
                 "name": f"agent-{node}",
@@ -176,8 +178,8 @@ def test_stores_are_read_through_the_api_server(shop: Shop, store_agent: tuple[s
     code, out, err = shop.run("cache", "--agents", shop.namespace)
     assert (code, err) == (0, "")
     far, lost = (line.split() for line in out.splitlines()[1:])
-    assert far[:2] == ["far", "5MiB"]
-    assert lost[0] == "lost" and "NoAnswer:" in lost
+    assert far[:2] == [names[0], "5MiB"]
+    assert lost[0] == names[1] and "NoAnswer:" in lost
 
 
 def test_promote_waits_for_the_operators_answer(shop: Shop) -> None:
