@@ -21,6 +21,7 @@ from slmserve.config import ConfigError, ServerConfig, parse_config
 from slmserve.errors import StartError
 from slmserve.journal import describe_exception, setup_logging
 from slmserve.protocol import BoundedProtocol
+from slmserve.sandbox import Confinement, confine
 from slmserve.service import Service
 from slmserve.tls import TlsIdentity
 from slmwire.reasons import Reason, Termination
@@ -48,12 +49,12 @@ def _listen(config: ServerConfig) -> socket.socket:
         raise StartError(Reason.INTERNAL_ERROR, message) from error
 
 
-async def _serve(config: ServerConfig) -> None:
+async def _serve(config: ServerConfig, listener: socket.socket, confinement: Confinement) -> None:
     """Serve until told to end; raises StartError when the model cannot be served."""
     service = Service(config)
+    service.metrics.record_confinement(confinement)
     keys = None if config.api_keys_file is None else KeyRing(config.api_keys_file)
     identity = None if config.tls is None else TlsIdentity(config.tls)
-    listener = _listen(config)
     server = _Server(
         uvicorn.Config(
             build_app(service, keys),
@@ -132,8 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
+        listener = _listen(config)
+        # Before there is an event loop: it would set up io_uring, which passes no filter.
+        confinement = confine(config.sandbox)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config))
+            runner.run(_serve(config, listener, confinement))
     except StartError as error:
         _log.error("cannot serve: %s", error, extra={"fields": {"reason": error.reason}})
         _terminate(config, error)

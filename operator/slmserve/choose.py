@@ -27,6 +27,7 @@ from slmserve.config import ConfigError, ServerConfig, available_cpus, parse_con
 from slmserve.engines.registry import AUTO, EngineKind, EngineOptions, find_candidates
 from slmserve.errors import StartError
 from slmserve.measure import Bounds, measure
+from slmserve.sandbox import confine
 from slmserve.verify import verify_model
 from slmwire.choice import EngineChoice, EngineMeasurement, parse_choice
 
@@ -162,6 +163,7 @@ def main(argv: Sequence[str]) -> int:
         config = parse_config(rest, os.environ)
         if not 1 <= given.budget_seconds <= 3600:
             raise ConfigError(f"--budget-seconds is {given.budget_seconds}; it must be between 1 and 3600")
+        confine(config.sandbox)
         digest = verify_model(
             config.model_dir, expected_digest=config.model_digest, manifest_file=config.manifest_file
         )

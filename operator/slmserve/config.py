@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from slmserve.sandbox import SandboxMode
 from slmwire import env, paths
 
 _QUOTA_FILE: Final = Path("/sys/fs/cgroup/cpu.max")
@@ -70,6 +71,8 @@ class ServerConfig:
     """Keys that clients may use; None: everybody may ask."""
     tls: TlsFiles | None = None
     """None: plain HTTP."""
+    sandbox: SandboxMode = SandboxMode.OFF
+    """Whether the process gives up opening connections; `parse_config` has another default."""
 
 
 def available_cpus() -> int:
@@ -121,6 +124,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--api-keys-file", env.API_KEYS_FILE, "")
     option("--tls-cert-file", env.TLS_CERT_FILE, "")
     option("--tls-key-file", env.TLS_KEY_FILE, "")
+    option("--sandbox", env.SANDBOX, SandboxMode.AUTO)
     parser.add_argument(
         "--evaluate",
         type=_truth,
@@ -158,6 +162,8 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfi
             raise ConfigError(f"--{flag} is {value}; it must be between {least} and {most}")
     if bool(given.tls_cert_file) != bool(given.tls_key_file):
         raise ConfigError("--tls-cert-file and --tls-key-file belong together; give both or none")
+    if given.sandbox not in set(SandboxMode):
+        raise ConfigError(f"--sandbox is {given.sandbox!r}; it must be one of {', '.join(SandboxMode)}")
     tls = None
     if given.tls_cert_file:
         tls = TlsFiles(certificate=Path(given.tls_cert_file), key=Path(given.tls_key_file))
@@ -189,4 +195,5 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfi
         termination_log=Path(given.termination_log),
         api_keys_file=Path(given.api_keys_file) if given.api_keys_file else None,
         tls=tls,
+        sandbox=SandboxMode(given.sandbox),
     )

@@ -34,6 +34,7 @@ from slmserve.measurements import (
     peak_memory_bytes,
 )
 from slmserve.model import LoadedModel, load_model
+from slmserve.sandbox import confine
 from slmwire.jobs import ANSWERS_FILE, DATASET_DIR, EvaluateReport, to_message
 from slmwire.paths import GOLDEN_FILE, TERMINATION_LOG
 from slmwire.reasons import Reason, Termination
@@ -256,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     reason, message = Reason.INTERNAL_ERROR, ""
     try:
+        confine(config.sandbox)
         began = time.monotonic()
         dataset = load_dataset(options.dataset)
         model = load_model(config)

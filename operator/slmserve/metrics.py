@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
 from slmserve.config import Identity
+from slmserve.sandbox import Confinement
 from slmwire import metrics as names
 
 # A "_created" series beside every counter would double what an edge link carries.
@@ -105,6 +106,9 @@ class Metrics:
         self._info = self._gauge(
             names.MODEL_INFO, "What is loaded; always 1.", ("digest", "engine", "version")
         )
+        self._sandbox = self._gauge(
+            names.SANDBOX, "1 when the kernel keeps the process from opening connections."
+        )
         for endpoint in (names.ENDPOINT_CHAT, names.ENDPOINT_COMPLETIONS, names.ENDPOINT_EMBEDDINGS):
             # A rate over a series that does not exist yet misses its first increment.
             for code in ("200", "500"):
@@ -121,6 +125,10 @@ class Metrics:
         self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
     ) -> Histogram:
         return Histogram(name, text, labels, registry=self._registry, buckets=buckets)
+
+    def record_confinement(self, confinement: Confinement) -> None:
+        """Whether the process is confined; until it is told it counts as open."""
+        self._sandbox.set(1 if confinement is Confinement.CONFINED else 0)
 
     def count_request(self, endpoint: str, code: int) -> None:
         """One inference request ended with this status code."""

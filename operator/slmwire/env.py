@@ -37,6 +37,9 @@ TLS_CERT_FILE: Final = "SLM_TLS_CERT_FILE"
 """PEM file with the server's certificate chain; used again for new connections when it changes."""
 TLS_KEY_FILE: Final = "SLM_TLS_KEY_FILE"
 """PEM file with the certificate's private key, not encrypted; both or none."""
+SANDBOX: Final = "SLM_SANDBOX"
+"""`auto` (default): the server gives up opening connections where the kernel can enforce it; `required`: it
+does not start where it cannot; `off`."""
 
 # Fetcher
 STORE_DIR: Final = "SLM_STORE_DIR"

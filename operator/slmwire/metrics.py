@@ -94,6 +94,9 @@ MODEL_LOAD_SECONDS: Final = "slmserve_model_load_seconds"
 MODEL_INFO: Final = "slmserve_model_info"
 """Gauge, always 1 {digest, engine, version}: what is loaded."""
 
+SANDBOX: Final = "slmserve_sandbox"
+"""Gauge: 1 when the kernel keeps the process from opening connections, 0 when it does not."""
+
 ENDPOINT_CHAT: Final = "chat"
 ENDPOINT_COMPLETIONS: Final = "completions"
 ENDPOINT_EMBEDDINGS: Final = "embeddings"

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,20 @@ SLOW = Geometry(
     vocab=2048,
     context=32_768,
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unconfined() -> Iterator[None]:
+    """Commands that a test runs in its own process must not confine it: nothing takes a filter off again."""
+    before = _filters()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLM_SANDBOX", "off")
+        yield
+    assert _filters() == before
+
+
+def _filters() -> str:
+    return Path(f"/proc/{os.getpid()}/status").read_text().partition("Seccomp:")[2].partition("Spec")[0]
 
 
 @pytest.fixture(scope="session")

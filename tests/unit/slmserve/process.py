@@ -19,12 +19,22 @@ ORDERS = ROOT / "e2e/models/orders"
 
 
 class ServerProcess:
-    """`python -m slmserve` with `flags`; its log lies in `directory`."""
+    """`python -m slmserve` with `flags`; its log lies in `directory`.
 
-    def __init__(self, model_dir: Path, directory: Path, *flags: str, environ: dict[str, str] | None = None):
+    `under` is a command that runs Python with the arguments that follow it, in its place.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        directory: Path,
+        *flags: str,
+        environ: dict[str, str] | None = None,
+        under: tuple[str, ...] = (sys.executable,),
+    ):
         self.log_file = directory / f"server-{time.monotonic_ns()}.log"
         self.termination_log = directory / f"termination-{time.monotonic_ns()}.json"
-        command = [sys.executable, "-m", "slmserve", "--model-dir", str(model_dir), "--host", "127.0.0.1"]
+        command = [*under, "-m", "slmserve", "--model-dir", str(model_dir), "--host", "127.0.0.1"]
         command += ["--port", "0", "--termination-log", str(self.termination_log)]
         command += ["--manifest-file", str(directory / "none.json"), *flags]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLM_")}

@@ -217,3 +217,4 @@ def test_a_guarded_server(guarded: ServerProcess, files: TlsFiles, tmp_path: Pat
     _replace(files.key, key)
     _replace(files.certificate, certificate)
     guarded.wait_until(lambda: _served_name(guarded.port) == "second")
+    assert "sandbox on: this server opens no connection" in guarded.log_file.read_text()

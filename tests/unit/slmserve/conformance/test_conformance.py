@@ -244,4 +244,5 @@ def test_the_server_is_still_well(served: Served) -> None:
     metrics = served.server.metrics()
     assert metrics["slmserve_requests_total{code=500,endpoint=chat}"] == 0
     assert metrics["slmserve_requests_total{code=500,endpoint=completions}"] == 0
+    assert metrics["slmserve_sandbox"] == 1
     assert not [line for line in served.server.log_lines() if line["level"] == "error"]
