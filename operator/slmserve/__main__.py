@@ -19,7 +19,7 @@ from slmserve.access import KeyRing
 from slmserve.app import build_app
 from slmserve.config import ConfigError, ServerConfig, parse_config
 from slmserve.errors import StartError
-from slmserve.journal import describe_exception, setup_logging
+from slmserve.journal import describe_exception, log_loop_failure, log_uncaught, setup_logging
 from slmserve.protocol import BoundedProtocol
 from slmserve.sandbox import Confinement, confine
 from slmserve.service import Service
@@ -81,6 +81,7 @@ async def _serve(config: ServerConfig, listener: socket.socket, confinement: Con
     _log.info("listening", extra={"fields": fields})
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(log_loop_failure)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     starting = asyncio.create_task(service.start_up())
@@ -134,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         listener = _listen(config)
+        log_uncaught()
         # Before there is an event loop: it would set up io_uring, which passes no filter.
         confinement = confine(config.sandbox)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logging: one JSON object per line on standard output, never a prompt or an answer."""
 
+import asyncio
 import json
 import logging
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -36,3 +41,30 @@ def describe_exception(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
     return f"{type(error).__name__} at {' < '.join(reversed(places)) or 'an unknown place'}"
+
+
+def log_uncaught() -> None:
+    """Have the process log exceptions that nobody caught as `describe_exception` does.
+
+    The interpreter would write them to standard error, with their messages.
+    """
+
+    def main_thread(_: object, error: BaseException, __: object) -> None:
+        _log.error("the server failed: %s", describe_exception(error))
+
+    def other_thread(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is not None:
+            _log.error("a thread failed: %s", describe_exception(failed.exc_value))
+
+    def anywhere(failed: Any) -> None:
+        if failed.exc_value is not None:
+            _log.error("an error could not be raised: %s", describe_exception(failed.exc_value))
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = main_thread, other_thread, anywhere
+
+
+def log_loop_failure(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An event loop's exception handler; its own one writes arguments and messages."""
+    error = context.get("exception")
+    described = describe_exception(error) if isinstance(error, BaseException) else "no exception"
+    _log.error("the event loop met a failure: %s", described)

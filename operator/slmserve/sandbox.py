@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 import platform
+import resource
 import socket
 import struct
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from slmserve.sandbox_rules import ARCHITECTURES, Architecture, Instruction, bui
 from slmwire.reasons import Reason
 
 _log = logging.getLogger(__name__)
+_SET_DUMPABLE: Final = 4
 _SET_NO_NEW_PRIVILEGES: Final = 38
 _SET_MODE_FILTER: Final = 1
 _ALL_THREADS: Final = 1
@@ -67,6 +69,7 @@ def confine(mode: SandboxMode) -> Confinement:
     if mode is SandboxMode.OFF:
         _log.info("the sandbox is off: this server may open connections")
         return Confinement.OPEN
+    _forbid_dumps()
     try:
         architecture = own_architecture()
         install(architecture, build_program(architecture))
@@ -82,6 +85,12 @@ def confine(mode: SandboxMode) -> Confinement:
         return Confinement.OPEN
     _log.info("sandbox on: this server opens no connection")
     return Confinement.CONFINED
+
+
+def _forbid_dumps() -> None:
+    """No file of the memory, which holds prompts, when native code crashes; nor one of the node's service."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_SET_DUMPABLE, *(ctypes.c_ulong(0) for _ in range(4)))
 
 
 def own_architecture() -> Architecture:

@@ -24,8 +24,8 @@ BY_DESIGN: Final = (
     "metrics: counts and times only, no texts and nothing that names a client",
     "feedback: /v1/feedback counts ratings; texts are neither stored nor logged nor exported",
     "status and Events: hold names of nodes, sizes, hashes and measurements",
-    "sandbox: before it reads a model the server gives up opening connections, and the kernel enforces it (the "
-    "metric slmserve_sandbox is 1), whatever the policies leave to the fetcher of its pod",
+    "sandbox: before it reads a model the server gives up opening connections, and the kernel enforces it "
+    "(the metric slmserve_sandbox is 1), whatever the policies leave to the fetcher of its pod",
     "telemetry: the images of this release set ORT_DISABLE_TELEMETRY=1 for onnxruntime; the variables of "
     "an image cannot be seen through the API, only those that the pod sets",
 )

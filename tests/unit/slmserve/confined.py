@@ -27,6 +27,7 @@ from slmserve.sandbox import SandboxMode, confine, own_architecture
 _UDP_PORT = 9
 """Of `discard`: nobody is there."""
 _FASTOPEN = 0x2000_0000
+_GET_DUMPABLE = 3
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _CHILD = """
 import socket, sys
@@ -204,7 +205,8 @@ def main() -> None:
     out["resolve a name"] = _outcome(lambda: socket.getaddrinfo("slmops.invalid", 80))
     if platform.machine() == "x86_64":
         out["32-bit socket"] = _old_call(359)
-    print(json.dumps({"needed": needed, "out": out}), flush=True)
+    dumps = _LIBRARY.prctl(_GET_DUMPABLE, 0, 0, 0, 0)
+    print(json.dumps({"needed": needed, "out": out, "dumps": dumps}), flush=True)
 
 
 if __name__ == "__main__":

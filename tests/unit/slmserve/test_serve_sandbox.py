@@ -36,7 +36,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """Runs Python under a filter that refuses further filters, as some container runtimes do."""
 
 
-def _try_ways_out(mode: SandboxMode) -> tuple[str, dict[str, dict[str, str]], bytes]:
+def _try_ways_out(mode: SandboxMode) -> tuple[str, dict[str, Any], bytes]:
     """Confinement, outcomes of `confined`, and what its server answered us."""
     with socket.create_server(("127.0.0.1", 0)) as bait:
         bait.settimeout(0.2)
@@ -57,11 +57,11 @@ def _try_ways_out(mode: SandboxMode) -> tuple[str, dict[str, dict[str, str]], by
 
 
 @pytest.fixture(scope="module")
-def confined() -> tuple[str, dict[str, dict[str, str]], bytes]:
+def confined() -> tuple[str, dict[str, Any], bytes]:
     return _try_ways_out(SandboxMode.REQUIRED)
 
 
-def test_every_way_out_is_closed(confined: tuple[str, dict[str, dict[str, str]], bytes]) -> None:
+def test_every_way_out_is_closed(confined: tuple[str, dict[str, Any], bytes]) -> None:
     confinement, outcomes, _ = confined
     assert confinement == "confined"
     assert outcomes["out"].pop("resolve a name") == "gaierror"
@@ -71,10 +71,20 @@ def test_every_way_out_is_closed(confined: tuple[str, dict[str, dict[str, str]],
     assert len(outcomes["out"]) >= 39
 
 
-def test_what_a_server_needs_goes_on(confined: tuple[str, dict[str, dict[str, str]], bytes]) -> None:
+def test_what_a_server_needs_goes_on(confined: tuple[str, dict[str, Any], bytes]) -> None:
     _, outcomes, answer = confined
     assert set(outcomes["needed"].values()) == {"ok"}
     assert answer == b"got hello"
+
+
+def test_memory_is_never_dumped(confined: tuple[str, dict[str, Any], bytes], server: ServerProcess) -> None:
+    assert confined[1]["dumps"] == 0
+    [line] = [
+        line
+        for line in Path(f"/proc/{server.process.pid}/limits").read_text().splitlines()
+        if line.startswith("Max core file size")
+    ]
+    assert line.split()[-3:-1] == ["0", "0"]
 
 
 def test_without_the_sandbox_the_ways_are_open() -> None:
