@@ -91,6 +91,14 @@ def test_the_watch_sees_every_way(tmp_path: Path) -> None:
     assert [a.address for a in attempts if not a.leaves and a.family == "inet"] == ["127.0.0.1"]
 
 
+def test_telemetry_of_onnxruntime_is_off_outside_of_the_image_too() -> None:
+    environ = {key: value for key, value in os.environ.items() if key not in _image_environment()}
+    code = "import slmserve, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    for given, expected in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
+        told = subprocess.check_output([sys.executable, "-c", code], env=environ | _PATH | given, text=True)
+        assert told.strip() == expected
+
+
 def _watched_server(model_dir: Path, folder: Path, *flags: str) -> tuple[ServerProcess, Path]:
     """Without its sandbox, which would deny before the watch could see."""
     report = folder / "report"

@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, NoReturn
 
-from slmserve import __main__ as command
-from slmserve import inference
+from slmserve import __main__ as server_command
+from slmserve import inference as server_inference
 from slmserve.journal import setup_logging
+
+command: Any = server_command
+inference: Any = server_inference
+"""As objects whose parts are replaced."""
 
 
 class Failure(StrEnum):
@@ -78,9 +82,10 @@ def _spoil() -> None:
 def main() -> int:
     """As `slmserve`; works in the folder TMPDIR."""
     os.chdir(os.environ["TMPDIR"])
-    command.setup_logging = lambda: setup_logging(logging.DEBUG)  # type: ignore[attr-defined]
+    command.setup_logging = lambda: setup_logging(logging.DEBUG)
     _spoil()
-    return command.main(sys.argv[3:])
+    code: int = command.main(sys.argv[3:])
+    return code
 
 
 if __name__ == "__main__":
