@@ -245,3 +245,28 @@ def test_the_search_finds_what_is_there(orders_dir: Path) -> None:
     ):
         assert planter.found_in(text, orders_dir) == {word: "here"}, text
     assert planter.found_in("zq", orders_dir) == {}
+
+
+@pytest.mark.parametrize("broken", ["keys", "key of TLS"])
+def test_a_start_that_fails_tells_no_secret(orders_dir: Path, tmp_path: Path, broken: str) -> None:
+    planter = _Planter()
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    (mounted / "keys").write_bytes(f"{planter.word('a key')}\n".encode() + b"\xff\xfe")
+    (mounted / "tls.crt").write_text(f"-----BEGIN CERTIFICATE-----\n{planter.word('certificate')}\n")
+    (mounted / "tls.key").write_text(f"-----BEGIN PRIVATE KEY-----\n{planter.word('private key')}\n")
+    folder = tmp_path / "written"
+    folder.mkdir()
+    environ = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT}", "TMPDIR": str(folder)}
+    if broken == "keys":
+        environ["SLM_API_KEYS_FILE"] = str(mounted / "keys")
+    else:
+        environ["SLM_TLS_CERT_FILE"] = str(mounted / "tls.crt")
+        environ["SLM_TLS_KEY_FILE"] = str(mounted / "tls.key")
+    with ServerProcess(orders_dir, folder, environ=environ, under=_UNDER) as server:
+        assert server.wait_end() == 1
+        written = [server.termination_log, server.log_file]
+    for path in written:
+        text = path.read_text()
+        assert "mounted" in text  # it is named
+        assert planter.found_in(text, orders_dir) == {}
