@@ -104,6 +104,8 @@ lock: venv ## compile locks/*.txt from pyproject.toml
 	  -o locks/runtime-litert.txt
 	$(COMPILE) --extra runtime-executorch pyproject.toml -c locks/runtime.txt -o locks/runtime-executorch.txt
 	$(COMPILE) --extra optimizer pyproject.toml -o locks/optimizer.txt
+	# Apart from the rest: litert-torch and model-signing want different versions of one package.
+	$(COMPILE) --extra optimizer-torch pyproject.toml -o locks/optimizer-torch.txt
 	$(COMPILE) --extra operator --extra runtime --extra cli --extra optimizer --extra dev pyproject.toml -o locks/dev.txt
 	$(COMPILE) locks/model.in -o locks/model.txt
 	$(COMPILE) locks/model-litert.in -o locks/model-litert.txt

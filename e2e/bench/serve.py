@@ -23,6 +23,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
+from e2e.bench.serve_auto import compare_with_best, pick_engine
 from e2e.bench.serve_gguf import build_gguf
 from e2e.bench.serve_inside import InsideLoad
 from e2e.bench.serve_int8 import convert_to_int8
@@ -41,6 +42,7 @@ from e2e.bench.serve_measures import (
     warm_server,
 )
 from e2e.bench.serve_model import QWEN_HALF_BILLION, Geometry, build_model
+from e2e.bench.serve_openvino import build_openvino
 from e2e.bench.serve_peer import Peer
 from e2e.bench.serve_rows import Row, cost_row, rate_row, show_rows
 from e2e.bench.serve_sides import RunningServer, Side, serve_llama_cpp, serve_ours
@@ -73,6 +75,7 @@ SERVED: Final = (
     Served(name=DEFAULT_ENGINE, engine=DEFAULT_ENGINE, build=build_model),
     Served(name="onnxruntime, int8 layers", engine=DEFAULT_ENGINE, build=_build_int8),
     Served(name="llama.cpp", engine="llama.cpp", build=build_gguf),
+    Served(name="openvino", engine="openvino", build=build_openvino),
 )
 
 _TARGETS: Final[Mapping[tuple[str, str], float]] = {
@@ -117,9 +120,22 @@ Samples = dict[str, list[Values]]
 """By side, the values of each load."""
 
 
-def take_samples(geometry: Geometry, rounds: int, work: Path, threads: int) -> tuple[list[str], Samples]:
-    """Names of our sides, and what every side gave."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What one run gave."""
+
+    ours: list[str]
+    """Names of our sides."""
+    samples: Samples
+    picked: str
+    """The engine that `auto` picks among those of our sides that bear an engine's name."""
+
+
+def take_samples(geometry: Geometry, rounds: int, work: Path, threads: int) -> Taken:
+    """Measure every side."""
     ours, peers = build_sides(geometry, work), build_peers(geometry, work)
+    engines = [side.model_dir for side in ours if side.name in ENGINES]
+    picked = pick_engine(engines, work / "auto", slots=MOST, threads=threads, context=geometry.context)
     (model_dir,) = (side.model_dir for side in ours if side.name == DEFAULT_ENGINE)
     sizes, samples = Sizes(), Samples()
     with ExitStack() as stack:
@@ -144,7 +160,7 @@ def take_samples(geometry: Geometry, rounds: int, work: Path, threads: int) -> t
             print(f"  round {number} of {rounds}", flush=True)
         for server in servers:
             samples[server.side.name].append(measure_process(server))
-    return [side.name for side in ours], samples
+    return Taken(ours=[side.name for side in ours], samples=samples, picked=picked)
 
 
 def _take_turns(samples: Samples, sides: Mapping[str, Iterator[Values]]) -> None:
@@ -196,8 +212,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += bench_orders(given.rounds, work)
         if given.only != "orders":
             size = QWEN_HALF_BILLION
-            ours, samples = take_samples(size, given.rounds, work, os.cpu_count() or 1)
-            compared = build_rows(f"{size.name} int4", ours, samples)
+            taken = take_samples(size, given.rounds, work, os.cpu_count() or 1)
+            compared = build_rows(f"{size.name} int4", taken.ours, taken.samples)
+            engines = {name: find_medians(taken.samples[name]) for name in taken.ours if name in ENGINES}
+            load = f"{size.name} int4: the engines {', '.join(engines)}; {os.cpu_count()} CPUs"
+            compared += compare_with_best(taken.picked, engines, load)
             show_rows(compared)
             rows += compared
     if given.only is None:

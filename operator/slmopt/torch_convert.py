@@ -5,11 +5,13 @@ The optimizer's plain image has no torch, which weighs gigabytes; these steps ru
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,9 @@ from slmopt.model_dir import GENAI_CONFIG, carry_files, describe_format, list_fi
 
 TORCH_TAG: Final = "-torch"
 """Suffix of the optimizer image's tag that has torch and these libraries."""
+LIBRARIES: Final = "SLMOPT_TORCH_LIB"
+"""Variable that names the folder of these libraries. They are for the processes that convert alone: some of
+them want other versions of packages that the optimizer itself has."""
 _LITERT: Final = """
 import importlib.machinery, importlib.util, sys, types
 if importlib.util.find_spec("tensorflow") is None:
@@ -32,14 +37,33 @@ if importlib.util.find_spec("tensorflow") is None:
         sys.modules[part].__spec__ = importlib.machinery.ModuleSpec(part, None)
     sys.modules[name] = sys.modules["tensorflow.lite.python"].schema_py_generated = schema
 from litert_torch.generative.export_hf.export import export
-export(model=sys.argv[1], output_dir=sys.argv[2], quantization_recipe=sys.argv[3])
+checkpoint, made, kind, context = sys.argv[1:]
+context = int(context)
+export(
+    model=checkpoint,
+    output_dir=made,
+    quantization_recipe=kind,
+    prefill_lengths=[length for length in (16, 64, 256) if length <= context],
+    cache_length=context,
+    bundle_litert_lm=False,  # the engine takes tokenizer and template from their own files
+)
 """
-"""Run in a process of its own: arguments are the checkpoint, the output folder and the type."""
+"""Run in a process of its own: arguments are the checkpoint, the output folder, the type and the
+tokens of a row's cache."""
+MAX_LITERT_CONTEXT: Final = 4096
+"""A row's cache has a fixed size there, in float32, whatever a request needs of it."""
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".index.json", ".onnx", ".onnx.data")
 
 
+def _is_there(package: str) -> bool:
+    folder = os.environ.get(LIBRARIES, "")
+    if folder:
+        return PathFinder.find_spec(package, [folder]) is not None
+    return importlib.util.find_spec(package) is not None
+
+
 def _require(package: str, to: str) -> None:
-    if importlib.util.find_spec(package) is None:
+    if not _is_there(package):
         raise unfit(
             f"convert to {to} needs {package}, which this image does not have; use the image "
             f"slmops-optimizer:<version>{TORCH_TAG} for this recipe"
@@ -61,6 +85,8 @@ def _require_source(source: Path, to: str) -> str:
 
 def _run(command: list[str], what: str) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    if folder := os.environ.get(LIBRARIES, ""):
+        environment["PYTHONPATH"] = folder
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise unfit(f"{what} ended with {done.returncode}: {(done.stdout + done.stderr)[-1500:]}")
@@ -69,6 +95,13 @@ def _run(command: list[str], what: str) -> None:
 def _carry(source: Path, target: Path) -> None:
     behind = {path for path in list_files(source) if path.endswith(_WEIGHTS)} | {GENAI_CONFIG}
     carry_files(source, target, without=behind)
+
+
+def _litert_context(checkpoint: Path) -> int:
+    """Tokens of a row: the model's own limit, or what a fixed cache of it can bear."""
+    config = json.loads((checkpoint / "config.json").read_bytes())
+    limit = config.get("max_position_embeddings") if isinstance(config, dict) else None
+    return min(limit, MAX_LITERT_CONTEXT) if isinstance(limit, int) and limit > 0 else MAX_LITERT_CONTEXT
 
 
 def convert_litert(source: Path, target: Path, kind: str) -> None:
@@ -82,12 +115,13 @@ def convert_litert(source: Path, target: Path, kind: str) -> None:
             checkpoint = scratch / "checkpoint"
             checkpoint.mkdir()
             write_checkpoint(OnnxExport(source), checkpoint)
-        _run([sys.executable, "-c", _LITERT, str(checkpoint), str(scratch / "made"), kind], "litert-torch")
-        made = [path for path in (scratch / "made").rglob("*") if path.suffix in (".tflite", ".litertlm")]
+        context = str(_litert_context(checkpoint))
+        command = [sys.executable, "-c", _LITERT, str(checkpoint), str(scratch / "made"), kind, context]
+        _run(command, "litert-torch")
+        made = sorted((scratch / "made").rglob("*.tflite"), key=lambda path: path.stat().st_mtime)
         if not made:
             raise unfit("litert-torch made no .tflite; its version does not suit this step")
-        for path in made:
-            shutil.copyfile(path, target / path.name)
+        shutil.copyfile(made[-1], target / "model.tflite")
     _carry(source, target)
     log("converted", format="litert", type=kind)
 

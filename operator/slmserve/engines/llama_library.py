@@ -232,6 +232,7 @@ def _unsuited(found: str) -> StartError:
 
 
 _opened: dict[str, Library] = {}
+_SPINS: Final = "5000"
 _opening = threading.Lock()
 
 
@@ -250,8 +251,11 @@ def _open() -> Library:
     version = importlib.metadata.version(PACKAGE)
     if version != PINNED_VERSION:
         raise _unsuited(f"its version is {version}")
-    # Before the threads start: between two steps they sleep, and leave the device its cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read when the library is loaded. Between the parts of a step its threads wait for each other some tens
+    # of microseconds: with "passive" each wait is a sleep, and one stream is half as fast. Without a bound
+    # they spin for milliseconds, which slows a step down tenfold where others need the cores.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     # A failed assertion would start a debugger, where there is one.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     package = Path(spec.submodule_search_locations[0])
