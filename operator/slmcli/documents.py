@@ -137,6 +137,7 @@ def fit_document(name: str, table: FitTable) -> Document:
         {
             "node": row.node,
             "profile": row.profile or None,
+            "override": row.override or None,
             "variant": row.chosen.name if row.chosen is not None else None,
             "allocatableBytes": row.allocatable_bytes or None,
             "capacityBytes": row.capacity_bytes or None,

@@ -58,7 +58,6 @@ class Plan:
     variant: str
     resolved: Resolved
     serving: Serving
-    max_queue: int
     evaluate: bool
     file_root: str
     """Folder that the files are read from; empty where they come over HTTP."""
@@ -136,7 +135,6 @@ def plan_trial(wanted: Wanted, machine: Machine, *, variant: str | None, resolve
         variant=chosen.name,
         resolved=known_files[source_hash(source)],
         serving=serving_of(spec, chosen, OperatorConfig(runtime_image="")),
-        max_queue=spec.runtime.max_queue,
         evaluate=spec.evaluation.enabled,
         file_root=source.file.path if source.file is not None else "",
         notes=tuple(notes),

@@ -15,6 +15,7 @@ from slmops.planning.effective import (
     find_rule,
     fits_disk,
     fits_memory,
+    override_of,
     profile_of,
     rules_of,
     selected_for,
@@ -35,6 +36,7 @@ class Candidate:
 
     name: str
     profile: str
+    override: str
     node_selector: LabelSelector
     need: Need | None
     """None while the size of its files is not known."""
@@ -62,6 +64,8 @@ class FitRow:
     node: str
     profile: str
     """DeviceProfile that the node is of; empty for none."""
+    override: str
+    """Override that counts for the node; empty for none."""
     allocatable_bytes: int
     """0 where the node does not say."""
     capacity_bytes: int
@@ -115,6 +119,7 @@ def build_candidates(spec: SLMDeploymentSpec, resolved: Mapping[str, Resolved]) 
             Candidate(
                 name=variant.name,
                 profile=profile_of(variant),
+                override=override_of(variant),
                 node_selector=variant.node_selector,
                 need=assess_need(spec, variant, found),
                 size_bytes=found.manifest.size_bytes if found is not None else 0,
@@ -139,6 +144,7 @@ def _row(spec: SLMDeploymentSpec, candidates: Sequence[Candidate], node: NodeVie
     return FitRow(
         node=node.name,
         profile=rule.name if rule is not None else "",
+        override=rule.override_name if rule is not None else "",
         allocatable_bytes=node.allocatable_memory_bytes,
         capacity_bytes=capacity_bytes(rule, node),
         disk_bytes=rule.disk_bytes if rule is not None else None,

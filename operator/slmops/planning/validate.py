@@ -117,6 +117,22 @@ def _profiles(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Fin
     )
 
 
+def _overrides(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    for override in spec.overrides or ():
+        where = f"spec.overrides[{override.name}]"
+        if spec.placement.mode != "PerNode":
+            return Finding(
+                reason="InvalidSpec",
+                message=f"{where}: overrides need placement.mode PerNode; leave them out",
+            )
+        if not override.sites and not override.profiles and override.node_selector is None:
+            return Finding(
+                reason="InvalidSpec",
+                message=f"{where}: say where it counts: set at least one of sites, profiles and nodeSelector",
+            )
+    return None
+
+
 def _memory_limit(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
     for index, variant in enumerate(spec.variants):
         for kind in ("memory", "cpu"):
@@ -190,6 +206,7 @@ _CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding 
     _source_kind,
     _model_source,
     _profiles,
+    _overrides,
     _host_path,
     _file_paths,
     _memory_limit,
