@@ -155,7 +155,12 @@ def fit_document(name: str, table: FitTable) -> Document:
         }
         for row in table.rows
     ]
-    return _head("FitTable") | {"name": name or None, "fitsAnywhere": table.fits_anywhere, "items": items}
+    return _head("FitTable") | {
+        "name": name or None,
+        "fitsAnywhere": table.fits_anywhere,
+        "idleOverrides": list(table.idle_overrides),
+        "items": items,
+    }
 
 
 def _need(need: Need | None) -> Document | None:

@@ -84,6 +84,8 @@ class FitTable:
     """All nodes that placement selects, by name."""
 
     rows: tuple[FitRow, ...]
+    idle_overrides: tuple[str, ...] = ()
+    """Those that count for none of the nodes, in the order in which they are written."""
 
     @property
     def fits_anywhere(self) -> bool:
@@ -107,7 +109,9 @@ def assess_fit(
         for node in sorted(nodes, key=lambda node: node.name)
         if not node.deleting and matches(spec.placement.node_selector, node.labels)
     ]
-    return FitTable(rows=tuple(rows))
+    used = {row.override for row in rows}
+    idle = tuple(override.name for override in spec.overrides or () if override.name not in used)
+    return FitTable(rows=tuple(rows), idle_overrides=idle)
 
 
 def build_candidates(spec: SLMDeploymentSpec, resolved: Mapping[str, Resolved]) -> tuple[Candidate, ...]:
