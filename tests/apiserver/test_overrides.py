@@ -17,6 +17,12 @@ from tests.apiserver.specs import changed, deployment
 
 Body = dict[str, Any]
 ENTRY: Body = {"name": "plant", "sites": ["north"], "runtime": {"slots": 1, "maxQueue": 4}}
+ADAPTER: Body = {
+    "name": "wording",
+    "url": "https://models.example/adapters/wording.gguf",
+    "sha256": "a" * 64,
+    "size": 1000,
+}
 SITES = {"a": "north", "b": "north", "c": "south", "d": "south"}
 
 
@@ -36,6 +42,7 @@ def test_overrides_are_stored_as_written_and_absent_where_there_are_none(control
         "nodeSelector": {"matchExpressions": [{"key": "tier", "operator": "Exists"}]},
         "resources": {"requests": {"memory": "1Gi"}, "limits": {"memory": "2Gi"}},
         "engine": "auto",
+        "adapters": [ADAPTER, ADAPTER | {"name": "b", "url": "http://[::1]:80/x/b.onnx_adapter"}],
     }
     body = deployment(overrides=[full, {"name": "b", "profiles": ["x"], "engine": "llama.cpp"}])
     stored = dry_run(control_plane, body)["spec"]
@@ -46,7 +53,7 @@ def test_overrides_are_stored_as_written_and_absent_where_there_are_none(control
     ("overrides", "words"),
     [
         ([{"name": "a", "engine": "auto"}], "set at least one of sites, profiles and nodeSelector"),
-        ([{"name": "a", "sites": ["north"]}], "set at least one of runtime, resources and engine"),
+        ([{"name": "a", "sites": ["north"]}], "set at least one of runtime, resources, engine and adapters"),
         ([ENTRY, ENTRY], "Duplicate value"),
         ([ENTRY | {"sites": []}], "should have at least 1 items"),
         ([ENTRY | {"sites": ["two words"]}], r"spec\.overrides\[0\]\.sites\[0\]"),
@@ -54,6 +61,9 @@ def test_overrides_are_stored_as_written_and_absent_where_there_are_none(control
         ([ENTRY | {"name": "Plant"}], r"spec\.overrides\[0\]\.name"),
         ([ENTRY | {"engine": "vllm"}], "Unsupported value"),
         ([ENTRY | {"runtime": {"slots": 0}}], r"spec\.overrides\[0\]\.runtime\.slots"),
+        ([ENTRY | {"adapters": [ADAPTER, ADAPTER]}], "Duplicate value"),
+        ([ENTRY | {"adapters": [ADAPTER | {"url": "https://x/a.bin"}]}], r"adapters\[0\]\.url"),
+        ([ENTRY | {"adapters": [{"name": "a"}]}], r"adapters\[0\]\.sha256: Required value"),
         (
             [ENTRY | {"resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}}],
             "the memory request is above its limit",

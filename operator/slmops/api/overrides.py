@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spec.overrides[]`: what differs at some sites, on some classes of devices or on some nodes."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StringConstraints
 
-from slmops.api.base import ApiModel, LabelSelector, Name, cel, validations
+from slmops.api.base import ApiModel, LabelSelector, Name, Sha256, cel, keyed, validations
 from slmops.api.profile import LabelValue, ProfileResources
 from slmops.api.variant import EngineName, ProfileName, VariantRuntime
 
 MAX_OVERRIDES: Final = 32
 SELECTORS: Final = ("sites", "profiles", "nodeSelector")
-CHANGES: Final = ("runtime", "resources", "engine")
+CHANGES: Final = ("runtime", "resources", "engine", "adapters")
 
 
 def _within_limit(name: str) -> dict[str, str]:
@@ -33,6 +33,27 @@ class OverrideResources(ProfileResources):
     model_config = ConfigDict(json_schema_extra=validations(_within_limit("cpu"), _within_limit("memory")))
 
 
+class Adapter(ApiModel):
+    """A LoRA adapter: one file, pinned by its hash, that nodes fetch and verify as they do the model.
+
+    Clients ask for it as MODEL:NAME. The model has to be one that takes adapters.
+    """
+
+    name: Name = Field(description="Name of the adapter; it replaces one of the model's own of this name.")
+    url: Annotated[
+        str,
+        StringConstraints(
+            pattern=r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+\.(gguf|onnx_adapter)$",
+            max_length=1024,
+        ),
+    ] = Field(
+        description="Where the file is. .gguf is for llama.cpp, .onnx_adapter for onnxruntime. If the source "
+        "of the variant names a Secret, it has to be that server: it is shown the credential."
+    )
+    sha256: Sha256 = Field(description="SHA-256 of the file, 64 lower-case hexadecimal digits.")
+    size: int = Field(ge=1, le=1 << 40, description="Size of the file in bytes.")
+
+
 class Override(ApiModel):
     """What differs on some nodes. Of sites, profiles and nodeSelector all that are given must match.
 
@@ -47,7 +68,7 @@ class Override(ApiModel):
             ),
             cel(
                 " || ".join(f"has(self.{name})" for name in CHANGES),
-                "say what it changes: set at least one of runtime, resources and engine",
+                "say what it changes: set at least one of runtime, resources, engine and adapters",
             ),
         )
     )
@@ -80,6 +101,13 @@ class Override(ApiModel):
         default=None,
         description="Inference engine; variants for another engine are not taken there. It counts before "
         "the DeviceProfile's.",
+    )
+    adapters: list[Adapter] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=8,
+        description="LoRA adapters that the server has beside the model's own.",
+        json_schema_extra=keyed("name"),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from pydantic import Field
 
 from slmops.api.base import ApiModel, LabelSelector, quantity_value
+from slmops.api.overrides import Adapter
 from slmops.api.spec import SLMDeploymentSpec, Variant
 from slmops.model.observed import NodeView
 from slmops.planning.overrides import OverrideRule
@@ -72,6 +73,7 @@ class EffectiveVariant(Variant):
     profile: str | None = Field(default=None, description="Name of the profile.")
     override: str | None = Field(default=None, description="Name of the override.")
     image: str | None = Field(default=None, description="The profile's image of the server.")
+    adapters: list[Adapter] | None = Field(default=None, description="The override's adapters.")
     measured: Measurement | None = Field(default=None, exclude=True)
 
 

@@ -348,6 +348,7 @@ def _pair(spec: SLMDeploymentSpec, form: _Form, one: _Class, names: _Names) -> E
         "engine": engine,
         "runtime": overridden_runtime(override, runtime),
         "image": image,
+        "adapters": override.adapters if override is not None else None,
         "measured": _measured(form, one.profile_name),
     }
     return EffectiveVariant.model_construct(**_fields(variant) | changes)

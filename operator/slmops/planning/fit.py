@@ -7,8 +7,10 @@ from typing import Literal
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import LabelSelector
+from slmops.api.spec import Variant
 from slmops.model.observed import NodeView, ProfileView, Resolved
 from slmops.model.offers import OfferedVersion
+from slmops.planning.adapters import adapters_of, with_adapters
 from slmops.planning.effective import (
     capacity_bytes,
     choose,
@@ -25,6 +27,7 @@ from slmops.planning.misfit import describe_misfit
 from slmops.planning.needs import Need, assess_need
 from slmops.planning.revision import source_hash
 from slmops.planning.selectors import matches
+from slmwire.manifest import ManifestError
 
 Verdict = Literal["Fits", "Memory", "Disk", "Unknown"]
 """Whether a node can hold a variant; Memory and Disk name what there is too little of."""
@@ -119,6 +122,7 @@ def build_candidates(spec: SLMDeploymentSpec, resolved: Mapping[str, Resolved]) 
     result = []
     for variant in spec.variants:
         found = resolved.get(source_hash(variant.source))
+        found = _with_adapters(found, variant) if found is not None else None
         result.append(
             Candidate(
                 name=variant.name,
@@ -130,6 +134,13 @@ def build_candidates(spec: SLMDeploymentSpec, resolved: Mapping[str, Resolved]) 
             )
         )
     return tuple(result)
+
+
+def _with_adapters(found: Resolved, variant: Variant) -> Resolved:
+    try:
+        return with_adapters(found, adapters_of(variant))
+    except ManifestError:
+        return found  # said where the files are resolved
 
 
 def _row(spec: SLMDeploymentSpec, candidates: Sequence[Candidate], node: NodeView) -> FitRow:

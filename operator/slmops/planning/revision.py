@@ -16,6 +16,7 @@ from slmops.api.base import LabelSelector, quantity_value
 from slmops.api.spec import Signature, Source, Variant
 from slmops.model.geometry import Geometry, read_geometry
 from slmops.model.observed import Resolved
+from slmops.planning.adapters import adapters_to_body, read_base
 from slmops.planning.effective import ProfileRule, override_of, profile_of, rules_of
 from slmops.planning.needs import Need, read_need
 from slmwire.manifest import Manifest, parse_manifest
@@ -94,6 +95,8 @@ class RevisionVariant:
     geometry: Geometry | None = None
     need: Need | None = None
     """What `memory_bytes` is made up of, where it was computed."""
+    base: Manifest | None = None
+    """The source's own files, where `manifest` has adapters, too."""
 
     @property
     def size_bytes(self) -> int:
@@ -142,6 +145,7 @@ def build_revision_data(
             "signature": found.signature.text if found.signature is not None else "",
             "profile": profile_of(variant),
             "override": override_of(variant),
+            "adapters": adapters_to_body(found),
             "geometry": found.geometry.to_body() if found.geometry is not None else None,
             "need": need.to_body() if need is not None and need.given_bytes is None else None,
         }
@@ -179,6 +183,7 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
         for entry in data["variants"]
         if "filesOf" not in entry
     }
+    own = {str(e["name"]): manifests[str(e.get("filesOf") or e["name"])] for e in data["variants"]}
     return Revision(
         revision=revision,
         number=number,
@@ -188,7 +193,8 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
                 name=str(entry["name"]),
                 node_selector=LabelSelector.model_validate(entry["nodeSelector"]),
                 memory_bytes=int(quantity_value(str(entry["memory"]))),
-                manifest=manifests[str(entry.get("filesOf") or entry["name"])],
+                manifest=own[str(entry["name"])],
+                base=read_base(own[str(entry["name"])], entry.get("adapters")),
                 source_hash=str(entry["sourceHash"]),
                 reference=str(entry["reference"]),
                 signature=str(entry.get("signature", "")),

@@ -12,6 +12,8 @@ from slmops.api.base import duration_seconds, quantity_value
 from slmops.api.source import SOURCE_KINDS, Source
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment
+from slmops.planning.adapters import find_problem
+from slmops.planning.effective import override_of
 from slmops.planning.finding import Finding
 from slmops.planning.validate_distribution import find_distribution_problem
 
@@ -130,6 +132,11 @@ def _overrides(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Fi
                 reason="InvalidSpec",
                 message=f"{where}: say where it counts: set at least one of sites, profiles and nodeSelector",
             )
+    for variant in spec.variants:
+        problem = find_problem(variant)
+        if problem:
+            where = f"spec.overrides[{override_of(variant)}].adapters"
+            return Finding(reason="InvalidSpec", message=f"{where}: {problem}")
     return None
 
 

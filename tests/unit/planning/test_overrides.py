@@ -22,13 +22,16 @@ from slmops.planning.revision import build_revision_data, parse_revision, revisi
 from tests.unit.planning.profile_kit import GIB, body_of, files, node, profile, variant
 
 CONFIG = OperatorConfig(runtime_image="slmops/runtime:1", engine_images={"openvino": "slmops/openvino:1"})
-SITE = "site"
 SLOTS = {"runtime": {"slots": 1}}
 
 
 def at(name: str, *sites: str, **fields: Any) -> dict[str, Any]:
     """An override for these sites that changes something."""
     return {"name": name} | ({"sites": list(sites)} if sites else {}) | (fields or SLOTS)
+
+
+def host_of(labels: dict[str, str]) -> NodeView:
+    return NodeView(name="n", labels=labels, ready=True, allocatable_memory_bytes=4 * GIB)
 
 
 def spec_of(*variants: dict[str, Any], **changes: Any) -> SLMDeploymentSpec:
@@ -59,25 +62,25 @@ def only(spec: SLMDeploymentSpec, name: str, *profiles: ProfileView, **known: Re
 def test_a_site_gets_variants_of_its_own_and_the_others_what_is_written() -> None:
     spec = spec_of(variant("int4"), variant("fp16"), overrides=[at("plant", "north", "south")])
     assert [v.name for v in expanded(spec).variants] == ["int4-plant", "fp16-plant", "int4", "fp16"]
-    assert chosen(spec, node("a", **{SITE: "north"})) == "int4-plant"
-    assert chosen(spec, node("b", **{SITE: "east"})) == chosen(spec, node("c")) == "int4"
+    assert chosen(spec, node("a", site="north")) == "int4-plant"
+    assert chosen(spec, node("b", site="east")) == chosen(spec, node("c")) == "int4"
 
 
 def test_the_site_label_is_that_of_placement() -> None:
     placement = {"nodeSelector": {}, "siteLabel": "shop"}
     spec = spec_of(variant("int4"), placement=placement, overrides=[at("plant", "north")])
     assert chosen(spec, node("a", shop="north")) == "int4-plant"
-    assert chosen(spec, node("a", **{SITE: "north"})) == "int4"
+    assert chosen(spec, node("a", site="north")) == "int4"
 
 
 def test_all_that_is_given_must_match() -> None:
     entry = at("x", "north", profiles=["pi"], nodeSelector={"matchLabels": {"tier": "1"}}, **SLOTS)
     spec = spec_of(variant("int4"), overrides=[entry])
-    full = {SITE: "north", "device": "pi", "tier": "1"}
-    assert chosen(spec, node("n", **full), profile("pi")) == "int4-pi-x"
+    full = {"site": "north", "device": "pi", "tier": "1"}
+    assert chosen(spec, host_of(full), profile("pi")) == "int4-pi-x"
     for missing in full:
         labels = {key: value for key, value in full.items() if key != missing}
-        assert not chosen(spec, node("n", **labels), profile("pi")).endswith("-x"), missing
+        assert not chosen(spec, host_of(labels), profile("pi")).endswith("-x"), missing
 
 
 def test_with_profiles_there_are_pairs() -> None:
@@ -90,8 +93,8 @@ def test_with_profiles_there_are_pairs() -> None:
 def test_an_override_of_a_profile_keeps_the_budget_of_the_profile() -> None:
     spec = spec_of(variant("int4", "3Gi"), overrides=[at("a", "north")])
     small = profile("pi", budgets={"memory": "2Gi"})
-    assert chosen(spec, node("n", device="pi", **{SITE: "north"}), small) == ""
-    assert chosen(spec, node("n", **{SITE: "north"}), small) == "int4-a"
+    assert chosen(spec, node("n", device="pi", site="north"), small) == ""
+    assert chosen(spec, node("n", site="north"), small) == "int4-a"
 
 
 def test_settings_of_the_override_count_before_all_others() -> None:
@@ -150,7 +153,7 @@ def test_an_engine_leaves_out_variants_for_another_one() -> None:
 
 def test_nothing_for_the_engine_is_said_with_the_override() -> None:
     spec = spec_of(variant("told", engine="openvino"), overrides=[at("l", "north", engine="llama.cpp")])
-    table = assess_fit(spec, profiles=[], nodes=[node("n", **{SITE: "north"}), node("m")], resolved={})
+    table = assess_fit(spec, profiles=[], nodes=[node("n", site="north"), node("m")], resolved={})
     rows = {row.node: row for row in table.rows}
     assert (rows["n"].override, rows["m"].override) == ("l", "")
     assert "spec.overrides[l] counts for it; compare the override's engine" in rows["n"].problem
@@ -267,7 +270,7 @@ def labels() -> st.SearchStrategy[dict[str, str]]:
     return st.fixed_dictionaries(
         {},
         optional={
-            SITE: st.sampled_from([*SITES, "elsewhere"]),
+            "site": st.sampled_from([*SITES, "elsewhere"]),
             "device": st.sampled_from([*PROFILES, "x86"]),
             "t": st.sampled_from(["1", "2", "3"]),
             "u": st.sampled_from(["1", "2"]),
@@ -281,7 +284,7 @@ def expected(entries: list[dict[str, Any]], host: dict[str, str], known: list[st
     for entry in entries:
         wanted = entry.get("nodeSelector", {}).get("matchLabels", {})
         if (
-            ("sites" not in entry or host.get(SITE) in entry["sites"])
+            ("sites" not in entry or host.get("site") in entry["sites"])
             and ("profiles" not in entry or its_profile in entry["profiles"])
             and all(host.get(key) == value for key, value in wanted.items())
         ):
@@ -358,7 +361,7 @@ def test_more_memory_is_needed_where_more_is_asked_of_the_server() -> None:
         runtime={"slots": 1, "contextLength": 512},
         overrides=[at("large", "north", runtime={"slots": 8})],
     )
-    hosts = [node("n", memory=2 * GIB, **{SITE: "north"}), node("m", memory=2 * GIB)]
+    hosts = [node("n", memory=2 * GIB, site="north"), node("m", memory=2 * GIB)]
     rows = {r.node: r for r in assess_fit(spec, profiles=[], nodes=hosts, resolved={}).rows}
     assert rows["n"].chosen is None and "needs 5220 MiB" in rows["n"].problem
     assert rows["m"].chosen is not None
