@@ -129,16 +129,15 @@ def rules_of(spec: SLMDeploymentSpec) -> Sequence[ProfileRule]:
 def find_rule(rules: Iterable[ProfileRule], labels: Mapping[str, str]) -> ProfileRule | None:
     """The class that a node with these labels is of; None if it is of no profile and no override is for it.
 
-    Rules of a profile stand together, and its last one, of the nodes without an override, is for all of its
-    nodes unless an override is.
+    Rules of a profile stand together, and its last one, without an override, is for all of its nodes unless
+    an override is.
     """
-    missed: str | None = None
+    profile: str | None = None
+    is_of_profile = False
     for rule in rules:
-        if rule.name == missed:
-            continue
-        if not rule.is_of_profile(labels):
-            missed = rule.name
-        elif rule.override is None or rule.override.is_for(labels):
+        if rule.name != profile:
+            profile, is_of_profile = rule.name, rule.is_of_profile(labels)
+        if is_of_profile and (rule.override is None or rule.override.is_for(labels)):
             return rule
     return None
 

@@ -6,6 +6,7 @@ a new site in its middle is no new revision.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, Final
 
 from pydantic import Field
@@ -27,9 +28,13 @@ class OverrideRule(ApiModel):
     sites: list[str] | None = Field(default=None, description="Its values, sorted; unset means any node.")
     node_selector: LabelSelector | None = Field(default=None, description="Labels of the nodes.")
 
+    @cached_property
+    def _site_set(self) -> frozenset[str]:
+        return frozenset(self.sites or ())
+
     def is_for(self, labels: Mapping[str, str]) -> bool:
         """Whether it is for a node with these labels, which is of the right class."""
-        if self.sites is not None and labels.get(self.site_label or "") not in self.sites:
+        if self.sites is not None and labels.get(self.site_label or "") not in self._site_set:
             return False
         return self.node_selector is None or matches(self.node_selector, labels)
 
