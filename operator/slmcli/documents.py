@@ -137,6 +137,7 @@ def fit_document(name: str, table: FitTable) -> Document:
         {
             "node": row.node,
             "profile": row.profile or None,
+            "override": row.override or None,
             "variant": row.chosen.name if row.chosen is not None else None,
             "allocatableBytes": row.allocatable_bytes or None,
             "capacityBytes": row.capacity_bytes or None,
@@ -154,7 +155,12 @@ def fit_document(name: str, table: FitTable) -> Document:
         }
         for row in table.rows
     ]
-    return _head("FitTable") | {"name": name or None, "fitsAnywhere": table.fits_anywhere, "items": items}
+    return _head("FitTable") | {
+        "name": name or None,
+        "fitsAnywhere": table.fits_anywhere,
+        "idleOverrides": list(table.idle_overrides),
+        "items": items,
+    }
 
 
 def _need(need: Need | None) -> Document | None:

@@ -202,7 +202,7 @@ def describe_spec(spec: SLMDeploymentSpec) -> dict[str, Any]:
 
 
 def describe_like_spec(stored: StoredRevision) -> dict[str, Any]:
-    """The same of a record; what DeviceProfiles made of its variants is left out, spec says nothing of it."""
+    """The same of a record; what DeviceProfiles and overrides made of its variants is left out."""
     variants = stored.data.get("variants")
     entries = [e for e in variants if isinstance(e, Mapping)] if isinstance(variants, list) else []
     return {
@@ -214,7 +214,7 @@ def describe_like_spec(stored: StoredRevision) -> dict[str, Any]:
                 "sourceHash": entry.get("sourceHash"),
             }
             for entry in entries
-            if "profile" not in entry
+            if "profile" not in entry and "override" not in entry
         },
     }
 

@@ -94,6 +94,11 @@ def run(arguments: argparse.Namespace, session: Session) -> Exit:
         wide = arguments.output == "wide"
         lines = render_fit(table, width=session.terminal.width, detail="all" if wide else "problems")
         session.terminal.show(*lines)
+        if table.idle_overrides:
+            session.say(
+                f"spec.overrides: {', '.join(table.idle_overrides)}: for none of these nodes; compare sites "
+                f"with the values of the label {spec.placement.site_label}, and profiles and nodeSelector"
+            )
     return Exit.OK if table.fits_anywhere else Exit.REFUSED
 
 

@@ -17,7 +17,13 @@ def render_fit(fit: FitTable, *, width: int, detail: Literal["problems", "all"])
     """One line per node; below it the candidates of a node that none fits, or of all."""
     headers = ["NODE", "PROFILE", "VARIANT", "NEEDS", "WEIGHTS", "CACHE", "ENGINE", "NODE GIVES", "FILES"]
     headers += ["DISK BUDGET"]
-    lines = table(headers, [_row(row) for row in fit.rows], width=width, flexible=0)
+    rows = [_row(row) for row in fit.rows]
+    if any(row.override for row in fit.rows):
+        # Most deployments have none, and the table is wide as it is.
+        headers.insert(2, "OVERRIDE")
+        for row, cells in zip(fit.rows, rows, strict=True):
+            cells.insert(2, row.override or "-")
+    lines = table(headers, rows, width=width, flexible=0)
     result = lines[:1]
     for row, line in zip(fit.rows, lines[1:], strict=True):
         result.append(line)

@@ -21,6 +21,7 @@ from slmcli.simulate.simulation import Simulation
 from slmcli.simulate.stable import build_versions
 from slmcli.simulate.text import report_text, summary_text
 from slmops.api import SLMDeploymentSpec
+from slmops.planning.expand import ExpansionError
 
 _FLEET_OPTIONS = ("nodes", "sites", "link_mbps", "offline_percent", "mean_outage_minutes", "memory_gb")
 
@@ -90,7 +91,10 @@ def _run(args: argparse.Namespace) -> int:
         until_seconds=args.until * 3600,
         approve_after_seconds=args.approve_after * 60,
     )
-    versions = build_versions(names, spec, settings.size_bytes)
+    try:
+        versions = build_versions(names, spec, settings.size_bytes)
+    except ExpansionError as error:
+        raise InputError(f"{args.filename}: {error}") from None
     reports: list[dict[str, Any]] = []
     for seed in range(args.seed, args.seed + args.runs):
         simulation = Simulation(versions, groups, settings, seed=seed)

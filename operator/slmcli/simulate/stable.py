@@ -12,6 +12,8 @@ from slmops.api.source import HttpSource, Source
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Resolved, RevisionView, SignatureCheck
 from slmops.planning import build
+from slmops.planning.adapters import adapters_of, with_adapters
+from slmops.planning.expand import expand_spec
 from slmops.planning.names import Names
 from slmops.planning.needs import assess_needs, with_requests
 from slmops.planning.revision import (
@@ -47,7 +49,10 @@ class Versions:
 
 
 def build_versions(names: Names, spec: SLMDeploymentSpec, size_bytes: Mapping[str, int]) -> Versions:
-    """The stable revision (the same spec with other files) and the one that `spec` stands for."""
+    """The stable revision (the same spec with other files) and the one that `spec` stands for.
+
+    ExpansionError when its overrides make too many variants.
+    """
     before = spec.model_copy(
         update={
             "model": spec.model.model_copy(update={"version": _earlier(spec.model.version)}),
@@ -93,7 +98,8 @@ def _earlier(version: str) -> str:
 def _revision(
     names: Names, spec: SLMDeploymentSpec, number: int, size_bytes: Mapping[str, int]
 ) -> tuple[Revision, RevisionView, dict[str, Resolved]]:
-    resolved = {
+    """Of a written spec, as the planner works it out; the files are those of the written variants."""
+    written = {
         variant.name: Resolved(
             manifest=Manifest(
                 files=(
@@ -109,6 +115,12 @@ def _revision(
         )
         for variant in spec.variants
     }
+    by_source = {source_hash(variant.source): written[variant.name] for variant in spec.variants}
+    spec = expand_spec(spec, known={})
+    resolved = {
+        variant.name: with_adapters(by_source[source_hash(variant.source)], adapters_of(variant))
+        for variant in spec.variants
+    }
     digests = {name: found.manifest.digest for name, found in resolved.items()}
     revision = revision_of(spec, digests)
     references = {name: found.reference for name, found in resolved.items()}
@@ -119,4 +131,4 @@ def _revision(
     )
     data = build_revision_data(spec, resolved=resolved, templates=templates, needs=needs)
     view = RevisionView(revision=revision, number=number, data=data)
-    return parse_revision(revision, number, data), view, resolved
+    return parse_revision(revision, number, data), view, written

@@ -18,10 +18,12 @@ from slmops.api.base import LabelSelector
 from slmops.api.spec import Source, Variant
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import NodeView, ProfileView, Resolved
+from slmops.planning.adapters import adapters_of, with_adapters
 from slmops.planning.expand import ExpansionError, expand_spec
 from slmops.planning.fit import assess_fit
 from slmops.planning.revision import source_hash
 from slmops.planning.serving import Serving, serving_of
+from slmwire.manifest import ManifestError
 
 Resolve = Callable[[Source], Resolved]
 """What a source stands for; CliError when that cannot be found out from here."""
@@ -58,7 +60,6 @@ class Plan:
     variant: str
     resolved: Resolved
     serving: Serving
-    max_queue: int
     evaluate: bool
     file_root: str
     """Folder that the files are read from; empty where they come over HTTP."""
@@ -128,15 +129,18 @@ def plan_trial(wanted: Wanted, machine: Machine, *, variant: str | None, resolve
     if spec.model.signature is not None:
         notes.append("spec.model.signature is not checked here; the operator does that")
     source = chosen.source
+    try:
+        resolved = with_adapters(known_files[source_hash(source)], adapters_of(chosen))
+    except ManifestError as error:
+        raise RefusedError(f"variant {chosen.name}: {error}") from None
     return Plan(
         namespace=wanted.namespace,
         name=wanted.name,
         model=spec.model.name,
         version=spec.model.version,
         variant=chosen.name,
-        resolved=known_files[source_hash(source)],
+        resolved=resolved,
         serving=serving_of(spec, chosen, OperatorConfig(runtime_image="")),
-        max_queue=spec.runtime.max_queue,
         evaluate=spec.evaluation.enabled,
         file_root=source.file.path if source.file is not None else "",
         notes=tuple(notes),

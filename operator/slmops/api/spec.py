@@ -16,6 +16,7 @@ from slmops.api.base import (
     validations,
 )
 from slmops.api.distribution import Distribution, not_with_replicas
+from slmops.api.overrides import MAX_OVERRIDES, Override, not_overridden_with_replicas
 from slmops.api.rollout import Rollout, Wave
 from slmops.api.signature import Signature
 from slmops.api.source import NO_DOTS, FileSource, HttpSource, HuggingFaceSource, Source
@@ -29,6 +30,7 @@ __all__ = [
     "HuggingFaceSource",
     "Metric",
     "ModelSource",
+    "Override",
     "ResourceAmounts",
     "Resources",
     "Rollout",
@@ -301,6 +303,7 @@ class SLMDeploymentSpec(ApiModel):
                 "!self.variants.exists(v, has(v.profiles))",
                 "variants[].profiles needs placement.mode PerNode: the scheduler places replicas",
             ),
+            not_overridden_with_replicas(),
         )
     )
 
@@ -320,6 +323,13 @@ class SLMDeploymentSpec(ApiModel):
     )
     rollout: Rollout = Field(default_factory=Rollout, description="How a new revision reaches the fleet.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="The model's golden set.")
+    overrides: list[Override] | None = Field(
+        default=None,
+        max_length=MAX_OVERRIDES,
+        description="What differs at some sites, on some classes of devices or on some nodes. The first that "
+        "matches a node counts. Needs placement.mode PerNode.",
+        json_schema_extra=keyed("name"),
+    )
     revision_history_limit: int = Field(
         default=3, ge=1, le=20, description="Old revisions kept as ControllerRevisions."
     )

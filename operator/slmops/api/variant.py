@@ -54,6 +54,7 @@ class VariantRuntime(ApiModel):
     context_length: int | None = Field(
         default=None, ge=0, le=1048576, description="As spec.runtime.contextLength."
     )
+    max_queue: int | None = Field(default=None, ge=0, le=10000, description="As spec.runtime.maxQueue.")
 
 
 class MemoryHints(ApiModel):

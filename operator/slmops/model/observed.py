@@ -142,6 +142,8 @@ class Resolved:
     """Set where spec asks for one."""
     geometry: Geometry | None = None
     """What the model's configuration says; None where it could not be read."""
+    base: Manifest | None = None
+    """The source's own files where `manifest` has adapters, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,12 @@ def is_allowed_url(url: str, allowed: Iterable[str]) -> bool:
     return False
 
 
+def origin_of(url: str) -> str:
+    """Scheme, host and port of an HTTP(S) URL with a slash after them; empty for any other text."""
+    match = re.match(r"https?://[^/?#\s@]+(?=[/?#]|$)", url, re.IGNORECASE)
+    return f"{match[0]}/" if match is not None else ""
+
+
 def _parse(url: str) -> _Parts | None:
     """Scheme, host, port and path segments; None for any other form."""
     match = _URL.fullmatch(url)

@@ -184,7 +184,7 @@ def _serve_template(fetch: _Fetch, digest: str) -> Body:
             {"name": env.THREADS, "value": str(serving.threads)},
             {"name": env.SLOTS, "value": str(serving.slots)},
             {"name": env.CONTEXT_LENGTH, "value": str(serving.context_length)},
-            {"name": env.MAX_QUEUE, "value": str(spec.runtime.max_queue)},
+            {"name": env.MAX_QUEUE, "value": str(serving.max_queue)},
             {"name": env.EVALUATE, "value": "true" if spec.evaluation.enabled else "false"},
             {"name": env.DRAIN_SECONDS, "value": str(TERMINATION_GRACE_SECONDS - 5)},
         ],

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which variant of the stable revision the same devices have, where its name has changed.
 
-Measurements are by variant, which stands for a class of devices. A DeviceProfile that comes, goes or prefers
-another variant gives the same devices another name, and they would have nothing to be compared with.
+Measurements are by variant, which stands for a class of devices. A DeviceProfile or an override that comes,
+goes or prefers another variant gives the same devices another name, and they would have nothing to be
+compared with.
 """
 
 from collections import Counter
@@ -15,7 +16,7 @@ from slmops.planning.fleet import Fleet
 
 def find_renamed(fleet: Fleet) -> dict[str, str]:
     """Variant of the target -> variant of the stable revision that most of its nodes have; only of those
-    that no node has of the stable revision. Empty where no profile is in play."""
+    that no node has of the stable revision. Empty where neither profiles nor overrides are in play."""
     target, stable = fleet.target, fleet.stable
     if target is None or stable is None or target is stable or not (target.profiles or stable.profiles):
         return {}

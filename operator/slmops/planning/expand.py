@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the written spec to the effective one: the version of the SLMModel that is followed, and one variant
-for each pair of a DeviceProfile and a variant that its nodes may take.
+for each class of nodes and each variant that they may take. A class is a DeviceProfile, or none, with an
+override, or none.
 
 Which profiles are worked in must not depend on what comes and goes, or every change of it would be a new
 revision and a rollout. So those that no node is of are left alone, and one that was worked in once stays.
@@ -16,10 +17,10 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from slmops.api import SLMDeploymentSpec
-from slmops.api.base import NAME_PATTERN, LabelSelector, LabelSelectorRequirement, quantity_value
-from slmops.api.profile import DeviceProfileSpec
-from slmops.api.spec import ResourceAmounts, Resources, Variant
-from slmops.api.variant import AUTO, VariantRuntime
+from slmops.api.base import NAME_PATTERN, LabelSelector, LabelSelectorRequirement
+from slmops.api.overrides import Override
+from slmops.api.spec import Variant
+from slmops.api.variant import AUTO, EngineName
 from slmops.model.observed import NodeView, ProfileView, Resolved
 from slmops.model.offers import OfferedVariant, OfferedVersion
 from slmops.planning.effective import (
@@ -30,6 +31,15 @@ from slmops.planning.effective import (
     find_rule,
 )
 from slmops.planning.needs import engine_of_files
+from slmops.planning.overrides import (
+    in_order,
+    is_for_all,
+    overridden_resources,
+    overridden_runtime,
+    overrides_of_class,
+    rule_of_override,
+)
+from slmops.planning.profile_settings import resources_with, runtime_with
 from slmops.planning.revision import source_hash
 from slmops.planning.selectors import matches
 
@@ -37,7 +47,7 @@ MAX_VARIANTS: Final = 64
 """Of an effective spec: a revision with all pod templates has to fit one object."""
 MAX_NAME_LENGTH: Final = 40
 _ARCHITECTURE: Final = "kubernetes.io/arch"
-_DEFAULT_CPU: Final = Resources().requests.cpu
+_ANY_NODE: Final = ProfileRule(name="", node_selector=LabelSelector(), hardware=LabelSelector())
 
 
 class ExpansionError(ValueError):
@@ -50,6 +60,32 @@ class _Form:
 
     variant: Variant
     offered: OfferedVariant | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Class:
+    """Nodes that take the same variants with the same settings."""
+
+    profile: ProfileView | None
+    override: Override | None
+
+    @property
+    def profile_name(self) -> str:
+        return self.profile.name if self.profile is not None else ""
+
+    @property
+    def engine(self) -> EngineName | None:
+        """What variants must be for; None for any."""
+        if self.override is not None and self.override.engine is not None:
+            return self.override.engine
+        return self.profile.spec.engine if self.profile is not None else None
+
+    def rule(self, site_label: str) -> ProfileRule:
+        """What the planner goes by."""
+        rule = rule_of(self.profile) if self.profile is not None else _ANY_NODE
+        if self.override is None:
+            return rule
+        return rule.model_copy(update={"override": rule_of_override(self.override, site_label=site_label)})
 
 
 def expand_spec(
@@ -70,33 +106,57 @@ def expand_spec(
         model = spec.model.model_copy(update={"version": offered.version})
         spec = spec.model_copy(update={"model": model})
     ranked = rank_profiles(profiles) if spec.placement.mode == "PerNode" else []
-    rules = [rule_of(profile) for profile in ranked]
+    classes = _classes(ranked, spec.overrides or () if spec.placement.mode == "PerNode" else ())
     plain = [_plain(form) for form in forms if not form.variant.profiles or spec.placement.mode != "PerNode"]
     names = _Names(form.variant.name for form in forms)
     pairs = [
-        _pair(spec, form, profile, names)
-        for profile in ranked
-        for form in _preferred([f for f in forms if _is_usable(f, profile, known)], profile, known)
+        _pair(spec, form, one, names)
+        for one in classes
+        for form in _preferred([f for f in forms if _is_usable(f, one, known)], one.profile, known)
     ]
     variants = [*pairs, *plain]
     where = "variants[].profiles" if offered is None else "recipes[].profiles of the SLMModel"
     if len(variants) > MAX_VARIANTS:
-        raise ExpansionError(
-            f"spec.variants: with {len(ranked)} DeviceProfiles there are {len(variants)} combinations, at "
-            f"most {MAX_VARIANTS} can be kept; name in {where} which profiles each variant is for"
-        )
+        raise ExpansionError(_too_many(spec, len(variants), profiles=len(ranked), where=where))
     if not variants and forms:
         wanted = sorted({name for form in forms for name in form.variant.profiles or ()})
         raise ExpansionError(
             f"{where}: no DeviceProfile {', '.join(wanted)} takes a variant; make one of "
             "that name (kubectl get devp), or leave profiles out"
         )
-    if ranked:
+    if classes:
+        rules = [one.rule(spec.placement.site_label) for one in classes]
         fields = {name: getattr(spec, name) for name in type(spec).model_fields}
         return EffectiveSpec.model_construct(**fields | {"variants": variants, "profiles": rules})
     if offered is None and len(variants) == len(spec.variants):
         return spec
     return spec.model_copy(update={"variants": variants})
+
+
+def _too_many(spec: SLMDeploymentSpec, count: int, *, profiles: int, where: str) -> str:
+    if not spec.overrides:
+        return (
+            f"spec.variants: with {profiles} DeviceProfiles there are {count} combinations, at "
+            f"most {MAX_VARIANTS} can be kept; name in {where} which profiles each variant is for"
+        )
+    return (
+        f"spec.overrides: {len(spec.overrides)} overrides, {profiles} DeviceProfiles and the variants make "
+        f"{count} combinations, at most {MAX_VARIANTS} can be kept; let one override name several sites, "
+        f"name in overrides[].profiles which profiles each is for, and in {where} which each variant is for"
+    )
+
+
+def _classes(ranked: Iterable[ProfileView], overrides: Iterable[Override]) -> list[_Class]:
+    """In the order in which they count; nodes that are of none of them take the variants as written."""
+    ordered = in_order(overrides)
+    result = []
+    for profile in (*ranked, None):
+        name = profile.name if profile is not None else ""
+        mine = overrides_of_class(ordered, name)
+        result += [_Class(profile=profile, override=override) for override in mine]
+        if profile is not None and not any(is_for_all(override) for override in mine):
+            result.append(_Class(profile=profile, override=None))
+    return result
 
 
 def rank_profiles(profiles: Iterable[ProfileView]) -> list[ProfileView]:
@@ -182,11 +242,11 @@ def _plain(form: _Form) -> Variant:
     return EffectiveVariant.model_construct(**_fields(form.variant), measured=_measured(form, ""))
 
 
-def _is_usable(form: _Form, profile: ProfileView, known: Mapping[str, Resolved]) -> bool:
+def _is_usable(form: _Form, one: _Class, known: Mapping[str, Resolved]) -> bool:
     variant = form.variant
-    if variant.profiles and profile.name not in variant.profiles:
+    if variant.profiles and one.profile_name not in variant.profiles:
         return False
-    wanted = profile.spec.engine
+    wanted = one.engine
     if wanted in (None, AUTO):
         return True
     engine: str = variant.engine or ""
@@ -198,8 +258,10 @@ def _is_usable(form: _Form, profile: ProfileView, known: Mapping[str, Resolved])
     return engine in ("", AUTO, wanted) or (engine == "encoder" and wanted == "onnxruntime")
 
 
-def _preferred(forms: list[_Form], profile: ProfileView, known: Mapping[str, Resolved]) -> list[_Form]:
-    """In the order in which the profile takes them."""
+def _preferred(forms: list[_Form], profile: ProfileView | None, known: Mapping[str, Resolved]) -> list[_Form]:
+    """In the order in which the profile takes them; as written without one."""
+    if profile is None:
+        return forms
     preference = profile.spec.variants
     order: Callable[[_Form], tuple[float, ...]]
     match preference.strategy:
@@ -248,10 +310,13 @@ class _Names:
     def __init__(self, given: Iterable[str]) -> None:
         self._given = set(given)
 
-    def of_pair(self, variant: str, profile: str) -> str:
-        name = f"{variant}-{profile}"
+    def of_pair(self, variant: str, one: _Class) -> str:
+        parts = [variant, one.profile_name]
+        if one.override is not None:
+            parts.append(one.override.name)
+        name = "-".join(part for part in parts if part)
         if name in self._given or len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
-            digest = hashlib.sha256(f"{variant}/{profile}".encode()).hexdigest()[:8]
+            digest = hashlib.sha256("/".join(parts).encode()).hexdigest()[:8]
             short = re.sub(r"[^a-z0-9]+", "-", name)[: MAX_NAME_LENGTH - 9].strip("-")
             name = f"{short}-{digest}"
         self._given.add(name)
@@ -262,55 +327,31 @@ def _fields(variant: Variant) -> dict[str, Any]:
     return {name: getattr(variant, name) for name in Variant.model_fields}
 
 
-def _pair(spec: SLMDeploymentSpec, form: _Form, profile: ProfileView, names: _Names) -> EffectiveVariant:
-    variant, settings = form.variant, profile.spec
+def _pair(spec: SLMDeploymentSpec, form: _Form, one: _Class, names: _Names) -> EffectiveVariant:
+    variant, override = form.variant, one.override
+    settings = one.profile.spec if one.profile is not None else None
+    resources, runtime, engine = variant.resources, variant.runtime, variant.engine
+    image: str | None = None
+    if settings is not None:
+        resources, runtime = resources_with(settings, variant), runtime_with(settings, spec, variant)
+        engine = variant.engine or settings.engine or spec.runtime.engine
+        image = settings.engine_image
+    if override is not None and override.engine not in (None, engine):
+        # The profile's image has the profile's engine.
+        engine, image = override.engine, None
     changes: dict[str, Any] = {
-        "name": names.of_pair(variant.name, profile.name),
+        "name": names.of_pair(variant.name, one),
         "profiles": None,
-        "profile": profile.name,
-        "resources": _resources(variant, settings),
-        "engine": _engine(spec, variant, settings),
-        "runtime": _runtime(spec, variant, settings),
-        "image": settings.engine_image,
-        "measured": _measured(form, profile.name),
+        "profile": one.profile_name or None,
+        "override": override.name if override is not None else None,
+        "resources": overridden_resources(override, resources),
+        "engine": engine,
+        "runtime": overridden_runtime(override, runtime),
+        "image": image,
+        "adapters": override.adapters if override is not None else None,
+        "measured": _measured(form, one.profile_name),
     }
     return EffectiveVariant.model_construct(**_fields(variant) | changes)
-
-
-def _engine(spec: SLMDeploymentSpec, variant: Variant, profile: DeviceProfileSpec) -> str | None:
-    return variant.engine or profile.engine or spec.runtime.engine
-
-
-def _runtime(spec: SLMDeploymentSpec, variant: Variant, profile: DeviceProfileSpec) -> VariantRuntime | None:
-    """The variant's settings, else the profile's where the deployment has the API's default."""
-    values: dict[str, int] = {}
-    for name in VariantRuntime.model_fields:
-        own = getattr(variant.runtime, name) if variant.runtime is not None else None
-        is_default = getattr(spec.runtime, name) == type(spec.runtime).model_fields[name].default
-        value = getattr(profile.runtime, name) if own is None and is_default else own
-        if value is not None:
-            values[name] = value
-    return VariantRuntime.model_validate(values) if values else None
-
-
-def _resources(variant: Variant, profile: DeviceProfileSpec) -> Resources:
-    """The variant's, the profile's where it says nothing. What the profile asks for stays below a limit."""
-    own, other = variant.resources, profile.runtime.resources
-    limits = ResourceAmounts(
-        cpu=own.limits.cpu or other.limits.cpu, memory=own.limits.memory or other.limits.memory
-    )
-    cpu = own.requests.cpu
-    if cpu in (None, _DEFAULT_CPU):
-        cpu = other.requests.cpu or cpu
-    memory = own.requests.memory or other.requests.memory
-    requests = ResourceAmounts(cpu=_least(cpu, limits.cpu), memory=_least(memory, limits.memory))
-    return Resources(requests=requests, limits=limits)
-
-
-def _least(request: str | None, limit: str | None) -> str | None:
-    if request is None or limit is None:
-        return request
-    return limit if quantity_value(limit) < quantity_value(request) else request
 
 
 def _measured(form: _Form, profile: str) -> Measurement | None:

@@ -7,14 +7,17 @@ from typing import Literal
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import LabelSelector
+from slmops.api.spec import Variant
 from slmops.model.observed import NodeView, ProfileView, Resolved
 from slmops.model.offers import OfferedVersion
+from slmops.planning.adapters import adapters_of, with_adapters
 from slmops.planning.effective import (
     capacity_bytes,
     choose,
     find_rule,
     fits_disk,
     fits_memory,
+    override_of,
     profile_of,
     rules_of,
     selected_for,
@@ -24,6 +27,7 @@ from slmops.planning.misfit import describe_misfit
 from slmops.planning.needs import Need, assess_need
 from slmops.planning.revision import source_hash
 from slmops.planning.selectors import matches
+from slmwire.manifest import ManifestError
 
 Verdict = Literal["Fits", "Memory", "Disk", "Unknown"]
 """Whether a node can hold a variant; Memory and Disk name what there is too little of."""
@@ -35,6 +39,7 @@ class Candidate:
 
     name: str
     profile: str
+    override: str
     node_selector: LabelSelector
     need: Need | None
     """None while the size of its files is not known."""
@@ -62,6 +67,8 @@ class FitRow:
     node: str
     profile: str
     """DeviceProfile that the node is of; empty for none."""
+    override: str
+    """Override that counts for the node; empty for none."""
     allocatable_bytes: int
     """0 where the node does not say."""
     capacity_bytes: int
@@ -80,6 +87,8 @@ class FitTable:
     """All nodes that placement selects, by name."""
 
     rows: tuple[FitRow, ...]
+    idle_overrides: tuple[str, ...] = ()
+    """Those that count for none of the nodes, in the order in which they are written."""
 
     @property
     def fits_anywhere(self) -> bool:
@@ -103,7 +112,9 @@ def assess_fit(
         for node in sorted(nodes, key=lambda node: node.name)
         if not node.deleting and matches(spec.placement.node_selector, node.labels)
     ]
-    return FitTable(rows=tuple(rows))
+    used = {row.override for row in rows}
+    idle = tuple(override.name for override in spec.overrides or () if override.name not in used)
+    return FitTable(rows=tuple(rows), idle_overrides=idle)
 
 
 def build_candidates(spec: SLMDeploymentSpec, resolved: Mapping[str, Resolved]) -> tuple[Candidate, ...]:
@@ -111,16 +122,25 @@ def build_candidates(spec: SLMDeploymentSpec, resolved: Mapping[str, Resolved]) 
     result = []
     for variant in spec.variants:
         found = resolved.get(source_hash(variant.source))
+        found = _with_adapters(found, variant) if found is not None else None
         result.append(
             Candidate(
                 name=variant.name,
                 profile=profile_of(variant),
+                override=override_of(variant),
                 node_selector=variant.node_selector,
                 need=assess_need(spec, variant, found),
                 size_bytes=found.manifest.size_bytes if found is not None else 0,
             )
         )
     return tuple(result)
+
+
+def _with_adapters(found: Resolved, variant: Variant) -> Resolved:
+    try:
+        return with_adapters(found, adapters_of(variant))
+    except ManifestError:
+        return found  # said where the files are resolved
 
 
 def _row(spec: SLMDeploymentSpec, candidates: Sequence[Candidate], node: NodeView) -> FitRow:
@@ -139,6 +159,7 @@ def _row(spec: SLMDeploymentSpec, candidates: Sequence[Candidate], node: NodeVie
     return FitRow(
         node=node.name,
         profile=rule.name if rule is not None else "",
+        override=rule.override_name if rule is not None else "",
         allocatable_bytes=node.allocatable_memory_bytes,
         capacity_bytes=capacity_bytes(rule, node),
         disk_bytes=rule.disk_bytes if rule is not None else None,

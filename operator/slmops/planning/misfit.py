@@ -33,8 +33,14 @@ class Named(Choosable, Protocol):
 def describe_misfit(variants: Sequence[Named], rule: ProfileRule | None, node: NodeView) -> str:
     """Why none of the variants of a revision is for the node; the numbers of the smallest ones."""
     selected = selected_for(variants, rule, node.labels)
-    of_profile = f" of DeviceProfile {rule.name}" if rule is not None else ""
+    of_profile = f" of DeviceProfile {rule.name}" if rule is not None and rule.name else ""
     if not selected:
+        if rule is not None and rule.override is not None:
+            of_class = f", and the node is{of_profile}" if of_profile else ""
+            return (
+                f"no variant is for the node: spec.overrides[{rule.override.name}] counts for it{of_class}; "
+                "compare the override's engine, and profiles, engine and nodeSelector of the variants"
+            )
         if rule is None:
             return "no variant's nodeSelector matches the node; add a variant for it or narrow placement"
         return (

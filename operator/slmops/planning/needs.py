@@ -34,7 +34,9 @@ OVERHEAD_BYTES: Final[Mapping[str, int]] = {
 }
 _CACHE_ELEMENT_BYTES: Final[Mapping[str, int]] = {"llama.cpp": 2, "openvino": 2}
 """Bytes of one number in the cache where it is not the 4 of a float32: these keep float16 or less."""
-_WEIGHTS: Final = (".onnx", ".data", ".onnx_data", ".gguf", ".bin", ".tflite", ".litertlm", ".pte")
+_WEIGHTS: Final = (
+    ".onnx", ".data", ".onnx_data", ".gguf", ".bin", ".tflite", ".litertlm", ".pte", ".onnx_adapter"
+)  # fmt: skip
 _ENGINE_FILES: Final = (
     # In this order: an export of genai has a model.onnx, too.
     ("openvino", "openvino_model.xml"),

@@ -4,6 +4,7 @@
 Where spec asks for a signature it also judges whether the files may be taken.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -12,8 +13,11 @@ from slmops.api.spec import Signature
 from slmops.api.status import VariantStatus
 from slmops.model.observed import Resolved, ResolveFailure, SignatureCheck
 from slmops.model.plan import ResolveRequest
+from slmops.planning.adapters import adapters_of, with_adapters
 from slmops.planning.finding import Finding
 from slmops.planning.revision import Revision, RevisionVariant, resolution_key, revision_of, source_hash
+from slmwire.manifest import ManifestError
+from slmwire.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,14 @@ def resolve(
                 known=before,
             )
         )
+    for variant in spec.variants:
+        if variant.name in resolved and (adapters := adapters_of(variant)):
+            try:
+                resolved[variant.name] = with_adapters(resolved[variant.name], adapters)
+            except ManifestError as problem:
+                del resolved[variant.name]
+                failure = ResolveFailure(reason=Reason.UNFIT, message=str(problem), retry_at=math.inf)
+                failures.append((variant.name, failure))
     variants = tuple(
         VariantStatus(
             name=variant.name,
@@ -158,7 +170,7 @@ def known_sources(stored: Iterable[Revision]) -> dict[str, Resolved]:
     """By source hash: what the newest revision made from these words has."""
     return {
         entry.source_hash: Resolved(
-            manifest=entry.manifest,
+            manifest=entry.base or entry.manifest,
             reference=entry.reference,
             signature=SignatureCheck(text=entry.signature),
             geometry=entry.geometry,

@@ -16,12 +16,15 @@ from slmops.api.base import LabelSelector, quantity_value
 from slmops.api.spec import Signature, Source, Variant
 from slmops.model.geometry import Geometry, read_geometry
 from slmops.model.observed import Resolved
-from slmops.planning.effective import ProfileRule, profile_of, rules_of
+from slmops.planning.adapters import adapters_to_body, read_base
+from slmops.planning.effective import ProfileRule, override_of, profile_of, rules_of
 from slmops.planning.needs import Need, read_need
 from slmwire.manifest import Manifest, parse_manifest
 
 REVISION_LENGTH: Final = 10
 SCHEMA: Final = 1
+SCHEMA_WITH_OVERRIDES: Final = 2
+"""Of revisions that have some: operators before them would give a site's variants to all nodes."""
 
 
 def canonical(value: Any) -> str:
@@ -63,7 +66,7 @@ def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
         # Here the node selector is part of the pods. Nothing may be added for mode PerNode.
         body |= {"mode": "Replicas", "nodeSelector": spec.placement.node_selector.to_body()}
     if rules_of(spec):
-        # Which profile takes what decides which pod a node gets. Nothing may be added without profiles.
+        # Which class takes what decides which pod a node gets. Nothing may be added without classes.
         body |= {"profiles": [rule.to_body() for rule in rules_of(spec)]}
     return hashlib.sha256(canonical(body).encode()).hexdigest()[:REVISION_LENGTH]
 
@@ -87,9 +90,13 @@ class RevisionVariant:
     prefetch_template: Mapping[str, Any]
     profile: str = ""
     """DeviceProfile whose nodes it is for; empty: nodes that are of none."""
+    override: str = ""
+    """Override whose nodes it is for; empty: nodes that none is for."""
     geometry: Geometry | None = None
     need: Need | None = None
     """What `memory_bytes` is made up of, where it was computed."""
+    base: Manifest | None = None
+    """The source's own files, where `manifest` has adapters, too."""
 
     @property
     def size_bytes(self) -> int:
@@ -106,7 +113,7 @@ class Revision:
     model_version: str
     variants: tuple[RevisionVariant, ...]
     profiles: tuple[ProfileRule, ...] = ()
-    """The one that counts first comes first; a node takes a variant of its profile or none."""
+    """The class that counts first comes first; a node takes a variant of its class or none."""
     model_from: str = ""
     """SLMModel that the version is of."""
 
@@ -130,13 +137,15 @@ def build_revision_data(
         serve, prefetch = templates[variant.name]
         found = resolved[variant.name]
         text = found.manifest.to_json()
-        # Files that several profiles take are stored once: the whole must fit one object.
+        # Files that several classes take are stored once: the whole must fit one object.
         same = first_with.setdefault(text, variant.name) if profile_of(variant) or rules_of(spec) else ""
         files: dict[str, Any] = {"manifest": json.loads(text)}
         need = (needs or {}).get(variant.name)
         optional = {
             "signature": found.signature.text if found.signature is not None else "",
             "profile": profile_of(variant),
+            "override": override_of(variant),
+            "adapters": adapters_to_body(found),
             "geometry": found.geometry.to_body() if found.geometry is not None else None,
             "need": need.to_body() if need is not None and need.given_bytes is None else None,
         }
@@ -154,7 +163,7 @@ def build_revision_data(
     rules = [rule.to_body() for rule in rules_of(spec)]
     source = spec.model.from_
     return {
-        "schema": SCHEMA,
+        "schema": SCHEMA_WITH_OVERRIDES if any(rule.override for rule in rules_of(spec)) else SCHEMA,
         "modelVersion": spec.model.version,
         "variants": [entry(variant) for variant in spec.variants],
         **({"profiles": rules} if rules else {}),
@@ -167,13 +176,14 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
 
     A record of another schema (made by a later operator) is refused rather than half understood.
     """
-    if data["schema"] != SCHEMA:
-        raise ValueError(f"schema {data['schema']!r} is not {SCHEMA}")
+    if data["schema"] not in (SCHEMA, SCHEMA_WITH_OVERRIDES):
+        raise ValueError(f"schema {data['schema']!r} is neither {SCHEMA} nor {SCHEMA_WITH_OVERRIDES}")
     manifests = {
         str(entry["name"]): parse_manifest(json.dumps(entry["manifest"]))
         for entry in data["variants"]
         if "filesOf" not in entry
     }
+    own = {str(e["name"]): manifests[str(e.get("filesOf") or e["name"])] for e in data["variants"]}
     return Revision(
         revision=revision,
         number=number,
@@ -183,13 +193,15 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
                 name=str(entry["name"]),
                 node_selector=LabelSelector.model_validate(entry["nodeSelector"]),
                 memory_bytes=int(quantity_value(str(entry["memory"]))),
-                manifest=manifests[str(entry.get("filesOf") or entry["name"])],
+                manifest=own[str(entry["name"])],
+                base=read_base(own[str(entry["name"])], entry.get("adapters")),
                 source_hash=str(entry["sourceHash"]),
                 reference=str(entry["reference"]),
                 signature=str(entry.get("signature", "")),
                 serve_template=entry["serve"],
                 prefetch_template=entry["prefetch"],
                 profile=str(entry.get("profile", "")),
+                override=str(entry.get("override", "")),
                 geometry=read_geometry(entry.get("geometry")),
                 need=read_need(entry.get("need")),
             )

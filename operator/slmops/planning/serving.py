@@ -18,6 +18,7 @@ class Serving:
     threads: int
     slots: int
     context_length: int
+    max_queue: int
 
 
 def serving_of(spec: SLMDeploymentSpec, variant: Variant, config: OperatorConfig) -> Serving:
@@ -36,4 +37,5 @@ def serving_of(spec: SLMDeploymentSpec, variant: Variant, config: OperatorConfig
         threads=chosen(own.threads if own else None, runtime.threads),
         slots=chosen(own.slots if own else None, runtime.slots),
         context_length=chosen(own.context_length if own else None, runtime.context_length),
+        max_queue=chosen(own.max_queue if own else None, runtime.max_queue),
     )

@@ -12,6 +12,8 @@ from slmops.api.base import duration_seconds, quantity_value
 from slmops.api.source import SOURCE_KINDS, Source
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment
+from slmops.planning.adapters import find_problem
+from slmops.planning.effective import override_of
 from slmops.planning.finding import Finding
 from slmops.planning.validate_distribution import find_distribution_problem
 
@@ -117,6 +119,27 @@ def _profiles(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Fin
     )
 
 
+def _overrides(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    for override in spec.overrides or ():
+        where = f"spec.overrides[{override.name}]"
+        if spec.placement.mode != "PerNode":
+            return Finding(
+                reason="InvalidSpec",
+                message=f"{where}: overrides need placement.mode PerNode; leave them out",
+            )
+        if not override.sites and not override.profiles and override.node_selector is None:
+            return Finding(
+                reason="InvalidSpec",
+                message=f"{where}: say where it counts: set at least one of sites, profiles and nodeSelector",
+            )
+    for variant in spec.variants:
+        problem = find_problem(variant)
+        if problem:
+            where = f"spec.overrides[{override_of(variant)}].adapters"
+            return Finding(reason="InvalidSpec", message=f"{where}: {problem}")
+    return None
+
+
 def _memory_limit(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
     for index, variant in enumerate(spec.variants):
         for kind in ("memory", "cpu"):
@@ -190,6 +213,7 @@ _CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding 
     _source_kind,
     _model_source,
     _profiles,
+    _overrides,
     _host_path,
     _file_paths,
     _memory_limit,

@@ -34,7 +34,7 @@ def work_out(observed: Observed, spec: SLMDeploymentSpec, stored: Mapping[str, R
     anchors = _anchors(observed, stored)
     profiles = observed.profiles
     if profiles is None:
-        if any(revision.profiles for revision in anchors):
+        if any(rule.name for revision in anchors for rule in revision.profiles):
             message = "the DeviceProfiles cannot be read; is their CustomResourceDefinition installed?"
             return Working(spec=spec, unmet=Finding(reason="ProfilesUnknown", message=message))
         profiles = ()
@@ -75,7 +75,7 @@ def _expand(
     anchors: list[Revision],
     offered: OfferedVersion | None,
 ) -> SLMDeploymentSpec:
-    if not profiles and offered is None:
+    if not profiles and offered is None and not spec.overrides:
         return expand_spec(spec, known={})
     known = known_sources(stored.values())
     known |= _fresh(observed, spec, offered)

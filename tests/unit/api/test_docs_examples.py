@@ -13,6 +13,7 @@ from slmcli.simulate.inputs import read_fleet
 from slmops import api
 from slmops.api import SLMDeploymentSpec, SLMModelSpec
 from slmops.api.distribution import Distribution
+from slmops.api.overrides import Override
 from slmops.api.profile import DeviceProfileSpec
 from slmops.api.rollout import Rollout
 from slmops.api.spec import Placement
@@ -50,6 +51,8 @@ def test_every_example_is_taken(where: str, body: dict[str, Any], tmp_path: Path
             Rollout.model_validate(spec["rollout"])
         case {"rollout": rollout}:
             Rollout.model_validate(rollout)
+        case {"overrides": overrides}:
+            assert [Override.model_validate(override) for override in overrides]
         case {"distribution": distribution}:
             Distribution.model_validate(distribution)
         case {"currency": _}:

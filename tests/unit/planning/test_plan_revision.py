@@ -128,8 +128,8 @@ def test_a_stored_revision_comes_back_whole() -> None:
 def test_a_record_of_a_later_operator_is_not_half_understood() -> None:
     spec = spec_of()
     data = build_revision_data(spec, resolved=resolved(spec), templates=templates(spec))
-    with pytest.raises(ValueError, match="schema 2"):
-        parse_revision("x", 1, data | {"schema": 2})
+    with pytest.raises(ValueError, match="schema 3"):
+        parse_revision("x", 1, data | {"schema": 3})
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small simulated fleets for the tests of `kubectl slm simulate`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slmcli.simulate.fleet import uniform_groups
@@ -28,11 +28,14 @@ def simulate(
     settings: Mapping[str, Any] | None = None,
     rollout: Mapping[str, Any] | None = None,
     distribution: Mapping[str, Any] | None = None,
+    overrides: Sequence[Mapping[str, Any]] = (),
     planner: Planner | None = None,
 ) -> tuple[Simulation, dict[str, Any]]:
     """A rollout to 60 nodes in three waves, and its report."""
     body = spec_body(**{"waves": WAVES, "maxUnavailable": "25%", **(rollout or {})})
     body["distribution"] = dict(distribution or {})
+    if overrides:
+        body["overrides"] = list(overrides)
     spec = SLMDeploymentSpec.model_validate(body)
     options = Settings(effect=effect or Effect(), **(settings or {}))
     versions = build_versions(Names("shop", "orders"), spec, options.size_bytes)

@@ -110,6 +110,30 @@ def test_the_document_has_every_number(tmp_path: Path, capsys: pytest.CaptureFix
     assert document["items"][2]["problem"].startswith("the smallest variant needs")
 
 
+OVERRIDES = [
+    {"name": "plant", "sites": ["north"], "runtime": {"slots": 1}},
+    {"name": "typo", "sites": ["nroth"], "runtime": {"slots": 1}},
+]
+
+
+def test_the_override_that_counts_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    north = {"edge": "true", "device": "pi", "site": "north"}
+    nodes = [*NODES, {"name": "north", "labels": north, "memory": "2Gi"}, PROFILE]
+    spec = spec_with(BIG, SMALL) | {"overrides": OVERRIDES}
+    ran = offline(tmp_path, capsys, spec=spec, nodes=nodes)
+    lines = ran.out.splitlines()
+    assert lines[0].split()[:4] == ["NODE", "PROFILE", "OVERRIDE", "VARIANT"]
+    rows = {line.split()[0]: line.split() for line in lines[1:]}
+    assert rows["north"][1:4] == ["pi", "plant", "int4-pi-plant"]
+    assert rows["board"][1:4] == ["pi", "-", "int4-pi"]
+    assert "typo: for none of these nodes" in ran.err and "the label site," in ran.err
+    document = json.loads(offline(tmp_path, capsys, "-o", "json", spec=spec, nodes=nodes).out)
+    assert {i["node"]: i["override"] for i in document["items"]} == {
+        "board": None, "north": "plant", "server": None, "tiny": None,
+    }  # fmt: skip
+    assert document["idleOverrides"] == ["typo"]
+
+
 def test_when_nothing_fits_anywhere_the_exit_code_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -232,3 +232,16 @@ def test_fleet_and_nodes_exclude_each_other(
     assert "--nodes: the fleet comes from" in failure(
         capsys, "-f", str(deployment), "--fleet", "x.yaml", "--nodes", "3"
     )
+
+
+def test_too_many_overrides_are_refused_with_the_cure(
+    deployment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = list(yaml.safe_load_all(deployment.read_text()))[1]
+    form = body["spec"]["variants"][0]
+    body["spec"]["variants"] = [form | {"name": f"v{index}"} for index in range(16)]
+    body["spec"]["overrides"] = [
+        {"name": f"o{index}", "sites": [f"s{index}"], "engine": "auto"} for index in range(4)
+    ]
+    deployment.write_text(yaml.safe_dump(body))
+    assert "let one override name several sites" in failure(capsys, "-f", str(deployment), "--nodes", "10")

@@ -223,3 +223,15 @@ def test_turns_for_fetching_are_simulated() -> None:
     assert in_turn["verdict"] == together["verdict"] == "Completed"
     assert in_turn["bytes"] == together["bytes"]
     assert in_turn["minutes"] == pytest.approx(together["minutes"], rel=0.05), "the link is as busy"
+
+
+def test_overrides_are_worked_in_as_the_operator_does() -> None:
+    """Otherwise the revision that the planner rolls out would be none that the simulation knows."""
+    simulation, report = simulate(
+        overrides=[{"name": "all", "nodeSelector": {}, "adapters": [ADAPTER], "runtime": {"slots": 1}}]
+    )
+    assert report["verdict"] == "Completed" and report["nodes"]["onNewVersion"] == 60
+    assert [variant.name for variant in simulation.versions.target.variants] == ["int4-all", "int4"]
+
+
+ADAPTER = {"name": "a", "url": "https://models.example/a.gguf", "sha256": "0" * 64, "size": 5}

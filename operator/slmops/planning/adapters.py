@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA adapters of `spec.overrides[]`: further files of a variant, in the folder `adapters` beside the model.
+
+They are part of the variant's manifest, so they are fetched, verified, kept and mounted as the model is. What
+is kept of the model itself is told apart again when its source is asked for without them.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from slmops.api.overrides import Adapter
+from slmops.api.source import Source
+from slmops.api.spec import Variant
+from slmops.model.observed import Resolved
+from slmops.model.source_secret import secret_of
+from slmops.model.urls import is_allowed_url, origin_of
+from slmops.planning.effective import EffectiveVariant
+from slmwire.manifest import MAX_FILES, Manifest, ManifestError, ManifestFile, parse_manifest
+
+FOLDER: Final = "adapters"
+"""Where the inference server looks for them."""
+_PUBLIC_HUB: Final = "https://huggingface.co"
+
+
+def adapters_of(variant: Variant) -> Sequence[Adapter]:
+    """Those that an override gives a variant of an effective spec."""
+    return (variant.adapters or ()) if isinstance(variant, EffectiveVariant) else ()
+
+
+def file_of(adapter: Adapter) -> ManifestFile:
+    """Its entry of a manifest; the engine goes by the ending."""
+    ending = adapter.url.rpartition(".")[2]
+    return ManifestFile(
+        path=f"{FOLDER}/{adapter.name}.{ending}",
+        size=adapter.size,
+        sha256=adapter.sha256,
+        url=adapter.url,
+    )
+
+
+def with_adapters(found: Resolved, adapters: Iterable[Adapter]) -> Resolved:
+    """The files of the source and the adapters; one of the model's own by the same name is replaced.
+
+    Raises ManifestError when they cannot stand beside the model's files.
+    """
+    own = {file.path: file for file in found.manifest.files}
+    added = {file.path: file for file in map(file_of, adapters)}
+    if not added:
+        return found
+    if FOLDER in own:
+        raise ManifestError(f"the model has a file {FOLDER}, so it can have no adapters; rename the file")
+    files = own | added
+    if len(files) > MAX_FILES:
+        raise ManifestError(
+            f"the model and its adapters are {len(files)} files; at most {MAX_FILES} are allowed"
+        )
+    manifest = Manifest(files=tuple(files[path] for path in sorted(files)))
+    return replace(found, manifest=manifest, base=found.manifest)
+
+
+def adapters_to_body(found: Resolved) -> dict[str, Any] | None:
+    """What a stored revision keeps to tell the model's own files; None without adapters."""
+    if found.base is None:
+        return None
+    own, all_files = set(found.base.files), set(found.manifest.files)
+    return {
+        "paths": [file.path for file in found.manifest.files if file not in own],
+        "replaced": _rows(file for file in found.base.files if file not in all_files),
+    }
+
+
+def read_base(manifest: Manifest, body: Mapping[str, Any] | None) -> Manifest | None:
+    """The model's own files of a manifest with adapters; None without. ManifestError if it was altered."""
+    if body is None:
+        return None
+    paths = set(body["paths"])
+    rows = _rows(file for file in manifest.files if file.path not in paths)
+    return parse_manifest(json.dumps({"files": [*rows, *body["replaced"]]}))
+
+
+def _rows(files: Iterable[ManifestFile]) -> list[Any]:
+    rows: list[Any] = json.loads(Manifest(files=tuple(files)).to_json())["files"]
+    return rows
+
+
+def find_problem(variant: Variant) -> str:
+    """Why the variant cannot have its adapters; empty when it can."""
+    oci = variant.source.oci
+    if not adapters_of(variant):
+        return ""
+    if oci is not None and oci.delivery == "ImageVolume":
+        return (
+            "delivery ImageVolume mounts the image and nothing beside it; use delivery Pull, or put the "
+            "adapter into the image"
+        )
+    if secret_of(variant.source) is None:
+        return ""
+    origin = _origin(variant.source)
+    for adapter in adapters_of(variant):
+        # The fetcher shows the source's credential to whoever serves a file of the manifest.
+        if not origin or not is_allowed_url(adapter.url, [origin]):
+            return (
+                f"adapter {adapter.name} is not on the server of the source of variant {variant.name}, and "
+                "its own would be shown that credential; put it there, or let the source need none"
+            )
+    return ""
+
+
+def _origin(source: Source) -> str:
+    """Of the server that is shown the credential; empty where adapters cannot lie on it."""
+    if source.http is not None:
+        url = source.http.url
+    elif source.hf is not None:
+        url = source.hf.endpoint or _PUBLIC_HUB
+    else:
+        return ""
+    return origin_of(url)
