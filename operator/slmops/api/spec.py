@@ -16,6 +16,7 @@ from slmops.api.base import (
     validations,
 )
 from slmops.api.distribution import Distribution, not_with_replicas
+from slmops.api.feedback import FeedbackPolicy
 from slmops.api.rollout import Rollout, Wave
 from slmops.api.signature import Signature
 from slmops.api.source import NO_DOTS, FileSource, HttpSource, HuggingFaceSource, Source
@@ -320,6 +321,9 @@ class SLMDeploymentSpec(ApiModel):
     )
     rollout: Rollout = Field(default_factory=Rollout, description="How a new revision reaches the fleet.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="The model's golden set.")
+    feedback: FeedbackPolicy | None = Field(
+        default=None, description="What users and the devices themselves say of the stable revision."
+    )
     revision_history_limit: int = Field(
         default=3, ge=1, le=20, description="Old revisions kept as ControllerRevisions."
     )

@@ -7,23 +7,26 @@ from dataclasses import dataclass, replace
 from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.status import ConditionType
 from slmops.model.observed import Observed, OwnedKind
-from slmops.model.plan import (
-    Action,
-    AddFinalizer,
-    ApplyObject,
-    MeasureRequest,
-    Plan,
-)
+from slmops.model.plan import Action, AddFinalizer, ApplyObject, Plan
 from slmops.planning import build, conditions
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
 from slmops.planning.distribution import apply_distribution, share_among
+from slmops.planning.feedback import (
+    FeedbackLook,
+    heed_feedback,
+    in_rollback,
+    next_feedback_seconds,
+    previous_stable,
+    say_feedback,
+)
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet, find_misfit
 from slmops.planning.history import parse_stored, with_target
-from slmops.planning.judge import due_measurements, fold_readings, forget_passes
+from slmops.planning.judge import fold_readings, forget_passes
+from slmops.planning.measuring import plan_measurements
 from slmops.planning.moves import count_moving, find_unsettled, limits_of
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeMemory, read_nodes
@@ -47,6 +50,7 @@ from slmops.planning.timers import earliest, requeue_seconds
 from slmops.planning.transitions import transitions_between
 from slmops.planning.validate import validate
 from slmops.planning.validate_analysis import find_analysis_problem
+from slmops.planning.validate_feedback import find_feedback_problem
 from slmops.planning.validate_rollout import find_fleet_problem, find_rollout_problem
 from slmops.planning.working import Working, in_force, wanted_before, work_out
 
@@ -76,6 +80,7 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
         finding = working.finding
         return _refuse(observed, finding.reason, f"{finding.message}; nothing that runs is touched", now)
     finding = find_rollout_problem(deployment.spec) or find_analysis_problem(deployment.spec, observed.config)
+    finding = finding or find_feedback_problem(deployment.spec)
     working = replace(working, spec=in_force(working.spec, deployment.annotations))
     return _plan_accepted(observed, working, stored, finding, now, memory)
 
@@ -104,7 +109,8 @@ def _plan_accepted(
     names = Names(deployment.namespace, deployment.name)
     resolution = _resolve(observed, working, stored)
     standing, operations = heed_annotations(observed, spec, resolution.revision, frozenset(stored), now)
-    target = standing.target
+    standing, feedback = heed_feedback(observed, spec, standing, now=now)
+    spec, target = in_rollback(spec, feedback), standing.target
     revisions, new_revision = with_target(names, spec, observed, resolution, stored, target, standing.stable)
     if memory is not None:
         revisions = memory.same_revisions(revisions)
@@ -116,7 +122,7 @@ def _plan_accepted(
     blocked = finding.message if finding else ""
     if not blocked and target == resolution.revision != standing.stable:
         blocked = conditions.find_unchecked(spec, resolution, deployment)
-    decision = _decide(observed, fleet, standing, blocked, now)
+    decision = _decide(observed, fleet, standing, blocked, feedback.frozen, now)
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
     placement = _place(
@@ -133,6 +139,7 @@ def _plan_accepted(
         target=target,
         placement=placement,
         note=shared.note,
+        feedback=feedback,
         now=now,
     ).model_copy(
         update={
@@ -154,12 +161,13 @@ def _plan_accepted(
         ),
         resolve=due_requests(resolution, observed.resolutions, now),
         sources=None if working.unmet else sources_of(spec),
-        measure=_due_measurements(observed, spec, decision, now),
+        measure=plan_measurements(observed, spec, decision, feedback, finding=finding, now=now),
         transitions=transitions_between(old, status),
         requeue_after_seconds=earliest(
             requeue_seconds(spec, decision, resolution, target, now, turn_at=placement.places.turn_at),
             placement.settles_in_seconds,
             told_in_seconds,
+            next_feedback_seconds(spec, feedback, now=now),
         ),
     )
 
@@ -213,12 +221,14 @@ def _read_fleet(
     return fleet, layout
 
 
-def _decide(observed: Observed, fleet: Fleet, standing: Standing, blocked: str, now: float) -> Decision:
-    """Where the rollout stands after the readings that have come in; `blocked` as in `decide`."""
+def _decide(
+    observed: Observed, fleet: Fleet, standing: Standing, blocked: str, frozen: str, now: float
+) -> Decision:
+    """Where the rollout stands after the readings that have come in; `blocked`, `frozen` as in `decide`."""
     deployment, spec, rollout = observed.deployment, fleet.spec, standing.rollout
     if rollout is not None and deployment.generation != deployment.status.observed_generation:
         rollout = forget_passes(rollout)
-    if rollout is not None and not spec.rollout.paused and not blocked:
+    if rollout is not None and not spec.rollout.paused and not (blocked or frozen):
         analysis = spec.rollout.analysis
         readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
         readings = with_renamed(readings, find_renamed(fleet)) if readings else ()
@@ -231,6 +241,7 @@ def _decide(observed: Observed, fleet: Fleet, standing: Standing, blocked: str, 
         failed=standing.failed,
         now=now,
         blocked=blocked,
+        frozen=frozen,
         fetch_closed=_say_fetch_closed(spec, standing, now),
     )
 
@@ -292,9 +303,10 @@ def _place(
         prefetching = rollout.revision if rollout is not None and rollout.step in ACTIVE else ""
         needs = needs_of(names, fleet, wishes, patches, prefetching=prefetching)
         workloads = apply_workloads(names, fleet, needs, observed.owned)
+    previous = observed.deployment.status.previous_stable or ""
     keep = revisions_to_keep(
         fleet.revisions.values(),
-        needed=needs.revisions | {r for r in (decision.stable_revision, target, wanted) if r},
+        needed=needs.revisions | {r for r in (decision.stable_revision, target, wanted, previous) if r},
         history_limit=spec.revision_history_limit,
     )
     # That there is no node at all is no reason to take every workload down.
@@ -307,21 +319,6 @@ def _place(
         replicas=replicas,
         settles_in_seconds=min(unsettled.values(), default=None),
         places=places,
-    )
-
-
-def _due_measurements(
-    observed: Observed, spec: SLMDeploymentSpec, decision: Decision, now: float
-) -> tuple[MeasureRequest, ...]:
-    if decision.rollout is None or not decision.measures:
-        return ()
-    return due_measurements(
-        spec.rollout.analysis,
-        decision.rollout,
-        namespace=observed.deployment.namespace,
-        deployment=observed.deployment.name,
-        stable=decision.stable_revision,
-        now=now,
     )
 
 
@@ -349,6 +346,7 @@ def _status(
     target: str,
     placement: _Placement,
     note: str,
+    feedback: FeedbackLook,
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
@@ -370,6 +368,8 @@ def _status(
     signed = conditions.say_signed(fleet.spec, resolution)
     if signed is not None:
         says[ConditionType.SIGNATURE_VERIFIED] = conditions.unless_unsure(signed, deployment)
+    if (said := say_feedback(fleet.spec, feedback)) is not None:
+        says[ConditionType.FEEDBACK_HEALTHY] = said
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]
     stable = fleet.stable
     return SLMDeploymentStatus(
@@ -388,6 +388,8 @@ def _status(
         ],
         rollout=decision.rollout,
         failed_revisions=list(decision.failed),
+        previous_stable=previous_stable(old, decision.stable_revision),
+        feedback=feedback.status,
         conditions=conditions.merge_conditions(
             old.conditions, says, generation=deployment.generation, now=now
         ),
