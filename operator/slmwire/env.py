@@ -37,6 +37,8 @@ TLS_CERT_FILE: Final = "SLM_TLS_CERT_FILE"
 """PEM file with the server's certificate chain; used again for new connections when it changes."""
 TLS_KEY_FILE: Final = "SLM_TLS_KEY_FILE"
 """PEM file with the certificate's private key, not encrypted; both or none."""
+REFUSAL_PHRASES: Final = "SLM_REFUSAL_PHRASES"
+"""JSON list of texts with which an answer that refuses begins; empty means that none is looked for."""
 
 # Fetcher
 STORE_DIR: Final = "SLM_STORE_DIR"

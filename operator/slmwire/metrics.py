@@ -81,8 +81,11 @@ PROMPT_LENGTHS: Final = "slmserve_prompt_length_tokens"
 ANSWER_LENGTHS: Final = "slmserve_answer_length_tokens"
 """Histogram: tokens of a whole answer."""
 
-SCRIPT_LETTERS: Final = "slmserve_prompt_letters_total"
-"""Counter {script}: letters of prompts by script; those of scripts not in SCRIPTS are `other`."""
+PROMPT_SCRIPTS: Final = "slmserve_prompt_script_total"
+"""Counter {script}: requests by the script of most letters of what the user wrote last. A script that is not
+in SCRIPTS is `other`, and so are the first SCRIPT_LEAST requests in a script: one alone is somebody."""
+
+SCRIPT_LEAST: Final = 10
 
 SCRIPTS: Final = (
     "latin",
@@ -95,12 +98,13 @@ SCRIPTS: Final = (
     "hangul",
     "kana",
     "han",
+    "none",
     "other",
 )
-"""A fixed list, for the same reason as that of the feedback's labels."""
+"""A fixed list, for the same reason as that of the feedback's labels. `none` has no letters."""
 
 FALLBACK_TOKENS: Final = "slmserve_prompt_fallback_tokens_total"
-"""Counter: prompt tokens that are unknown tokens or single bytes of characters that the vocabulary lacks.
+"""Counter: prompt tokens that are the unknown token or single bytes of a character that the vocabulary lacks.
 Absent when the tokenizer has neither."""
 
 REFUSAL_CHECKS: Final = "slmserve_refusal_checks_total"
