@@ -10,6 +10,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from slmserve.drift import DriftGauge
 from slmserve.metrics import LENGTH_BUCKETS, Metrics
 from slmserve.scripts import main_script
@@ -45,7 +48,7 @@ class Signals:
         if self._phrases:
             metrics.begin_refusals()
 
-    def note_prompt(self, tokens: Sequence[int], text: str, codec: TextCodec) -> None:
+    def note_prompt(self, tokens: Sequence[int] | NDArray[np.int64], text: str, codec: TextCodec) -> None:
         """One prompt was accepted; `text` is what the user wrote last, empty where it is not known."""
         self._metrics.observe_prompt(len(tokens))
         self._gauges["prompt_tokens"].observe(_length_class(len(tokens)))
