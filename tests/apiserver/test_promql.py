@@ -235,8 +235,8 @@ async def test_every_preset_on_a_real_prometheus(pods: tuple[dict[str, Pod], str
     assert good[Preset.EVALUATION_SCORE]["fp32"] == Sample(value=0.5, samples=40)
     assert bad[Preset.EVALUATION_SCORE] == {}
     score, refusals = good[Preset.FEEDBACK_SCORE], good[Preset.REFUSAL_RATE]
-    assert score["int4"].value == pytest.approx(0.75) and score["int4"].samples >= 60
-    assert refusals["fp32"].value == pytest.approx(0.1) and refusals["int4"].samples >= 150
+    assert score["int4"].value == pytest.approx(0.75, rel=0.05) and score["int4"].samples >= 60
+    assert refusals["fp32"].value == pytest.approx(0.1, rel=0.05) and refusals["int4"].samples >= 150
     assert good[Preset.DRIFT]["int4"].value == pytest.approx(0.2)
     assert good[Preset.DRIFT]["int4"].samples == 400
     assert bad[Preset.FEEDBACK_SCORE] == bad[Preset.REFUSAL_RATE] == bad[Preset.DRIFT] == {}

@@ -52,6 +52,9 @@ class FeedbackStatus(ApiModel):
     rollback: FeedbackRollback | None = Field(
         default=None, description="Set while the fleet goes back because of a rule."
     )
+    look_asked_at: str | None = Field(
+        default=None, description="When a rule asked the SLMModel to look at its source again."
+    )
     rolled_back: list[str] = Field(
         default_factory=list,
         description="Revisions that a rule took back or tried to; it does so once for each.",

@@ -302,6 +302,11 @@ class SLMDeploymentSpec(ApiModel):
                 "!self.variants.exists(v, has(v.profiles))",
                 "variants[].profiles needs placement.mode PerNode: the scheduler places replicas",
             ),
+            cel(
+                "has(self.model.from) || !has(self.feedback) || !has(self.feedback.rules) || "
+                "!self.feedback.rules.exists(r, has(r.action) && r.action == 'NewModelVersion')",
+                "feedback.rules[].action NewModelVersion needs model.from: an SLMModel that is to look again",
+            ),
         )
     )
 

@@ -22,7 +22,7 @@ from slmops.api.feedback_status import (
     FeedbackRuleStatus,
     FeedbackStatus,
 )
-from slmops.api.status import MAX_FAILED_REVISIONS, FailedRevision, PinnedRevision
+from slmops.api.status import MAX_FAILED_REVISIONS, ConditionType, FailedRevision, PinnedRevision
 from slmops.model.observed import Observed
 from slmops.model.plan import MeasureRequest
 from slmops.planning import times
@@ -36,6 +36,8 @@ from slmops.planning.requests import begins
 
 FEEDBACK_FAILED: Final = "FeedbackFailed"
 """Reason in status.failedRevisions."""
+LOOK_SECONDS: Final = 6 * 3600.0
+"""Least time between two looks that a rule asks an SLMModel for."""
 _UNSURE: Final = (Verdict.PROVIDER_ERROR, Verdict.NO_DATA, Verdict.INCONCLUSIVE)
 """Verdicts that tell nothing; of several the first one here is shown."""
 
@@ -71,6 +73,7 @@ def heed_feedback(
         obstacle = find_obstacle(spec, status, standing, previous)
         if not obstacle:
             standing, status = _begin_rollback(status, standing, previous, wants_back, now)
+    status = _ask_for_look(policy, status, now)
     held = _first_fired(policy, states, "Hold") if status.rollback is None else None
     frozen = ""
     if held is not None:
@@ -79,6 +82,16 @@ def heed_feedback(
             "until it holds again, or its action is no longer Hold"
         )
     return standing, FeedbackLook(status=status, frozen=frozen, obstacle=obstacle)
+
+
+def _ask_for_look(policy: FeedbackPolicy, status: FeedbackStatus, now: float) -> FeedbackStatus:
+    """The SLMModel reads the time off this status, and looks at its source if that was not since."""
+    asked = status.look_asked_at
+    if _first_fired(policy, tuple(status.rules), "NewModelVersion") is None:
+        return status
+    if asked is not None and now - times.to_seconds(asked) < LOOK_SECONDS:
+        return status
+    return status.model_copy(update={"look_asked_at": times.to_text(now)})
 
 
 def _unless_empty(status: FeedbackStatus) -> FeedbackStatus | None:
@@ -215,6 +228,13 @@ def previous_stable(old: SLMDeploymentStatus, stable: str) -> str | None:
     return old.stable_revision
 
 
+def begins_anew(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> bool:
+    """Whether a look has promoted a revision that the rules are now to be about."""
+    return old.stable_revision != new.stable_revision and (
+        new.feedback is not None or any(c.type == ConditionType.FEEDBACK_HEALTHY for c in new.conditions)
+    )
+
+
 # What is said
 
 
@@ -259,6 +279,9 @@ def _say_fired(
     if look.frozen:
         message = f"{text}; no rollout begins or goes on meanwhile"
         return Says(status="False", reason="FeedbackHold", message=message)
+    asks = any(rules[state.name].action == "NewModelVersion" for state in fired)
+    if asks and look.status is not None and look.status.look_asked_at is not None:
+        text += f"; the SLMModel was asked at {look.status.look_asked_at} to look at its source again"
     return Says(status="False", reason="RuleViolated", message=text)
 
 

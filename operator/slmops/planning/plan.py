@@ -8,20 +8,12 @@ from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.status import ConditionType
 from slmops.model.observed import Observed, OwnedKind
 from slmops.model.plan import Action, AddFinalizer, ApplyObject, Plan
-from slmops.planning import build, conditions
+from slmops.planning import build, conditions, feedback
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
 from slmops.planning.distribution import apply_distribution, share_among
-from slmops.planning.feedback import (
-    FeedbackLook,
-    heed_feedback,
-    in_rollback,
-    next_feedback_seconds,
-    previous_stable,
-    say_feedback,
-)
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet, find_misfit
 from slmops.planning.history import parse_stored, with_target
@@ -82,7 +74,13 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
     finding = find_rollout_problem(deployment.spec) or find_analysis_problem(deployment.spec, observed.config)
     finding = finding or find_feedback_problem(deployment.spec)
     working = replace(working, spec=in_force(working.spec, deployment.annotations))
-    return _plan_accepted(observed, working, stored, finding, now, memory)
+    outcome = _plan_accepted(observed, working, stored, finding, now, memory)
+    if not feedback.begins_anew(deployment.status, outcome.status):
+        return outcome
+    # The rules of spec.feedback are about the stable revision, and a way back ends with a promotion.
+    after = replace(observed, deployment=replace(deployment, status=outcome.status), readings=())
+    second = plan(after, now, memory=memory)
+    return replace(second, transitions=outcome.transitions + second.transitions)
 
 
 def _refuse(observed: Observed, reason: str, message: str, now: float) -> Plan:
@@ -109,8 +107,8 @@ def _plan_accepted(
     names = Names(deployment.namespace, deployment.name)
     resolution = _resolve(observed, working, stored)
     standing, operations = heed_annotations(observed, spec, resolution.revision, frozenset(stored), now)
-    standing, feedback = heed_feedback(observed, spec, standing, now=now)
-    spec, target = in_rollback(spec, feedback), standing.target
+    standing, rules = feedback.heed_feedback(observed, spec, standing, now=now)
+    spec, target = feedback.in_rollback(spec, rules), standing.target
     revisions, new_revision = with_target(names, spec, observed, resolution, stored, target, standing.stable)
     if memory is not None:
         revisions = memory.same_revisions(revisions)
@@ -122,7 +120,7 @@ def _plan_accepted(
     blocked = finding.message if finding else ""
     if not blocked and target == resolution.revision != standing.stable:
         blocked = conditions.find_unchecked(spec, resolution, deployment)
-    decision = _decide(observed, fleet, standing, blocked, feedback.frozen, now)
+    decision = _decide(observed, fleet, standing, blocked, rules.frozen, now)
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
     placement = _place(
@@ -139,7 +137,7 @@ def _plan_accepted(
         target=target,
         placement=placement,
         note=shared.note,
-        feedback=feedback,
+        rules=rules,
         now=now,
     ).model_copy(
         update={
@@ -161,13 +159,13 @@ def _plan_accepted(
         ),
         resolve=due_requests(resolution, observed.resolutions, now),
         sources=None if working.unmet else sources_of(spec),
-        measure=plan_measurements(observed, spec, decision, feedback, finding=finding, now=now),
+        measure=plan_measurements(observed, spec, decision, rules, finding=finding, now=now),
         transitions=transitions_between(old, status),
         requeue_after_seconds=earliest(
             requeue_seconds(spec, decision, resolution, target, now, turn_at=placement.places.turn_at),
             placement.settles_in_seconds,
             told_in_seconds,
-            next_feedback_seconds(spec, feedback, now=now),
+            feedback.next_feedback_seconds(spec, rules, now=now),
         ),
     )
 
@@ -346,7 +344,7 @@ def _status(
     target: str,
     placement: _Placement,
     note: str,
-    feedback: FeedbackLook,
+    rules: feedback.FeedbackLook,
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
@@ -368,7 +366,7 @@ def _status(
     signed = conditions.say_signed(fleet.spec, resolution)
     if signed is not None:
         says[ConditionType.SIGNATURE_VERIFIED] = conditions.unless_unsure(signed, deployment)
-    if (said := say_feedback(fleet.spec, feedback)) is not None:
+    if (said := feedback.say_feedback(fleet.spec, rules)) is not None:
         says[ConditionType.FEEDBACK_HEALTHY] = said
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]
     stable = fleet.stable
@@ -388,8 +386,8 @@ def _status(
         ],
         rollout=decision.rollout,
         failed_revisions=list(decision.failed),
-        previous_stable=previous_stable(old, decision.stable_revision),
-        feedback=feedback.status,
+        previous_stable=feedback.previous_stable(old, decision.stable_revision),
+        feedback=rules.status,
         conditions=conditions.merge_conditions(
             old.conditions, says, generation=deployment.generation, now=now
         ),

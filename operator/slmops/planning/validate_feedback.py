@@ -14,6 +14,8 @@ def find_feedback_problem(spec: SLMDeploymentSpec) -> Finding | None:
         return None
     for index, rule in enumerate(spec.feedback.rules):
         problem = _find_problem(rule, provider=spec.rollout.analysis.provider)
+        if rule.action == "NewModelVersion" and spec.model.from_ is None:
+            problem = "action: NewModelVersion needs spec.model.from, the SLMModel that is to look again"
         if problem:
             return Finding(reason="InvalidQuery", message=f"spec.feedback.rules[{index}].{problem}")
     return None

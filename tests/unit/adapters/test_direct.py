@@ -331,8 +331,8 @@ async def test_feedback_refusals_and_drift() -> None:
         a.show_drift("script", index=0.1, samples=300)
         b.show_drift("script", index=0.5, samples=100)
         b.show_drift("finish", index=0.15, samples=100)
-        score = await found.read(Preset.FEEDBACK_SCORE, since=since)
-        assert score == {"int4": Sample(value=0.625, samples=4)}
+        scores = await found.read(Preset.FEEDBACK_SCORE, since=since)
+        assert scores == {"int4": Sample(value=0.625, samples=4)}
         refusals = await found.read(Preset.REFUSAL_RATE, since=since)
         assert refusals == {"int4": Sample(value=0.25, samples=4, events=1.0)}
         drift = await found.read(Preset.DRIFT, since=since)

@@ -231,6 +231,15 @@ def test_without_a_revision_before_there_is_no_way_back() -> None:
     assert sim.condition("FeedbackHealthy") == ("False", "RollbackBlocked") and sim.version == "v1"
 
 
+def test_there_is_no_model_to_ask_without_from() -> None:
+    sim = installed()
+    sim.edit(feedback=policy("NewModelVersion"))
+    sim.run(60)
+    assert sim.condition("Accepted") == ("False", "InvalidQuery")
+    accepted = next(c.message for c in sim.status.conditions if c.type == "Accepted")
+    assert "spec.feedback.rules[0].action: NewModelVersion needs spec.model.from" in accepted
+
+
 def test_a_rule_that_is_changed_begins_anew() -> None:
     sim = upgraded("Notify")
     judge(sim, "v2", 0.5)
