@@ -115,6 +115,8 @@ def find_obstacle(spec: SLMDeploymentSpec, status: FeedbackStatus, standing: Sta
     cure = "change spec, or choose a revision with slmops.dev/undo"
     if stable in status.rolled_back:
         return f"revision {stable} was taken back once already, which is not done twice; {cure}"
+    if standing.pinned is not None:
+        return f"revision {stable} was chosen by hand; choose another one with slmops.dev/undo"
     if not previous:
         return f"there was no stable revision before {stable}; {cure}"
     if previous in failed or previous in status.rolled_back:
