@@ -301,10 +301,10 @@ def _place(
         prefetching = rollout.revision if rollout is not None and rollout.step in ACTIVE else ""
         needs = needs_of(names, fleet, wishes, patches, prefetching=prefetching)
         workloads = apply_workloads(names, fleet, needs, observed.owned)
-    previous = observed.deployment.status.previous_stable or ""
     keep = revisions_to_keep(
         fleet.revisions.values(),
-        needed=needs.revisions | {r for r in (decision.stable_revision, target, wanted, previous) if r},
+        needed=needs.revisions | {r for r in (decision.stable_revision, target, wanted) if r},
+        previous=feedback.previous_stable(observed.deployment.status, decision.stable_revision) or "",
         history_limit=spec.revision_history_limit,
     )
     # That there is no node at all is no reason to take every workload down.
