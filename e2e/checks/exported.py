@@ -14,6 +14,7 @@ from slmops.planning.transitions import HOLDS
 from slmops.runtime.metrics import STEPS, OperatorMetrics
 from slmserve.config import Identity
 from slmserve.metrics import Metrics
+from slmwire.metrics import DRIFT_SIGNALS, SCRIPTS
 
 TARGET_LABELS: Final = frozenset({"job", "instance", "namespace", "pod", "container", "node", "slm_site"})
 """What a scrape adds; slm_site by the PodMonitors' relabelling."""
@@ -23,6 +24,10 @@ LABEL_VALUES: Final[Mapping[tuple[str, str], frozenset[str]]] = {
     ("slmops_rollout_step", "step"): frozenset(STEPS),
     ("slmops_rollout_held", "reason"): HOLDS,
     ("slmserve_slots", "state"): frozenset({"busy", "total"}),
+    ("slmserve_drift_index", "signal"): frozenset(DRIFT_SIGNALS),
+    ("slmserve_drift_samples", "signal"): frozenset(DRIFT_SIGNALS),
+    ("slmserve_prompt_script_total", "script"): frozenset(SCRIPTS),
+    ("slmserve_refusal_checks_total", "refused"): frozenset({"true", "false"}),
     ("slmstore_pin_bytes", "complete"): frozenset({"true", "false"}),
 }
 """Values of labels that have a closed set, by series and label."""
@@ -50,6 +55,12 @@ def _server() -> dict[str, frozenset[str]]:
     metrics.record_loaded(seconds=1, digest="x", engine="x", version="x", slots=1, cache_bytes=1)
     metrics.record_evaluation(score=1, samples=1, seconds=1)
     metrics.count_feedback(1.0, ["x"])
+    metrics.observe_prompt(1)
+    metrics.observe_answer("stop", 1)
+    metrics.count_script("latin")
+    metrics.count_fallback(1)
+    metrics.begin_refusals()
+    metrics.show_drift("script", index=0.0, samples=1)
     return _series(metrics.render(queue_depth=0, busy=0).decode())
 
 

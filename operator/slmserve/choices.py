@@ -9,6 +9,7 @@ from typing import Any
 from slmserve.answers import Answer, GenerationFailedError
 from slmserve.logprobs import Scored
 from slmserve.replies import ReplyForm, to_event
+from slmserve.signals import AnswerWatch
 from slmserve.toolparse import CallCollector, CallPart, ToolParser
 from slmserve.tools import ToolForm
 
@@ -22,13 +23,15 @@ class Choice:
     form: ReplyForm
     tools: ToolForm | None = None
     """How tool calls are written in the text; None: all of it is content."""
+    watch: AnswerWatch | None = None
+    """Notes how the answer ended."""
 
     async def whole(self) -> dict[str, Any]:
         """The choice in a body that is not streamed; raises what `Answer.pieces` raises."""
         content: list[str] = []
         scored: list[Scored] = []
         collector = CallCollector()
-        async for said in self._said():
+        async for said in self._watched():
             content.append(said.text)
             scored += said.scored
             for call in said.calls:
@@ -47,10 +50,16 @@ class Choice:
         opening = self.form.opening(self.index)
         if opening is not None:
             yield to_event(opening), False
-        async for said in self._said():
+        async for said in self._watched():
             calls = [call.to_delta() for call in said.calls]
             part = self.form.part(self.index, said.text, finish=said.finish, calls=calls, scored=said.scored)
             yield to_event(part), said.finish is not None
+
+    async def _watched(self) -> AsyncIterator["_Said"]:
+        async for said in self._said():
+            if self.watch is not None:
+                self.watch.see(said.text, said.finish, tokens=self.answer.generated_tokens)
+            yield said
 
     async def _said(self) -> AsyncIterator["_Said"]:
         if self.tools is None:

@@ -2,6 +2,7 @@
 """What the process is told at start: environment first, command-line flags override."""
 
 import argparse
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,8 @@ class ServerConfig:
     termination_log: Path
     api_keys_file: Path | None = None
     """Keys that clients may use; None: everybody may ask."""
+    refusal_phrases: tuple[str, ...] = ()
+    """An answer that begins with one of these counts as a refusal; empty: none is looked for."""
     tls: TlsFiles | None = None
     """None: plain HTTP."""
     sandbox: SandboxMode = SandboxMode.OFF
@@ -122,6 +125,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--max-queue", env.MAX_QUEUE, "32", int)
     option("--drain-seconds", env.DRAIN_SECONDS, "30", float)
     option("--api-keys-file", env.API_KEYS_FILE, "")
+    option("--refusal-phrases", env.REFUSAL_PHRASES, "")
     option("--tls-cert-file", env.TLS_CERT_FILE, "")
     option("--tls-key-file", env.TLS_KEY_FILE, "")
     option("--sandbox", env.SANDBOX, SandboxMode.AUTO)
@@ -138,6 +142,16 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         "--termination-log", default=paths.TERMINATION_LOG, help="where a failed start says why"
     )
     return parser
+
+
+def _phrases(text: str) -> tuple[str, ...]:
+    try:
+        phrases = json.loads(text or "[]")
+    except ValueError:
+        phrases = None
+    if not isinstance(phrases, list) or not all(isinstance(p, str) and p.strip() for p in phrases):
+        raise ConfigError('--refusal-phrases must be a JSON list of texts, such as ["I cannot help"]')
+    return tuple(phrases)
 
 
 def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
@@ -194,6 +208,7 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfi
         stuck_seconds=given.stuck_seconds,
         termination_log=Path(given.termination_log),
         api_keys_file=Path(given.api_keys_file) if given.api_keys_file else None,
+        refusal_phrases=_phrases(given.refusal_phrases),
         tls=tls,
         sandbox=SandboxMode(given.sandbox),
     )

@@ -22,8 +22,9 @@ from slmserve.journal import describe_exception
 from slmserve.names import resolve_name
 from slmserve.receiving import CLIENT_LEFT, read_body, wait_disconnect
 from slmserve.replies import DONE, ReplyForm, to_event, usage_of
-from slmserve.schemas import parse_chat, parse_completion
+from slmserve.schemas import ChatRequest, CompletionRequest, parse_chat, parse_completion
 from slmserve.service import Service
+from slmserve.signals import AnswerWatch
 from slmwire.metrics import ENDPOINT_CHAT
 
 _log = logging.getLogger(__name__)
@@ -110,14 +111,24 @@ async def serve_inference(service: Service, request: Request, endpoint: str) -> 
     )
     service.begin_request()
     tools = tool_form_of(service.model, parsed)
+    _note_prompts(service, parsed, asks)
     choices = [
-        Choice(index=index, answer=answer, form=form, tools=tools) for index, answer in enumerate(answers)
+        Choice(index=index, answer=answer, form=form, tools=tools, watch=AnswerWatch(service.signals))
+        for index, answer in enumerate(answers)
     ]
     exchange = _Exchange(service, form, choices, parsed.choices)
     if parsed.stream:
         events = _stream(exchange, include_usage=parsed.includes_usage)
         return _EventResponse(exchange, events)
     return await _collect(exchange, request)
+
+
+def _note_prompts(service: Service, parsed: ChatRequest | CompletionRequest, asks: Sequence[Ask]) -> None:
+    """Each prompt once, however many answers it gets."""
+    texts = parsed.written
+    for index, ask in enumerate(asks[:: parsed.choices]):
+        text = texts[index] if index < len(texts) else ""
+        service.signals.note_prompt(ask.prompt, text, service.model.codec)
 
 
 def _submit(service: Service, asks: Sequence[Ask]) -> list[Answer]:

@@ -50,6 +50,7 @@ async def serve_feedback(service: Service, request: Request) -> Response:
         )
     if vote is Vote.COUNTED:
         service.metrics.count_feedback(score, asked.labels)
+        service.signals.note_judgement(score)
     return JSONResponse({"id": asked.id, "object": "feedback", "score": score})
 
 

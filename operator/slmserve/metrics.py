@@ -34,6 +34,8 @@ _TOKEN_SECONDS: Final = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5,
     1.0, 2.5,
 )  # fmt: skip
+LENGTH_BUCKETS: Final = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Tokens of a prompt or an answer."""
 
 
 class _Labelled:
@@ -100,6 +102,19 @@ class Metrics:
         )
         for rating in (names.RATING_UP, names.RATING_NEUTRAL, names.RATING_DOWN):
             self._feedback.labels(rating)
+        self._answers = self._counter(names.ANSWERS, "Whole answers by how they ended.", ("finish",))
+        lengths = tuple(float(bound) for bound in LENGTH_BUCKETS)
+        self._prompt_lengths = self._histogram(names.PROMPT_LENGTHS, "Tokens of a prompt.", lengths)
+        self._answer_lengths = self._histogram(names.ANSWER_LENGTHS, "Tokens of a whole answer.", lengths)
+        self._scripts = self._counter(
+            names.PROMPT_SCRIPTS, "Requests by the script of what the user wrote.", ("script",)
+        )
+        self._drift = self._gauge(
+            names.DRIFT, "Population stability index against the first requests.", ("signal",)
+        )
+        self._drift_samples = self._gauge(names.DRIFT_SAMPLES, "Requests behind the index.", ("signal",))
+        self._fallback: Counter | None = None
+        self._refusals: Counter | None = None
         self._queue_depth = self._gauge(names.QUEUE_DEPTH, "Requests waiting for a slot.")
         self._slots = self._gauge(names.SLOTS, "Decoding slots.", ("state",))
         self._load_seconds = self._gauge(names.MODEL_LOAD_SECONDS, "Process start to model loaded.")
@@ -158,6 +173,43 @@ class Metrics:
     def count_prompt(self, tokens: int) -> None:
         """Prompt tokens processed, over all requests."""
         self._prompt_tokens.inc(tokens)
+
+    def observe_prompt(self, tokens: int) -> None:
+        """One prompt was accepted."""
+        self._prompt_lengths.observe(tokens)
+
+    def observe_answer(self, finish: str, tokens: int) -> None:
+        """One whole answer ended with this finish reason."""
+        self._answers.labels(finish).inc()
+        self._answer_lengths.observe(tokens)
+
+    def count_script(self, script: str) -> None:
+        """One request in this script, of slmwire.metrics.SCRIPTS."""
+        self._scripts.labels(script).inc()
+
+    def count_fallback(self, tokens: int) -> None:
+        """Prompt tokens that stand for what the vocabulary lacks; the series begins with the first call."""
+        if self._fallback is None:
+            self._fallback = self._counter(names.FALLBACK_TOKENS, "Prompt tokens the vocabulary lacks.")
+        self._fallback.inc(tokens)
+
+    def begin_refusals(self) -> None:
+        """There are phrases of refusals; call at most once."""
+        self._refusals = self._counter(
+            names.REFUSAL_CHECKS, "Answers compared with phrases of refusals.", ("refused",)
+        )
+        for refused in ("true", "false"):
+            self._refusals.labels(refused)
+
+    def count_refusal_check(self, refused: str) -> None:
+        """One answer was compared: "true" or "false"."""
+        if self._refusals is not None:
+            self._refusals.labels(refused).inc()
+
+    def show_drift(self, signal: str, *, index: float, samples: float) -> None:
+        """The present index of a signal, of slmwire.metrics.DRIFT_SIGNALS."""
+        self._drift.labels(signal).set(index)
+        self._drift_samples.labels(signal).set(samples)
 
     def observe_next_token(self, seconds: float) -> None:
         """Time since the same request's token before."""

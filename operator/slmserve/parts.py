@@ -59,6 +59,12 @@ class Message(Strict):
     annotations: Any = None
 
     @property
+    def text(self) -> str:
+        """The content as one text."""
+        content = self.content
+        return content if isinstance(content, str) else "".join(part.text for part in content or [])
+
+    @property
     def is_about_tools(self) -> bool:
         """Whether only a template that takes tools can render it."""
         return self.role == "tool" or bool(self.tool_calls)
@@ -66,9 +72,7 @@ class Message(Strict):
     def to_template(self) -> dict[str, Any]:
         """`{role, content}`, and what belongs to tools, as chat templates expect them."""
         role = "system" if self.role == "developer" else self.role
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content or [])
-        shown: dict[str, Any] = {"role": role, "content": text}
+        shown: dict[str, Any] = {"role": role, "content": self.text}
         if self.tool_calls:
             shown["tool_calls"] = [call.to_template() for call in self.tool_calls]
         if self.role == "tool":

@@ -124,6 +124,12 @@ class ChatRequest(_Request):
     verbosity: Any = None
 
     @property
+    def written(self) -> list[str]:
+        """What the user wrote last, for the one prompt; empty when no user wrote anything."""
+        said = [message.text for message in self.messages if message.role == "user"]
+        return said[-1:]
+
+    @property
     def offered_tools(self) -> list[Tool]:
         """The tools that the model may call in this answer."""
         return [] if self.tool_choice == "none" else self.tools or []
@@ -170,6 +176,11 @@ class CompletionRequest(_Request):
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or more: text or token ids."""
         return split_prompts(self.prompt)
+
+    @property
+    def written(self) -> list[str]:
+        """The text of each prompt; empty for one of token ids."""
+        return [prompt if isinstance(prompt, str) else "" for prompt in self.prompts]
 
 
 def split_prompts(prompt: "str | list[str] | list[int] | list[list[int]]") -> list[str | list[int]]:

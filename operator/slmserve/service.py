@@ -21,6 +21,7 @@ from slmserve.golden import GoldenError, load_cases, run_golden
 from slmserve.journal import describe_exception
 from slmserve.metrics import Metrics
 from slmserve.model import LoadedModel, load_model
+from slmserve.signals import Signals
 
 _log = logging.getLogger(__name__)
 _LINGER_SECONDS: Final = 1.0
@@ -54,6 +55,7 @@ class Service:
         self.phase = Phase.LOADING
         self.created = int(time.time())
         self.given = GivenAnswers()
+        self.signals = Signals(self.metrics, config.refusal_phrases)
         self._in_flight = 0
         self._accepting = True
         self._quiet = asyncio.Event()
@@ -111,6 +113,7 @@ class Service:
     def render_metrics(self) -> bytes:
         """The exposition of this moment."""
         workers = self._workers
+        self.signals.show_drift()
         return self.metrics.render(
             queue_depth=sum(worker.queue_depth for worker in workers),
             busy=sum(worker.busy for worker in workers),

@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +54,16 @@ class TextCodec:
     def special_tokens(self) -> Mapping[int, str]:
         """The added tokens that `decode` leaves out, by id."""
         return {index: content for index, (content, special) in self._added.items() if special}
+
+    @cached_property
+    def fallback_tokens(self) -> frozenset[int]:
+        """The unknown token, and single bytes of characters that the vocabulary lacks; empty when it has
+        neither. The bytes of ASCII are left out: vocabularies write line breaks so."""
+        stated = getattr(self._tokenizer.model, "unk_token", None)
+        unknown = [stated] if isinstance(stated, str) else ["<unk>", "[UNK]"]
+        pieces = [*unknown, *(f"<0x{byte:02X}>" for byte in range(0x80, 0x100))]
+        found = (self._tokenizer.token_to_id(piece) for piece in pieces)
+        return frozenset(token for token in found if token is not None)
 
     def token_bytes(self, token: int) -> bytes:
         """What one token stands for, special ones included; empty for an id without a piece."""

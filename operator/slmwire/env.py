@@ -40,6 +40,8 @@ TLS_KEY_FILE: Final = "SLM_TLS_KEY_FILE"
 SANDBOX: Final = "SLM_SANDBOX"
 """`auto` (default): the server gives up opening connections where the kernel can enforce it; `required`: it
 does not start where it cannot; `off`."""
+REFUSAL_PHRASES: Final = "SLM_REFUSAL_PHRASES"
+"""JSON list of texts with which an answer that refuses begins; empty means that none is looked for."""
 
 # Fetcher
 STORE_DIR: Final = "SLM_STORE_DIR"

@@ -72,6 +72,56 @@ FEEDBACK_KNOWN_LABELS: Final = (
 )
 """A fixed list: what clients write never becomes the label of a series."""
 
+ANSWERS: Final = "slmserve_answers_total"
+"""Counter {finish="stop"|"length"|"tool_calls"}: whole answers by how they ended."""
+
+PROMPT_LENGTHS: Final = "slmserve_prompt_length_tokens"
+"""Histogram: tokens of a prompt."""
+
+ANSWER_LENGTHS: Final = "slmserve_answer_length_tokens"
+"""Histogram: tokens of a whole answer."""
+
+PROMPT_SCRIPTS: Final = "slmserve_prompt_script_total"
+"""Counter {script}: requests by the script of most letters of what the user wrote last. A script that is not
+in SCRIPTS is `other`, and so are the first SCRIPT_LEAST requests in a script: one alone is somebody."""
+
+SCRIPT_LEAST: Final = 10
+
+SCRIPTS: Final = (
+    "latin",
+    "cyrillic",
+    "greek",
+    "arabic",
+    "hebrew",
+    "devanagari",
+    "thai",
+    "hangul",
+    "kana",
+    "han",
+    "none",
+    "other",
+)
+"""A fixed list, for the same reason as that of the feedback's labels. `none` has no letters."""
+
+FALLBACK_TOKENS: Final = "slmserve_prompt_fallback_tokens_total"
+"""Counter: prompt tokens that are the unknown token or single bytes of a character that the vocabulary lacks.
+Absent when the tokenizer has neither."""
+
+REFUSAL_CHECKS: Final = "slmserve_refusal_checks_total"
+"""Counter {refused="true"|"false"}: whole answers that were compared with the phrases of refusals.
+Absent without phrases."""
+
+DRIFT: Final = "slmserve_drift_index"
+"""Gauge {signal}: population stability index of the latest requests against the first ones that this
+process served. Absent while either has too few; see DRIFT_SIGNALS."""
+
+DRIFT_SAMPLES: Final = "slmserve_drift_samples"
+"""Gauge {signal}: requests (weighted by age) behind the latest side of the index."""
+
+DRIFT_SIGNALS: Final = ("prompt_tokens", "answer_tokens", "script", "finish", "fallback", "feedback")
+"""What is compared: lengths in tokens, the script of most letters, how answers end, the share of fallback
+tokens, the judgements of users."""
+
 QUEUE_DEPTH: Final = "slmserve_queue_depth"
 """Gauge: requests waiting for a slot."""
 

@@ -38,7 +38,7 @@ class ScriptedProvider:
             await asyncio.sleep(3600)
         if self.outage:
             raise ProviderError(self.outage)
-        healthy = 0.99 if query.preset is Preset.EVALUATION_SCORE else 0.0
+        healthy = 0.99 if query.preset in (Preset.EVALUATION_SCORE, Preset.FEEDBACK_SCORE) else 0.0
         assert query.preset is not None
         return {"int4": self.samples.get((query.preset, query.revision), Sample(value=healthy, samples=500))}
 

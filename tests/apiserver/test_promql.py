@@ -17,6 +17,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Summary,
     generate_latest,
 )
 
@@ -58,6 +59,15 @@ class Pod:
         self.tokens = Counter(
             metrics.GENERATED_TOKENS.removesuffix("_total"), "", names, registry=self.registry
         )
+        self.judged = Summary(metrics.FEEDBACK_SCORE, "", names, registry=self.registry)
+        self.judged.labels(**self._labels)
+        self.checks = Counter(
+            metrics.REFUSAL_CHECKS.removesuffix("_total"), "", [*names, "refused"], registry=self.registry
+        )
+        for refused in ("true", "false"):
+            self.checks.labels(**self._labels, refused=refused)
+        self.drift = Gauge(metrics.DRIFT, "", [*names, "signal"], registry=self.registry)
+        self.drift_samples = Gauge(metrics.DRIFT_SAMPLES, "", [*names, "signal"], registry=self.registry)
         self.answer("200", seconds=0.2, count=0)
         if score is not None:
             Gauge(metrics.EVALUATION_SCORE, "", names, registry=self.registry).labels(**self._labels).set(
@@ -66,6 +76,15 @@ class Pod:
             Gauge(metrics.EVALUATION_SAMPLES, "", names, registry=self.registry).labels(**self._labels).set(
                 40
             )
+
+    def look_back(self, *, scores: list[float], refusals: int, drift: float) -> None:
+        """Judgements, refusals among a hundred answers, and how far the scripts have drifted."""
+        for score in scores:
+            self.judged.labels(**self._labels).observe(score)
+        self.checks.labels(**self._labels, refused="true").inc(refusals)
+        self.checks.labels(**self._labels, refused="false").inc(100 - refusals)
+        self.drift.labels(**self._labels, signal="script").set(drift)
+        self.drift_samples.labels(**self._labels, signal="script").set(200)
 
     def answer(self, code: str, *, seconds: float, count: int) -> None:
         """`count` requests end with `code` after `seconds`."""
@@ -161,11 +180,15 @@ async def test_every_preset_on_a_real_prometheus(pods: tuple[dict[str, Pod], str
 
     await until("Prometheus scraping", all_scraped)
     # No request yet: no data, not zero errors.
-    for preset in (Preset.ERROR_RATE, Preset.LATENCY_P95, Preset.TTFT_P95, Preset.TOKENS_PER_SECOND):
+    for preset in (
+        *(Preset.ERROR_RATE, Preset.LATENCY_P95, Preset.TTFT_P95, Preset.TOKENS_PER_SECOND),
+        *(Preset.FEEDBACK_SCORE, Preset.REFUSAL_RATE, Preset.DRIFT),
+    ):
         assert await read(preset, "good") == {}
     await asyncio.sleep(2)
     for pod in "abd":
         by_name[pod].answer("200", seconds=0.2, count=100)
+        by_name[pod].look_back(scores=[1.0, 0.5] * 20, refusals=10, drift=0.1 if pod == "a" else 0.3)
     by_name["c"].answer("200", seconds=2.0, count=60)
     for code, count in (("500", 0), ("400", 0), ("499", 0)):
         by_name["c"].answer(code, seconds=0.2, count=count)
@@ -211,6 +234,12 @@ async def test_every_preset_on_a_real_prometheus(pods: tuple[dict[str, Pod], str
     assert good[Preset.EVALUATION_SCORE]["int4"].samples == 80
     assert good[Preset.EVALUATION_SCORE]["fp32"] == Sample(value=0.5, samples=40)
     assert bad[Preset.EVALUATION_SCORE] == {}
+    score, refusals = good[Preset.FEEDBACK_SCORE], good[Preset.REFUSAL_RATE]
+    assert score["int4"].value == pytest.approx(0.75, rel=0.05) and score["int4"].samples >= 60
+    assert refusals["fp32"].value == pytest.approx(0.1, rel=0.05) and refusals["int4"].samples >= 150
+    assert good[Preset.DRIFT]["int4"].value == pytest.approx(0.2)
+    assert good[Preset.DRIFT]["int4"].samples == 400
+    assert bad[Preset.FEEDBACK_SCORE] == bad[Preset.REFUSAL_RATE] == bad[Preset.DRIFT] == {}
     assert all(samples == {} for samples in missing.values())
     assert one == {"": Sample(value=4.0, samples=4)}
     assert several == nothing == {}

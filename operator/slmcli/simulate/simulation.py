@@ -287,8 +287,9 @@ class Simulation:
                 Reading(
                     metric=request.metric,
                     canary=self.traffic.read(request.metric, request.canary, now),
-                    stable=self.traffic.read(request.metric, request.stable, now),
+                    stable=self.traffic.read(request.metric, request.stable, now) if request.stable else {},
                     at=at,
+                    revision=request.canary.revision,
                 )
             )
 

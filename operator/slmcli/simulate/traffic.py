@@ -125,6 +125,9 @@ class Traffic:
             return Sample(value=None, samples=0)
         if preset is Preset.ERROR_RATE:
             return Sample(value=window[1] / requests, samples=requests, events=window[1])
+        if preset is Preset.FEEDBACK_SCORE:
+            score = effect.score if bad and effect.score is not None else self._settings.base_score
+            return Sample(value=score, samples=requests)
         if preset is Preset.TOKENS_PER_SECOND:
             return Sample(value=TOKENS_PER_SECOND / (effect.latency_factor if bad else 1.0), samples=requests)
         if preset not in self._timed:

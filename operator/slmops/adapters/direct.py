@@ -8,7 +8,7 @@ the same time.
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -17,7 +17,7 @@ import aiohttp
 
 from slmops.adapters.exposition import Exposition, ExpositionError, parse_exposition
 from slmops.adapters.increases import Growth, Increases, latest_start
-from slmops.adapters.samples import build_latency, build_score, build_share, build_speed
+from slmops.adapters.samples import build_drift, build_latency, build_score, build_share, build_speed
 from slmops.adapters.sources.addresses import AddressPolicy
 from slmops.model.observed import MetricQuery, Preset, ProviderSettings, Sample, Samples
 from slmops.ports.clock import Clock
@@ -41,6 +41,9 @@ _PRESETS: Final = frozenset(
         Preset.TTFT_P95,
         Preset.TOKENS_PER_SECOND,
         Preset.EVALUATION_SCORE,
+        Preset.FEEDBACK_SCORE,
+        Preset.REFUSAL_RATE,
+        Preset.DRIFT,
     }
 )
 
@@ -88,6 +91,8 @@ class _Side:
     increases: Increases = field(default_factory=Increases)
     scores: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """By variant (score, cases) of the pods that answered last."""
+    drifts: dict[str, list[Mapping[str, tuple[float, float]]]] = field(default_factory=dict)
+    """By variant `Exposition.drift` of the same pods."""
     answered: frozenset[str] = frozenset()
     """Variants of which a pod answered last."""
     error: str = ""
@@ -138,7 +143,12 @@ class DirectProvider:
             raise ProviderError(side.error)
         growth = side.increases.growth(query.since)
         found = {
-            variant: _build_sample(query.preset, growth.get(variant, Growth()), side.scores.get(variant, ()))
+            variant: _build_sample(
+                query.preset,
+                growth.get(variant, Growth()),
+                scores=side.scores.get(variant, ()),
+                drifts=side.drifts.get(variant, ()),
+            )
             for variant in sorted(side.answered)
         }
         return {variant: sample for variant, sample in found.items() if sample is not None}
@@ -185,7 +195,7 @@ class DirectProvider:
             side.looked_at = self._clock.now()
             targets = choose_targets(self._targets(*key))
             found, error = await self._scrape_all(targets)
-            side.scores = {}
+            side.scores, side.drifts = {}, {}
             for look in found:
                 seen = look.seen
                 side.increases.observe(
@@ -193,6 +203,8 @@ class DirectProvider:
                 )
                 if seen.score is not None and seen.cases > 0:
                     side.scores.setdefault(look.target.variant, []).append((seen.score, seen.cases))
+                if seen.drift:
+                    side.drifts.setdefault(look.target.variant, []).append(seen.drift)
             side.increases.forget_gone(target.key for target in targets)
             side.answered = frozenset(look.target.variant for look in found)
             side.error = "" if found or not targets else f"none of {len(targets)} pods answered: {error}"
@@ -299,7 +311,13 @@ def is_pod_address(text: str) -> bool:
     return True
 
 
-def _build_sample(preset: Preset, growth: Growth, scores: Sequence[tuple[float, float]]) -> Sample | None:
+def _build_sample(
+    preset: Preset,
+    growth: Growth,
+    *,
+    scores: Sequence[tuple[float, float]],
+    drifts: Sequence[Mapping[str, tuple[float, float]]],
+) -> Sample | None:
     match preset:
         case Preset.ERROR_RATE:
             return build_share(requests=growth.requests, errors=growth.errors)
@@ -313,9 +331,25 @@ def _build_sample(preset: Preset, growth: Growth, scores: Sequence[tuple[float, 
                 seconds=growth.seconds,
                 requests=max(growth.latency.values(), default=0.0),
             )
+        case Preset.FEEDBACK_SCORE:
+            return build_score(weighted=growth.judged_sum, cases=growth.judged_count)
+        case Preset.REFUSAL_RATE:
+            return build_share(requests=growth.checked, errors=growth.refused)
+        case Preset.DRIFT:
+            return build_drift(_add_drifts(drifts))
         case _:
             cases = sum(count for _, count in scores)
             return build_score(weighted=sum(score * count for score, count in scores), cases=cases)
+
+
+def _add_drifts(drifts: Iterable[Mapping[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """By signal: sum of index times samples, samples."""
+    sums: dict[str, tuple[float, float]] = {}
+    for drift in drifts:
+        for signal, (index, samples) in drift.items():
+            weighted, total = sums.get(signal, (0.0, 0.0))
+            sums[signal] = (weighted + index * samples, total + samples)
+    return sums
 
 
 def _seconds_of(date: str | None) -> float | None:

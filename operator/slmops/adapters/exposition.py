@@ -26,12 +26,19 @@ PROCESS_START: Final = "process_start_time_seconds"
 _LATENCY: Final = f"{metrics.REQUEST_SECONDS}_bucket"
 _FIRST_TOKEN: Final = f"{metrics.TTFT_SECONDS}_bucket"
 _SECONDS: Final = f"{metrics.REQUEST_SECONDS}_sum"
+_JUDGED_SUM: Final = f"{metrics.FEEDBACK_SCORE}_sum"
+_JUDGED_COUNT: Final = f"{metrics.FEEDBACK_SCORE}_count"
 _NAMES: Final = frozenset(
     {
         metrics.REQUESTS,
         metrics.GENERATED_TOKENS,
         metrics.EVALUATION_SCORE,
         metrics.EVALUATION_SAMPLES,
+        metrics.REFUSAL_CHECKS,
+        metrics.DRIFT,
+        metrics.DRIFT_SAMPLES,
+        _JUDGED_SUM,
+        _JUDGED_COUNT,
         PROCESS_START,
         _LATENCY,
         _FIRST_TOKEN,
@@ -60,7 +67,11 @@ REQUESTS_AT: Final = 0
 ERRORS_AT: Final = 1
 TOKENS_AT: Final = 2
 SECONDS_AT: Final = 3
-BUCKETS_AT: Final = 4
+JUDGED_SUM_AT: Final = 4
+JUDGED_COUNT_AT: Final = 5
+CHECKED_AT: Final = 6
+REFUSED_AT: Final = 7
+BUCKETS_AT: Final = 8
 """Where the counters are in `Exposition.counters`; the buckets of both histograms follow."""
 
 
@@ -70,9 +81,12 @@ class Exposition:
 
     layout: Layout
     counters: "array[float]" = field(repr=False)
-    """Finished requests without 4xx, those with 5xx, tokens, seconds of requests, then cumulative buckets."""
+    """Finished requests without 4xx, those with 5xx, tokens, seconds of requests, sum and number of the
+    judgements, answers checked for refusals and those that refuse, then cumulative buckets."""
     score: float | None = None
     cases: float = 0.0
+    drift: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By signal: index and samples."""
     process_started_at: float | None = None
     """By the node's own clock, which may be wrong."""
 
@@ -81,7 +95,8 @@ def parse_exposition(text: str) -> Exposition:
     """What the text says. Raises ExpositionError."""
     plain: dict[str, float] = defaultdict(float)
     buckets: dict[str, dict[float, float]] = {_LATENCY: defaultdict(float), _FIRST_TOKEN: defaultdict(float)}
-    requests = errors = 0.0
+    requests = errors = checked = refused = 0.0
+    drift: dict[str, dict[str, float]] = {metrics.DRIFT: {}, metrics.DRIFT_SAMPLES: {}}
     seen: set[str] = set()
     if text.count("\n") > MAX_TEXT_LINES:
         raise ExpositionError(f"more than {MAX_TEXT_LINES} lines")
@@ -103,6 +118,13 @@ def parse_exposition(text: str) -> Exposition:
             if not (len(code) == 3 and code.startswith("4")):
                 requests += value
                 errors += value if code.startswith("5") else 0.0
+        elif name == metrics.REFUSAL_CHECKS:
+            checked += value
+            refused += value if _need(labels, "refused", number) == "true" else 0.0
+        elif name in drift:
+            signal = _need(labels, "signal", number)
+            if signal in metrics.DRIFT_SIGNALS:
+                drift[name][signal] = value
         elif name in buckets:
             bound = _number(_need(labels, "le", number), number)
             buckets[name][bound] += value
@@ -113,7 +135,11 @@ def parse_exposition(text: str) -> Exposition:
     if not seen - {PROCESS_START}:
         raise ExpositionError("no series of an inference server; does runtime.image export them?")
     layout = Layout(_bounds(_LATENCY, buckets[_LATENCY]), _bounds(_FIRST_TOKEN, buckets[_FIRST_TOKEN]))
-    counters = array("d", (requests, errors, plain[metrics.GENERATED_TOKENS], plain[_SECONDS]))
+    judged = (plain[_JUDGED_SUM], plain[_JUDGED_COUNT])
+    counters = array(
+        "d",
+        (requests, errors, plain[metrics.GENERATED_TOKENS], plain[_SECONDS], *judged, checked, refused),
+    )
     counters.extend(buckets[_LATENCY][bound] for bound in layout.latency)
     counters.extend(buckets[_FIRST_TOKEN][bound] for bound in layout.first_token)
     return Exposition(
@@ -121,6 +147,10 @@ def parse_exposition(text: str) -> Exposition:
         counters=counters,
         score=plain[metrics.EVALUATION_SCORE] if metrics.EVALUATION_SCORE in seen else None,
         cases=plain[metrics.EVALUATION_SAMPLES],
+        drift={
+            signal: (index, drift[metrics.DRIFT_SAMPLES].get(signal, 0.0))
+            for signal, index in drift[metrics.DRIFT].items()
+        },
         process_started_at=plain[PROCESS_START] if PROCESS_START in seen else None,
     )
 

@@ -13,7 +13,11 @@ from typing import Final, NamedTuple
 
 from slmops.adapters.exposition import (
     BUCKETS_AT,
+    CHECKED_AT,
     ERRORS_AT,
+    JUDGED_COUNT_AT,
+    JUDGED_SUM_AT,
+    REFUSED_AT,
     REQUESTS_AT,
     SECONDS_AT,
     TOKENS_AT,
@@ -22,7 +26,8 @@ from slmops.adapters.exposition import (
 )
 
 MAX_MARKS: Final = 8
-MAX_PINS: Final = 4
+MAX_PINS: Final = 16
+"""Beginnings of windows that are remembered: of a wave, and of the rules that look on afterwards."""
 MAX_GONE: Final = 60
 RESTART_SECONDS: Final = 2.0
 """A process start that moved by more is another process; by less, a clock that was set."""
@@ -94,6 +99,10 @@ class Growth:
     errors: float = 0.0
     tokens: float = 0.0
     seconds: float = 0.0
+    judged_sum: float = 0.0
+    judged_count: float = 0.0
+    checked: float = 0.0
+    refused: float = 0.0
     latency: dict[float, float] = field(default_factory=dict)
     """Upper bound in seconds to requests up to it, cumulative."""
     first_token: dict[float, float] = field(default_factory=dict)
@@ -158,6 +167,10 @@ def _add_up(parts: list[tuple[Layout, "array[float]"]]) -> Growth:
         growth.errors += grown[ERRORS_AT]
         growth.tokens += grown[TOKENS_AT]
         growth.seconds += grown[SECONDS_AT]
+        growth.judged_sum += grown[JUDGED_SUM_AT]
+        growth.judged_count += grown[JUDGED_COUNT_AT]
+        growth.checked += grown[CHECKED_AT]
+        growth.refused += grown[REFUSED_AT]
         _add(growth.latency, latency, layout.latency, grown, BUCKETS_AT)
         _add(growth.first_token, first_token, layout.first_token, grown, BUCKETS_AT + len(layout.latency))
     return growth

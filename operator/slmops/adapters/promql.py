@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from slmops.adapters.samples import build_latency, build_score, build_share, build_speed
+from slmops.adapters.samples import build_drift, build_latency, build_score, build_share, build_speed
 from slmops.model.observed import MetricQuery, Preset, Sample, Samples
 from slmops.planning.queries import quote
 from slmwire import metrics
@@ -64,6 +64,21 @@ def build_query(query: MetricQuery) -> str:
             cases = _select(metrics.EVALUATION_SAMPLES, query)
             # Both gauges come from one process with equal labels, so they match one to one.
             return _together({"weighted": _sum(f"{score} * {cases}"), "cases": _sum(cases)})
+        case Preset.FEEDBACK_SCORE:
+            names = {
+                "weighted": f"{metrics.FEEDBACK_SCORE}_sum",
+                "cases": f"{metrics.FEEDBACK_SCORE}_count",
+            }
+            return _together(
+                {part: _sum(f"increase({_select(name, query)}{window})") for part, name in names.items()}
+            )
+        case Preset.REFUSAL_RATE:
+            return _sum(f"increase({_select(metrics.REFUSAL_CHECKS, query)}{window})", "refused")
+        case Preset.DRIFT:
+            index, samples = _select(metrics.DRIFT, query), _select(metrics.DRIFT_SAMPLES, query)
+            return _together(
+                {"weighted": _sum(f"{index} * {samples}", "signal"), "cases": _sum(samples, "signal")}
+            )
     raise ValueError(f"no PromQL for {query.preset}: it is read off the pods")
 
 
@@ -100,12 +115,26 @@ def _read_group(preset: Preset, rows: list[Row]) -> Sample | None:
             # Servers of two ages may write one bound as "1" and as "1.0".
             buckets[float(_label(row, "le"))] += row.value
         return build_latency(buckets)
+    if preset is Preset.REFUSAL_RATE:
+        refused = sum(row.value for row in rows if _label(row, "refused") == "true")
+        return build_share(requests=sum(row.value for row in rows), errors=refused)
+    if preset is Preset.DRIFT:
+        return _read_drift(rows)
     parts: dict[str, float] = defaultdict(float)
     for row in rows:
         parts[_label(row, _PART)] += row.value
     if preset is Preset.TOKENS_PER_SECOND:
         return build_speed(tokens=parts["tokens"], seconds=parts["seconds"], requests=parts["requests"])
     return build_score(weighted=parts["weighted"], cases=parts["cases"])
+
+
+def _read_drift(rows: list[Row]) -> Sample | None:
+    parts: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for row in rows:
+        signal = _label(row, "signal")
+        if signal in metrics.DRIFT_SIGNALS:
+            parts[signal][_label(row, _PART)] += row.value
+    return build_drift({signal: (found["weighted"], found["cases"]) for signal, found in parts.items()})
 
 
 def _label(row: Row, name: str) -> str:

@@ -69,8 +69,19 @@ def build_speed(*, tokens: float, seconds: float, requests: float) -> Sample | N
 
 
 def build_score(*, weighted: float, cases: float) -> Sample | None:
-    """Share of golden cases answered as expected; `weighted` is the sum of score times cases."""
+    """Mean score of golden cases or judgements; `weighted` is the sum of the scores of all cases."""
     samples = count_whole(cases)
     if not samples or not math.isfinite(weighted):
         return None
     return Sample(value=weighted / cases, samples=samples)
+
+
+def build_drift(signals: Mapping[str, tuple[float, float]]) -> Sample | None:
+    """The signal that drifted most: name to (sum of index times samples, samples).
+
+    The index of several pods is their mean, weighted by their samples.
+    """
+    found = [build_score(weighted=weighted, cases=samples) for weighted, samples in signals.values()]
+    return max(
+        (sample for sample in found if sample), key=lambda s: (s.value or 0.0, s.samples), default=None
+    )

@@ -71,6 +71,9 @@ class Metric(ApiModel):
             "EvaluationScore",
             "Restarts",
             "OOMKills",
+            "FeedbackScore",
+            "RefusalRate",
+            "Drift",
         ]
         | None
     ) = Field(
@@ -78,7 +81,10 @@ class Metric(ApiModel):
         description="ErrorRate: share of requests answered with 5xx. LatencyP95 and TimeToFirstTokenP95: "
         "seconds. TokensPerSecond: tokens generated per second of a request. EvaluationScore: share of the "
         "golden set answered as expected. Restarts and OOMKills: of the serving containers since they took "
-        "the revision, per node; read off the pods, no metrics provider is asked.",
+        "the revision, per node; read off the pods, no metrics provider is asked. FeedbackScore: mean "
+        "judgement of users, 0 to 1. RefusalRate: share of answers that begin with one of "
+        "feedback.refusalPhrases. Drift: population stability index of what is asked and answered, against "
+        "the pod's first requests.",
     )
     query: Query | None = Field(
         default=None,
@@ -120,9 +126,10 @@ class Metric(ApiModel):
         default=None,
         ge=1,
         description="Evidence needed on each side before the metric passes (and, for Threshold, before it "
-        "fails): requests, for EvaluationScore golden cases. Default 300 for a Sequential test, 50 for "
-        "ErrorRate, 30 for latencies, tokens and a query with samplesQuery, 10 for EvaluationScore, 1 node "
-        "for Restarts and OOMKills.",
+        "fails): requests, for EvaluationScore golden cases, for FeedbackScore judgements. Default 300 "
+        "for a Sequential test, 200 for Drift, 100 for RefusalRate, 50 for ErrorRate, 30 for FeedbackScore, "
+        "latencies, tokens and a query with samplesQuery, 10 for EvaluationScore, 1 node for Restarts and "
+        "OOMKills.",
     )
     failure_limit: int = Field(
         default=2,

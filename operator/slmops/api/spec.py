@@ -16,6 +16,7 @@ from slmops.api.base import (
     validations,
 )
 from slmops.api.distribution import Distribution, not_with_replicas
+from slmops.api.feedback import FeedbackPolicy
 from slmops.api.overrides import MAX_OVERRIDES, Override, not_overridden_with_replicas
 from slmops.api.rollout import Rollout, Wave
 from slmops.api.signature import Signature
@@ -304,6 +305,11 @@ class SLMDeploymentSpec(ApiModel):
                 "variants[].profiles needs placement.mode PerNode: the scheduler places replicas",
             ),
             not_overridden_with_replicas(),
+            cel(
+                "has(self.model.from) || !has(self.feedback) || !has(self.feedback.rules) || "
+                "!self.feedback.rules.exists(r, has(r.action) && r.action == 'NewModelVersion')",
+                "feedback.rules[].action NewModelVersion needs model.from: an SLMModel that is to look again",
+            ),
         )
     )
 
@@ -329,6 +335,9 @@ class SLMDeploymentSpec(ApiModel):
         description="What differs at some sites, on some classes of devices or on some nodes. The first that "
         "matches a node counts. Needs placement.mode PerNode.",
         json_schema_extra=keyed("name"),
+    )
+    feedback: FeedbackPolicy | None = Field(
+        default=None, description="What users and the devices themselves say of the stable revision."
     )
     revision_history_limit: int = Field(
         default=3, ge=1, le=20, description="Old revisions kept as ControllerRevisions."

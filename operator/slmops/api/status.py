@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from slmops.api.base import ApiModel, keyed
+from slmops.api.feedback_status import FeedbackStatus
 
 MAX_WORST_NODES: Final = 10
 MAX_MEASUREMENTS: Final = 20
@@ -50,6 +51,11 @@ class ConditionType(StrEnum):
     """The revision that spec stands for is the stable one. Reasons: Promoted (True); InProgress
     (Unknown); AnalysisFailed, NodesFailed, DeadlineExceeded, Aborted (False: it was rolled back);
     Pinned (False: somebody went back to another revision by hand, until spec changes)."""
+
+    FEEDBACK_HEALTHY = "FeedbackHealthy"
+    """Set with rules in spec.feedback: the stable revision holds them. Reasons: Healthy (True); Measuring,
+    Pending (a rule is broken, not for long enough yet), NoData, Inconclusive, ProviderError, NotServing
+    (Unknown); RuleViolated, FeedbackHold (rollouts are frozen), RollingBack, RollbackBlocked (False)."""
 
 
 class Condition(ApiModel):
@@ -315,6 +321,12 @@ class SLMDeploymentStatus(ApiModel):
         default_factory=list,
         description="Revisions that were rolled back.",
         json_schema_extra=keyed("revision"),
+    )
+    previous_stable: str | None = Field(
+        default=None, description="Stable revision before this one; unset while there was none."
+    )
+    feedback: FeedbackStatus | None = Field(
+        default=None, description="Where the rules of spec.feedback stand; unset without any."
     )
     conditions: list[Condition] = Field(
         default_factory=list, description="Conditions; see each type.", json_schema_extra=keyed("type")

@@ -162,7 +162,7 @@ class Sample:
     value: float | None
     samples: int
     events: float = 0.0
-    """ErrorRate: how many of the samples were errors."""
+    """ErrorRate, RefusalRate: how many of the samples were errors or refusals."""
     buckets: tuple[tuple[float, float], ...] = ()
     """Latencies: (upper bound in seconds, requests up to it), cumulative, bounds ascending to infinity."""
 
@@ -182,6 +182,9 @@ class Preset(StrEnum):
     EVALUATION_SCORE = "EvaluationScore"
     RESTARTS = "Restarts"
     OOM_KILLS = "OOMKills"
+    FEEDBACK_SCORE = "FeedbackScore"
+    REFUSAL_RATE = "RefusalRate"
+    DRIFT = "Drift"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +230,8 @@ class Reading:
     stable: Samples
     at: float
     error: str = ""
+    revision: str = ""
+    """That the canary side is about; empty where nobody asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

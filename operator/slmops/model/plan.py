@@ -67,11 +67,14 @@ class ResolveRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureRequest:
-    """A measurement that is due: one query for the canary, one for the stable revision."""
+    """A measurement that is due: one query for the canary, one for the stable revision.
+
+    A rule of spec.feedback is about one revision: it is asked about as the canary, and nothing is stable.
+    """
 
     metric: str
     canary: MetricQuery
-    stable: MetricQuery
+    stable: MetricQuery | None
     provider: ProviderSettings
 
 

@@ -113,6 +113,8 @@ class ModelObserved:
     """DeviceProfiles by name; None while they cannot be read."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Jobs that the API server would not take a moment ago, by name, and what it said."""
+    look_asked_at: float = 0.0
+    """When a deployment that follows the model asked last for another look at its source; 0 for never."""
     in_use: frozenset[str] = frozenset()
     """Versions that SLMDeployments which follow the model name or run."""
 

@@ -13,7 +13,7 @@ from slmops.planning.distribution_mount import DISTRIBUTION_MOUNT, distribution_
 from slmops.planning.names import Names
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.scheduling import build_scheduling
-from slmops.planning.serving import serving_of
+from slmops.planning.serving import optional_env, serving_of
 from slmops.planning.source_pods import (
     CHOICE_VOLUME,
     CHOOSE,
@@ -179,8 +179,7 @@ def _serve_template(fetch: _Fetch, digest: str) -> Body:
             {"name": env.MODEL_DIGEST, "value": digest},
             {"name": env.MANIFEST_FILE, "value": paths.MANIFEST_FILE},
             {"name": env.PORT, "value": str(paths.HTTP_PORT)},
-            # What came later is absent until it is asked for: pods are to stay what they were.
-            *([{"name": env.ENGINE, "value": serving.engine}] if serving.engine else []),
+            *optional_env(spec, serving),
             {"name": env.THREADS, "value": str(serving.threads)},
             {"name": env.SLOTS, "value": str(serving.slots)},
             {"name": env.CONTEXT_LENGTH, "value": str(serving.context_length)},

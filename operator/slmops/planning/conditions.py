@@ -19,7 +19,7 @@ from slmops.api.status import (
 )
 from slmops.model.observed import Deployment
 from slmops.planning import times
-from slmops.planning.decision import ACTIVE, NOT_ACCEPTED, Decision
+from slmops.planning.decision import ACTIVE, BLOCKS, FEEDBACK_HOLD, Decision
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState, Problem, unfit_reason
@@ -290,7 +290,7 @@ def say_progressing(
     rollout, hold = decision.rollout, decision.hold
     if hold is not None and hold.reason == "Paused":
         return Says(status="False", reason=hold.reason, message=hold.message)
-    if hold is not None and hold.reason == NOT_ACCEPTED:
+    if hold is not None and hold.reason in BLOCKS:
         return Says(status="False", reason=hold.reason, message=hold.message)
     if rollout is not None and rollout.step in ACTIVE:
         wave = rollout.waves[rollout.wave]
@@ -354,11 +354,13 @@ def say_succeeded(decision: Decision, target: str, wanted: str) -> Says:
             "spec, or set the annotation slmops.dev/retry to a new value",
         )
     what = "waits until spec is accepted" if _is_blocked(decision) else "is being rolled out"
+    if decision.hold is not None and decision.hold.reason == FEEDBACK_HOLD:
+        what = "waits until the rules of spec.feedback hold"
     return Says(status="Unknown", reason="InProgress", message=f"revision {target} {what}")
 
 
 def _is_blocked(decision: Decision) -> bool:
-    return decision.hold is not None and decision.hold.reason == NOT_ACCEPTED
+    return decision.hold is not None and decision.hold.reason in BLOCKS
 
 
 def canary_text(decision: Decision, target: str) -> str:

@@ -17,6 +17,12 @@ NOT_ACCEPTED: Final = "NotAccepted"
 """Reason of a hold: spec keeps the rollout from beginning or going on."""
 
 
+FEEDBACK_HOLD: Final = "FeedbackHold"
+"""Reason of a hold: a rule of spec.feedback has frozen rollouts."""
+BLOCKS: Final = frozenset({NOT_ACCEPTED, FEEDBACK_HOLD})
+"""Reasons of a hold that nothing is measured for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
     """Why the rollout does not move although it is not finished."""
@@ -48,7 +54,7 @@ class Decision:
     @property
     def measures(self) -> bool:
         """Whether measurements are to be taken."""
-        return not self.paused and (self.hold is None or self.hold.reason != NOT_ACCEPTED)
+        return not self.paused and (self.hold is None or self.hold.reason not in BLOCKS)
 
 
 def begin_rollout(revision: str, waves: list[str], before: RolloutStatus | None, now: float) -> RolloutStatus:

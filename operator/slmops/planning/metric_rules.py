@@ -17,7 +17,9 @@ LATENCY_PRESETS: Final = frozenset({Preset.LATENCY_P95, Preset.TTFT_P95})
 POD_PRESETS: Final = frozenset({Preset.RESTARTS, Preset.OOM_KILLS})
 """Presets that are read off the pods: no metrics provider is asked."""
 
-_HIGHER_IS_BETTER: Final = frozenset({Preset.EVALUATION_SCORE, Preset.TOKENS_PER_SECOND})
+_HIGHER_IS_BETTER: Final = frozenset(
+    {Preset.EVALUATION_SCORE, Preset.TOKENS_PER_SECOND, Preset.FEEDBACK_SCORE}
+)
 _SEQUENTIAL_SAMPLES: Final = 300
 _QUERY_SAMPLES: Final = 30
 _SAMPLES: Final[Mapping[Preset, int]] = {
@@ -28,6 +30,9 @@ _SAMPLES: Final[Mapping[Preset, int]] = {
     Preset.EVALUATION_SCORE: 10,
     Preset.RESTARTS: 1,
     Preset.OOM_KILLS: 1,
+    Preset.FEEDBACK_SCORE: 30,
+    Preset.REFUSAL_RATE: 100,
+    Preset.DRIFT: 200,
 }
 
 

@@ -115,8 +115,12 @@ def delete_unneeded(
 
 
 def revisions_to_keep(
-    revisions: Iterable[Revision], *, needed: frozenset[str], history_limit: int
+    revisions: Iterable[Revision], *, needed: frozenset[str], previous: str, history_limit: int
 ) -> frozenset[str]:
-    """Needed revisions and the newest `history_limit` others."""
-    others = sorted((r for r in revisions if r.revision not in needed), key=lambda r: r.number, reverse=True)
+    """Needed revisions and `history_limit` others: the previous stable one, and then the newest."""
+    others = sorted(
+        (r for r in revisions if r.revision not in needed),
+        key=lambda r: (r.revision == previous, r.number),
+        reverse=True,
+    )
     return needed | {r.revision for r in others[:history_limit]}

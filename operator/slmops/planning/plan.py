@@ -7,14 +7,8 @@ from dataclasses import dataclass, replace
 from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.status import ConditionType
 from slmops.model.observed import Observed, OwnedKind
-from slmops.model.plan import (
-    Action,
-    AddFinalizer,
-    ApplyObject,
-    MeasureRequest,
-    Plan,
-)
-from slmops.planning import build, conditions
+from slmops.model.plan import Action, AddFinalizer, ApplyObject, Plan
+from slmops.planning import build, conditions, feedback
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
@@ -23,7 +17,8 @@ from slmops.planning.distribution import apply_distribution, share_among
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet, find_misfit
 from slmops.planning.history import parse_stored, with_target
-from slmops.planning.judge import due_measurements, fold_readings, forget_passes
+from slmops.planning.judge import fold_readings, forget_passes
+from slmops.planning.measuring import plan_measurements
 from slmops.planning.moves import count_moving, find_unsettled, limits_of
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeMemory, read_nodes
@@ -47,6 +42,7 @@ from slmops.planning.timers import earliest, requeue_seconds
 from slmops.planning.transitions import transitions_between
 from slmops.planning.validate import validate
 from slmops.planning.validate_analysis import find_analysis_problem
+from slmops.planning.validate_feedback import find_feedback_problem
 from slmops.planning.validate_rollout import find_fleet_problem, find_rollout_problem
 from slmops.planning.working import Working, in_force, wanted_before, work_out
 
@@ -76,8 +72,15 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
         finding = working.finding
         return _refuse(observed, finding.reason, f"{finding.message}; nothing that runs is touched", now)
     finding = find_rollout_problem(deployment.spec) or find_analysis_problem(deployment.spec, observed.config)
+    finding = finding or find_feedback_problem(deployment.spec)
     working = replace(working, spec=in_force(working.spec, deployment.annotations))
-    return _plan_accepted(observed, working, stored, finding, now, memory)
+    outcome = _plan_accepted(observed, working, stored, finding, now, memory)
+    if not feedback.begins_anew(deployment.status, outcome.status):
+        return outcome
+    # The rules of spec.feedback are about the stable revision, and a way back ends with a promotion.
+    after = replace(observed, deployment=replace(deployment, status=outcome.status), readings=())
+    second = plan(after, now, memory=memory)
+    return replace(second, transitions=outcome.transitions + second.transitions)
 
 
 def _refuse(observed: Observed, reason: str, message: str, now: float) -> Plan:
@@ -104,7 +107,8 @@ def _plan_accepted(
     names = Names(deployment.namespace, deployment.name)
     resolution = _resolve(observed, working, stored)
     standing, operations = heed_annotations(observed, spec, resolution.revision, frozenset(stored), now)
-    target = standing.target
+    standing, rules = feedback.heed_feedback(observed, spec, standing, now=now)
+    spec, target = feedback.in_rollback(spec, rules), standing.target
     revisions, new_revision = with_target(names, spec, observed, resolution, stored, target, standing.stable)
     if memory is not None:
         revisions = memory.same_revisions(revisions)
@@ -116,7 +120,7 @@ def _plan_accepted(
     blocked = finding.message if finding else ""
     if not blocked and target == resolution.revision != standing.stable:
         blocked = conditions.find_unchecked(spec, resolution, deployment)
-    decision = _decide(observed, fleet, standing, blocked, now)
+    decision = _decide(observed, fleet, standing, blocked, rules.frozen, now)
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
     placement = _place(
@@ -133,6 +137,7 @@ def _plan_accepted(
         target=target,
         placement=placement,
         note=shared.note,
+        rules=rules,
         now=now,
     ).model_copy(
         update={
@@ -154,12 +159,13 @@ def _plan_accepted(
         ),
         resolve=due_requests(resolution, observed.resolutions, now),
         sources=None if working.unmet else sources_of(spec),
-        measure=_due_measurements(observed, spec, decision, now),
+        measure=plan_measurements(observed, spec, decision, rules, finding=finding, now=now),
         transitions=transitions_between(old, status),
         requeue_after_seconds=earliest(
             requeue_seconds(spec, decision, resolution, target, now, turn_at=placement.places.turn_at),
             placement.settles_in_seconds,
             told_in_seconds,
+            feedback.next_feedback_seconds(spec, rules, now=now),
         ),
     )
 
@@ -213,12 +219,14 @@ def _read_fleet(
     return fleet, layout
 
 
-def _decide(observed: Observed, fleet: Fleet, standing: Standing, blocked: str, now: float) -> Decision:
-    """Where the rollout stands after the readings that have come in; `blocked` as in `decide`."""
+def _decide(
+    observed: Observed, fleet: Fleet, standing: Standing, blocked: str, frozen: str, now: float
+) -> Decision:
+    """Where the rollout stands after the readings that have come in; `blocked`, `frozen` as in `decide`."""
     deployment, spec, rollout = observed.deployment, fleet.spec, standing.rollout
     if rollout is not None and deployment.generation != deployment.status.observed_generation:
         rollout = forget_passes(rollout)
-    if rollout is not None and not spec.rollout.paused and not blocked:
+    if rollout is not None and not spec.rollout.paused and not (blocked or frozen):
         analysis = spec.rollout.analysis
         readings = observed.readings + pod_readings(analysis, rollout, fleet, now=now)
         readings = with_renamed(readings, find_renamed(fleet)) if readings else ()
@@ -231,6 +239,7 @@ def _decide(observed: Observed, fleet: Fleet, standing: Standing, blocked: str, 
         failed=standing.failed,
         now=now,
         blocked=blocked,
+        frozen=frozen,
         fetch_closed=_say_fetch_closed(spec, standing, now),
     )
 
@@ -295,6 +304,7 @@ def _place(
     keep = revisions_to_keep(
         fleet.revisions.values(),
         needed=needs.revisions | {r for r in (decision.stable_revision, target, wanted) if r},
+        previous=feedback.previous_stable(observed.deployment.status, decision.stable_revision) or "",
         history_limit=spec.revision_history_limit,
     )
     # That there is no node at all is no reason to take every workload down.
@@ -307,21 +317,6 @@ def _place(
         replicas=replicas,
         settles_in_seconds=min(unsettled.values(), default=None),
         places=places,
-    )
-
-
-def _due_measurements(
-    observed: Observed, spec: SLMDeploymentSpec, decision: Decision, now: float
-) -> tuple[MeasureRequest, ...]:
-    if decision.rollout is None or not decision.measures:
-        return ()
-    return due_measurements(
-        spec.rollout.analysis,
-        decision.rollout,
-        namespace=observed.deployment.namespace,
-        deployment=observed.deployment.name,
-        stable=decision.stable_revision,
-        now=now,
     )
 
 
@@ -349,6 +344,7 @@ def _status(
     target: str,
     placement: _Placement,
     note: str,
+    rules: feedback.FeedbackLook,
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
@@ -370,6 +366,8 @@ def _status(
     signed = conditions.say_signed(fleet.spec, resolution)
     if signed is not None:
         says[ConditionType.SIGNATURE_VERIFIED] = conditions.unless_unsure(signed, deployment)
+    if (said := feedback.say_feedback(fleet.spec, rules)) is not None:
+        says[ConditionType.FEEDBACK_HEALTHY] = said
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]
     stable = fleet.stable
     return SLMDeploymentStatus(
@@ -388,6 +386,8 @@ def _status(
         ],
         rollout=decision.rollout,
         failed_revisions=list(decision.failed),
+        previous_stable=feedback.previous_stable(old, decision.stable_revision),
+        feedback=rules.status,
         conditions=conditions.merge_conditions(
             old.conditions, says, generation=deployment.generation, now=now
         ),

@@ -62,6 +62,9 @@ def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
         "hostPath": spec.cache.host_path,
         "evaluate": spec.evaluation.enabled,
     }
+    if spec.feedback is not None and spec.feedback.refusal_phrases:
+        # The rules of spec.feedback change no pod.
+        body |= {"refusalPhrases": sorted(spec.feedback.refusal_phrases)}
     if spec.placement.mode == "Replicas":
         # Here the node selector is part of the pods. Nothing may be added for mode PerNode.
         body |= {"mode": "Replicas", "nodeSelector": spec.placement.node_selector.to_body()}

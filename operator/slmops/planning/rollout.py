@@ -12,6 +12,7 @@ from slmops.api.status import FailedRevision, RolloutStatus, WaveStatus
 from slmops.planning import times
 from slmops.planning.decision import (
     ACTIVE,
+    FEEDBACK_HOLD,
     FINISHED,
     NOT_ACCEPTED,
     REVERTED,
@@ -40,10 +41,12 @@ def decide(
     failed: tuple[FailedRevision, ...],
     now: float,
     blocked: str = "",
+    frozen: str = "",
     fetch_closed: str = "",
 ) -> Decision:
     """Next state. `target_revision` is empty while the sources are not resolved; `blocked` says why no
-    rollout may begin or go on, `fetch_closed` why no node may fetch a model ahead."""
+    rollout may begin or go on, `frozen` the same by spec.feedback, `fetch_closed` why no node may fetch a
+    model ahead."""
     decision = Decision(
         stable_revision=stable_revision,
         rollout=rollout,
@@ -53,9 +56,9 @@ def decide(
     if fleet.spec.rollout.paused:
         return _pause(decision, now)
     blocked = blocked or _lost_record(fleet, target_revision)
-    decision = _start_or_stop(decision, fleet, target_revision, now, blocked=bool(blocked))
-    if blocked and _would_move(decision, target_revision):
-        hold = Hold(reason=NOT_ACCEPTED, message=blocked)
+    decision = _start_or_stop(decision, fleet, target_revision, now, blocked=bool(blocked or frozen))
+    if (blocked or frozen) and _would_move(decision, target_revision):
+        hold = Hold(reason=NOT_ACCEPTED if blocked else FEEDBACK_HOLD, message=blocked or frozen)
         return replace(decision, rollout=_stand(decision.rollout, now), hold=hold, closed=True)
     decision = _mind_windows(decision, fleet, now)
     # A look may pass several steps at once, for example waves without nodes; each step is passed at

@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the inference server of one variant is told: its own settings before those of the deployment."""
 
+import json
 from dataclasses import dataclass
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.spec import Variant
 from slmops.model.config import OperatorConfig
 from slmops.planning.effective import EffectiveVariant
+from slmwire import env
+
+
+def optional_env(spec: SLMDeploymentSpec, serving: "Serving") -> list[dict[str, str]]:
+    """Settings that came later: absent until they are asked for, so that pods stay what they were."""
+    found = [{"name": env.ENGINE, "value": serving.engine}] if serving.engine else []
+    phrases = spec.feedback.refusal_phrases if spec.feedback is not None else []
+    if phrases:
+        found.append({"name": env.REFUSAL_PHRASES, "value": json.dumps(sorted(phrases))})
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,13 @@ from slmops.model.plan import Transition
 
 def transitions_between(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> tuple[Transition, ...]:
     """Transitions in the order in which a reader expects them; empty when nothing turned."""
-    return (*_conditions(old, new), *_operations(old, new), *_rollout(old, new), *_holds(old, new))
+    return (
+        *_conditions(old, new),
+        *_operations(old, new),
+        *_rollout(old, new),
+        *_holds(old, new),
+        *_feedback(old, new),
+    )
 
 
 HOLDS: Final = frozenset(
@@ -25,6 +31,7 @@ HOLDS: Final = frozenset(
         "DeadlineExceeded",
         "StableUnhealthy",
         "NoMatchingNodes",
+        "FeedbackHold",
     }
 )
 """Reasons of Progressing=False that a rollout under way waits with."""
@@ -69,6 +76,24 @@ def _holds(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transitio
     return [
         Transition(kind="Normal" if waits else "Warning", reason=after.reason, message=after.message[:1000])
     ]
+
+
+def _feedback(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[Transition]:
+    """Only that a rule has fired and that all hold again: between the two, data may come and go."""
+    before, after = (
+        next((c for c in status.conditions if c.type == ConditionType.FEEDBACK_HEALTHY), None)
+        for status in (old, new)
+    )
+    if after is None or (
+        before is not None and (before.status, before.reason) == (after.status, after.reason)
+    ):
+        return []
+    if after.status == "False":
+        message = f"FeedbackHealthy: {after.message}"[:1000]
+        return [Transition(kind="Warning", reason=after.reason, message=message)]
+    if after.status == "True" and before is not None and before.status == "False":
+        return [Transition(kind="Normal", reason="FeedbackHealthy", message=after.message)]
+    return []
 
 
 _TOLD: Final = (ConditionType.ACCEPTED, ConditionType.MODEL_RESOLVED, ConditionType.SIGNATURE_VERIFIED)

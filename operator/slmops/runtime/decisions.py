@@ -37,6 +37,8 @@ def describe_decision(observed: Observed, plan: Plan, now: float) -> dict[str, A
             "readings": len(observed.readings),
         },
     }
+    if new.feedback is not None:
+        result["feedback"] = new.feedback.to_body()
     if after is not None and after.waves:
         result["wave"] = after.waves[after.wave].to_body()
         result["metrics"] = [state.to_body() for state in after.metrics]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from slmops.api import SLMDeploymentStatus
+from slmops.api.feedback_status import FeedbackRuleStatus, FeedbackStatus
 from slmops.api.status import NodeCounts
 
 COUNTERS_SECONDS: Final = 2.0
@@ -43,6 +44,7 @@ def _decisions(status: SLMDeploymentStatus) -> SLMDeploymentStatus:
     return status.model_copy(
         update={
             "nodes": NodeCounts(),
+            "feedback": _feedback_decisions(status.feedback),
             "ready_nodes": "",
             "reasons": [],
             "worst_nodes": [],
@@ -51,6 +53,17 @@ def _decisions(status: SLMDeploymentStatus) -> SLMDeploymentStatus:
             "conditions": [c.model_copy(update={"message": ""}) for c in status.conditions],
         }
     )
+
+
+def _feedback_decisions(feedback: FeedbackStatus | None) -> FeedbackStatus | None:
+    """Which rules have fired; what they measure may wait as the measurements of a rollout do."""
+    if feedback is None:
+        return None
+    rules = [
+        FeedbackRuleStatus(name=rule.name, digest=rule.digest, fired_at=rule.fired_at)
+        for rule in feedback.rules
+    ]
+    return feedback.model_copy(update={"rules": rules})
 
 
 class Traffic:

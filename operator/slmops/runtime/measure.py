@@ -46,9 +46,9 @@ class Meter:
             if key not in self._running:
                 self._running[key] = asyncio.create_task(self._measure(request, key))
 
-    def fresh(self, revision: str) -> tuple[Reading, ...]:
-        """Readings about `revision` that no plan was stored with yet; others are dropped."""
-        self._readings = [entry for entry in self._readings if entry[0] == revision]
+    def fresh(self, *revisions: str) -> tuple[Reading, ...]:
+        """Readings about these revisions that no plan was stored with yet; others are dropped."""
+        self._readings = [entry for entry in self._readings if entry[0] in revisions]
         return tuple(reading for _, reading in self._readings)
 
     def consume(self, readings: Iterable[Reading]) -> None:
@@ -78,7 +78,9 @@ class Meter:
         try:
             async with asyncio.timeout(READ_LIMIT_SECONDS):
                 canary, stable = await self._read_both(request)
-            return Reading(metric=request.metric, canary=canary, stable=stable, at=at)
+            return Reading(
+                metric=request.metric, canary=canary, stable=stable, at=at, revision=request.canary.revision
+            )
         except ProviderError as error:
             message = str(error)
         except TimeoutError:
@@ -87,9 +89,18 @@ class Meter:
             # A bug in a provider must look like an outage, which holds, and never end the loop.
             _log.exception("metrics provider failed")
             message = "the metrics provider failed; the operator's log has the details"
-        return Reading(metric=request.metric, canary={}, stable={}, at=at, error=message[:512])
+        return Reading(
+            metric=request.metric,
+            canary={},
+            stable={},
+            at=at,
+            error=message[:512],
+            revision=request.canary.revision,
+        )
 
     async def _read_both(self, request: MeasureRequest) -> tuple[Samples, Samples]:
+        if request.stable is None:
+            return await self._provider.read(request.canary, request.provider), {}
         # At the same time, so that both sides are of one moment; a failure of one ends the other.
         canary = asyncio.ensure_future(self._provider.read(request.canary, request.provider))
         stable = asyncio.ensure_future(self._provider.read(request.stable, request.provider))

@@ -101,6 +101,12 @@ class OperatorMetrics:
             (*_OBJECT, "reason"),
             registry=self.registry,
         )
+        self.feedback = Gauge(
+            "slmops_feedback_rule_broken",
+            "1 for a rule of spec.feedback that has been broken for long enough.",
+            (*_OBJECT, "rule"),
+            registry=self.registry,
+        )
         self.wave_seconds = Histogram(
             "slmops_wave_duration_seconds",
             "From the begin of a wave to its verdict.",
@@ -151,6 +157,10 @@ class OperatorMetrics:
                 self.held.remove_by_labels(
                     {"namespace": deployment.namespace, "deployment": deployment.name, "reason": reason}
                 )
+        self.feedback.remove_by_labels({"namespace": deployment.namespace, "deployment": deployment.name})
+        for rule in new.feedback.rules if new.feedback else []:
+            if rule.fired_at is not None:
+                self.feedback.labels(*where, rule.name).set(1)
         for verdict, seconds in _judged_waves(deployment.status, new):
             self.wave_seconds.labels(*where, verdict).observe(seconds)
         seen = {(m.metric, m.at) for m in _measurements(deployment.status)}
@@ -177,7 +187,8 @@ class OperatorMetrics:
     def forget(self, namespace: str, name: str) -> None:
         """Drop the series of a deployment that is gone."""
         labels = {"namespace": namespace, "deployment": name}
-        for metric in (self.step, self.held, self.wave_seconds, self.nodes, self.transitions, self.verdicts):
+        by_rollout = (self.step, self.held, self.wave_seconds, self.nodes, self.transitions, self.verdicts)
+        for metric in (*by_rollout, self.feedback):
             metric.remove_by_labels(labels)
 
 

@@ -83,6 +83,7 @@ class Operator:
             on_offer=lambda key: self.world.wake_followers(key.namespace, key.name),
             read_profiles=lambda: self.world.profiles,
             read_in_use=lambda key: self.world.versions_in_use(key.namespace, key.name),
+            read_look_asked_at=lambda key: self.world.look_asked_at(key.namespace, key.name),
         )
         self.world.models = model_world
         self._events = EventPoster(

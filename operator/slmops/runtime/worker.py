@@ -112,7 +112,7 @@ class Worker(Loop):
             raise StatusUnreadable(message)
         self._heed_retry(deployment)
         rollout = deployment.status.rollout
-        readings = self._meter.fresh(rollout.revision if rollout else "")
+        readings = self._meter.fresh(rollout.revision if rollout else "", deployment.status.stable_revision)
         observed = observe(
             services.world,
             stored,

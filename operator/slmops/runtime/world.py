@@ -13,6 +13,7 @@ from slmops.api.base import LabelSelector
 from slmops.api.spec import ModelSource
 from slmops.model.observed import Deployment, NodeView, OwnedKind, ProfileView
 from slmops.model.offers import ModelOffer
+from slmops.planning import times
 from slmops.planning.names import Names
 from slmops.planning.selectors import matches
 from slmops.runtime.models.world import ModelWorld
@@ -261,6 +262,13 @@ class World:
             for version in (source.version, deployment.status.model_version)
         }
         return frozenset(version for version in found if version)
+
+    def look_asked_at(self, namespace: str, name: str) -> float:
+        """When a rule of an SLMDeployment that follows the SLMModel asked last for another look; 0 for
+        never."""
+        feedback = (deployment.status.feedback for deployment, _ in self._followers(namespace, name))
+        asked = [found.look_asked_at for found in feedback if found is not None and found.look_asked_at]
+        return max((times.to_seconds(text) for text in asked), default=0.0)
 
     def _followers(self, namespace: str, name: str) -> Iterator[tuple[Deployment, ModelSource]]:
         for key, stored in self._deployments.items():

@@ -313,3 +313,41 @@ async def test_memory_is_let_go() -> None:
         assert {key[2] for key in found.provider._sides} == {"r", "other"}
         found.provider.forget("shop", "d")
         assert found.provider._sides == {}
+
+
+async def test_feedback_refusals_and_drift() -> None:
+    async with bench() as found:
+        a, b = await found.pod("a"), await found.pod("b")
+        a.begin_refusals()
+        a.count_feedback(-1.0, [])
+        since = found.clock.time + 10
+        for preset in (Preset.FEEDBACK_SCORE, Preset.REFUSAL_RATE, Preset.DRIFT):
+            assert await found.read(preset, since=since) == {}
+        for score in (1.0, 1.0, 0.0):
+            a.count_feedback(score, ["slow"])
+        b.count_feedback(-1.0, [])
+        for refused in ("true", "false", "false", "false"):
+            a.count_refusal_check(refused)
+        a.show_drift("script", index=0.1, samples=300)
+        b.show_drift("script", index=0.5, samples=100)
+        b.show_drift("finish", index=0.15, samples=100)
+        scores = await found.read(Preset.FEEDBACK_SCORE, since=since)
+        assert scores == {"int4": Sample(value=0.625, samples=4)}
+        refusals = await found.read(Preset.REFUSAL_RATE, since=since)
+        assert refusals == {"int4": Sample(value=0.25, samples=4, events=1.0)}
+        drift = await found.read(Preset.DRIFT, since=since)
+        assert drift["int4"].samples == 400 and drift["int4"].value == pytest.approx(0.2)
+
+
+async def test_a_window_that_slides_keeps_what_is_in_it() -> None:
+    async with bench() as found:
+        pod = await found.pod("a")
+        seen = []
+        for step in range(120):
+            pod.count_feedback(1.0, [])
+            found.clock.time += 60
+            since = (found.clock.time - 1200) // 150 * 150
+            sample = (await found.read(Preset.FEEDBACK_SCORE, since=since)).get("int4")
+            seen.append(sample.samples if sample and step > 40 else 20)
+        # One a minute over twenty minutes; looks that were long ago are kept at ever larger distances.
+        assert min(seen) >= 8 and max(seen) <= 23

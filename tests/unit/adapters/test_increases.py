@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmops.adapters.exposition import Exposition, Layout
+from slmops.adapters.exposition import BUCKETS_AT, Exposition, Layout
 from slmops.adapters.increases import (
     MAX_GONE,
     MAX_MARKS,
@@ -23,7 +23,7 @@ LAYOUT = Layout(latency=(1.0, math.inf))
 
 
 def look(requests: float, errors: float = 0.0, *, process: float | None = None) -> Exposition:
-    counters = array("d", (requests, errors, 0.0, 0.0, requests / 2, requests))
+    counters = array("d", (requests, errors, *(0.0,) * (BUCKETS_AT - 2), requests / 2, requests))
     return Exposition(layout=LAYOUT, counters=counters, process_started_at=process)
 
 
@@ -144,8 +144,8 @@ def test_a_pod_that_is_gone_counts_until_the_window_has_passed_it() -> None:
     increases.forget_gone(["alive"])
     _observe(increases, "alive", 25, 3.0)
     assert increases.growth(1.0)["a"].requests == 25, "an error stays an error"
-    for since in (2.5, 2.6, 2.7, 2.8):
-        assert increases.growth(since)["a"].requests == 0
+    for step in range(MAX_PINS):
+        assert increases.growth(2.5 + step / 100)["a"].requests == 0
     increases.forget_gone(["alive"])
     assert len(increases) == 1
 
@@ -163,7 +163,7 @@ def test_what_is_remembered_is_bounded() -> None:
 def test_another_layout_is_another_server() -> None:
     increases = Increases()
     _observe(increases, "p", 10, 1.0)
-    counters = array("d", (50.0, 0.0, 0.0, 0.0))
+    counters = array("d", (50.0, *(0.0,) * (BUCKETS_AT - 1)))
     increases.observe("p", Exposition(layout=Layout(), counters=counters), variant="a", at=2.0, began_at=0.0)
     assert increases.growth(1.0)["a"].requests == 0
     _observe(increases, "q", 10, 2.0)

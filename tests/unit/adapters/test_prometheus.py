@@ -123,6 +123,24 @@ async def test_tokens_per_second_and_evaluation_score() -> None:
     assert await read(preset(Preset.EVALUATION_SCORE), rows) == {"a": Sample(value=0.9, samples=80)}
 
 
+async def test_feedback_refusals_and_drift() -> None:
+    rows = [(of("a", part="weighted"), "30"), (of("a", part="cases"), "40.2"), (of("b", part="cases"), "0")]
+    score = (await read(preset(Preset.FEEDBACK_SCORE), rows))["a"]
+    assert score.samples == 40 and score.value == pytest.approx(30 / 40.2)
+    rows = [(of("a", refused="true"), "3"), (of("a", refused="false"), "9"), (of("b", refused="true"), "0")]
+    found = await read(preset(Preset.REFUSAL_RATE), rows)
+    assert found == {"a": Sample(value=0.25, samples=12, events=3.0)}
+    rows = [
+        (of("a", signal="script", part="weighted"), "80"),
+        (of("a", signal="script", part="cases"), "400"),
+        (of("a", signal="finish", part="weighted"), "10"),
+        (of("a", signal="finish", part="cases"), "100"),
+        (of("a", signal="made up", part="weighted"), "1000"),
+        (of("a", signal="made up", part="cases"), "1"),
+    ]
+    assert await read(preset(Preset.DRIFT), rows) == {"a": Sample(value=0.2, samples=400)}
+
+
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
 @pytest.mark.parametrize("kind", [Preset.ERROR_RATE, Preset.LATENCY_P95])
 async def test_a_variant_with_a_stale_or_odd_value_is_left_out(kind: Preset, value: str) -> None:

@@ -13,6 +13,7 @@ from slmcli.simulate.inputs import read_fleet
 from slmops import api
 from slmops.api import SLMDeploymentSpec, SLMModelSpec
 from slmops.api.distribution import Distribution
+from slmops.api.feedback import FeedbackPolicy
 from slmops.api.overrides import Override
 from slmops.api.profile import DeviceProfileSpec
 from slmops.api.rollout import Rollout
@@ -49,6 +50,8 @@ def test_every_example_is_taken(where: str, body: dict[str, Any], tmp_path: Path
         case {"spec": spec}:
             Placement.model_validate(spec["placement"])
             Rollout.model_validate(spec["rollout"])
+        case {"feedback": feedback}:
+            FeedbackPolicy.model_validate(feedback)
         case {"rollout": rollout}:
             Rollout.model_validate(rollout)
         case {"overrides": overrides}:

@@ -34,6 +34,8 @@ class Behaviour:
     fetch_error: Reason | None = None
     score: float | None = 0.99
     """Evaluation score; None for no data, NaN for 0/0."""
+    judged: float | None = 0.9
+    """Mean judgement of users; None for no data."""
     error_rate: float | None = 0.0
     error_rates: Mapping[str, float] = field(default_factory=dict)
     """By variant, where it differs."""

@@ -22,5 +22,5 @@ def sample_of(behaviour: Behaviour, preset: Preset | None, variant: str) -> Samp
     if preset is Preset.ERROR_RATE:
         rate = behaviour.error_rates.get(variant, behaviour.error_rate)
         return None if rate is None else Sample(value=rate, samples=samples, events=rate * samples)
-    score = behaviour.score
+    score = behaviour.judged if preset is Preset.FEEDBACK_SCORE else behaviour.score
     return None if score is None or math.isnan(score) else Sample(value=score, samples=samples)

@@ -437,7 +437,8 @@ class FleetSim:
 
         def answer() -> None:
             memory.asked.discard(key)
-            canary, stable = self.sample(request.canary), self.sample(request.stable)
+            canary = self.sample(request.canary)
+            stable = self.sample(request.stable) if request.stable else {}
             memory.readings.append(
                 Reading(
                     metric=request.metric,
@@ -445,6 +446,7 @@ class FleetSim:
                     stable=stable,
                     at=self.now,
                     error=self.provider_error,
+                    revision=request.canary.revision,
                 )
             )
 

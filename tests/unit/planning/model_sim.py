@@ -111,6 +111,7 @@ class ModelSim:
     )
     transitions: list[str] = field(default_factory=list)
     in_use: frozenset[str] = frozenset()
+    look_asked_at: float = 0.0
     refuses: str = ""
     """What the API server says about every Job; empty: it takes them."""
     refused: dict[str, str] = field(default_factory=dict)
@@ -135,6 +136,7 @@ class ModelSim:
             manifests=dict(self.manifests),
             profiles=self.profiles,
             in_use=self.in_use,
+            look_asked_at=self.look_asked_at,
             refused=dict(self.refused),
         )
 

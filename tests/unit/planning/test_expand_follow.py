@@ -187,3 +187,53 @@ def test_a_version_that_cannot_be_used_is_said_and_what_runs_is_looked_after() -
     sim.run(60)
     assert set(sim.versions()) == {"a", "b", "c", "d"} and set(sim.versions().values()) == {"1.0"}
     assert sim.status.stable_revision == stable
+
+
+def judged(action: str) -> ProfileSim:
+    """1.1 in the place of 1.0, with a rule of spec.feedback that it breaks soon."""
+    sim = following()
+    rule = {"name": "score", "metric": {"preset": "FeedbackScore"}, "min": "0.6", "action": action}
+    sim.edit(feedback={"interval": "1m", "rules": [rule | {"window": "10m", "for": "5m"}]})
+    sim.offer = offer(offered("1.0"))
+    sim.settle()
+    sim.offer = offer(offered("1.1"), offered("1.0"))
+    sim.settle()
+    assert set(sim.versions().values()) == {"1.1"} and sim.condition("Accepted")[0] == "True"
+    sim.cluster.behaviour("1.1").judged = 0.3
+    return sim
+
+
+def test_a_version_that_users_do_not_like_is_taken_back_until_there_is_a_newer_one() -> None:
+    sim = judged("RollBack")
+    assert sim.run_until(lambda: sim.version == "1.0"), sim.explain()
+    sim.settle()
+    sim.run(7200)
+    assert set(sim.versions().values()) == {"1.0"}
+    assert sim.condition("RolloutSucceeded") == ("False", "FeedbackFailed")
+    sim.offer = offer(offered("1.2"), offered("1.1"), offered("1.0"))
+    sim.settle()
+    assert set(sim.versions().values()) == {"1.2"}
+
+
+def test_a_hold_keeps_newer_versions_away() -> None:
+    sim = judged("Hold")
+    sim.run(600)
+    sim.offer = offer(offered("1.2"), offered("1.1"), offered("1.0"))
+    sim.run(3600)
+    assert set(sim.versions().values()) == {"1.1"}
+    assert sim.condition("Progressing") == ("False", "FeedbackHold")
+
+
+def test_a_broken_rule_asks_for_a_newer_version_now_and_then() -> None:
+    sim = judged("NewModelVersion")
+    asked: set[str] = set()
+    for _ in range(25):
+        sim.run(1800)
+        feedback = sim.status.feedback
+        asked |= {feedback.look_asked_at} if feedback and feedback.look_asked_at else set()
+    assert len(asked) == 3, "twelve and a half hours, at most every six"
+    assert sim.condition("FeedbackHealthy") == ("False", "RuleViolated")
+    assert set(sim.versions().values()) == {"1.1"} and not sim.status.failed_revisions
+    sim.cluster.behaviour("1.1").judged = 0.9
+    sim.run(12 * 3600)
+    assert sim.status.feedback is not None and sim.status.feedback.look_asked_at in asked

@@ -684,3 +684,32 @@ def test_many_files_do_not_fill_the_object() -> None:
         sim.work_off()
     assert sim.newest.accepted and len(sim.status.versions) == 2
     assert len(json.dumps(sim.status.to_body())) < 500_000
+
+
+def test_a_deployment_that_asks_for_another_look_gets_one() -> None:
+    sim = ModelSim()
+    del sim.spec["pollInterval"]
+    sim.settle()
+    sim.work_off()
+    sim.commit = "b" * 40
+    sim.now += 3600
+    sim.settle()
+    assert sim.newest.version == "a" * 10, "nobody has asked"
+    sim.look_asked_at = sim.now
+    sim.settle()
+    assert sim.newest.version == "b" * 10
+    looks = sim.status.source.checks if sim.status.source else 0
+    sim.now += 3600
+    sim.settle()
+    assert sim.status.source is not None and sim.status.source.checks == looks, "it was asked once"
+
+
+def test_a_look_that_was_just_made_answers_whoever_asks() -> None:
+    sim = ModelSim()
+    del sim.spec["pollInterval"]
+    sim.settle()
+    sim.commit = "b" * 40
+    sim.look_asked_at = sim.now + 30
+    sim.now += 40
+    sim.settle()
+    assert sim.newest.version == "a" * 10

@@ -255,6 +255,7 @@ def test_window_begins_with_the_wave_and_is_a_day_at_most() -> None:
         (request,) = due_measurements(
             REQUIRED, rollout(), namespace="a", deployment="b", stable="old", now=NOW + age_seconds
         )
+        assert request.stable is not None
         assert request.canary.window_seconds == request.stable.window_seconds == window
         assert request.canary.since == max(NOW, NOW + age_seconds - 86400)
         assert (request.canary.revision, request.stable.revision) == ("new", "old")

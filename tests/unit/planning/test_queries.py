@@ -237,6 +237,7 @@ def test_requests_say_whom_to_ask_what_and_since_when() -> None:
         timeout_seconds=15.0,
     )
     assert request.canary.preset is None and request.canary.since == NOW
+    assert request.stable is not None
     assert request.canary.promql == f"sum(foo{{{NEW}}}) / sum(foo{{{OLD}}})"
     assert request.stable.promql == f"sum(foo{{{OLD}}}) / sum(foo{{{OLD}}})"
     assert request.stable.samples_promql == f"count(foo{{{OLD}}})"

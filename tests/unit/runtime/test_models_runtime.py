@@ -16,6 +16,7 @@ from slmops.api import API_VERSION, MODEL_KIND
 from slmops.api.source import Source
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Resolved
+from slmops.planning import times
 from slmops.planning.slmmodel.plan import plan_model
 from slmops.runtime.events import EventPoster
 from slmops.runtime.metrics import OperatorMetrics
@@ -340,6 +341,14 @@ def test_followers_of_an_offer_are_woken_and_nobody_else() -> None:
     assert woken == [DeploymentKey(NAMESPACE, "follower")]
     assert world.versions_in_use(NAMESPACE, "chat") == {"1.0", "0.9"}
     assert not world.versions_in_use(NAMESPACE, "other")
+    assert world.look_asked_at(NAMESPACE, "chat") == 0.0
+    for version, at in (("2", "2026-01-01T00:00:00Z"), ("3", "2026-01-02T00:00:00Z")):
+        asking = deployment_body(resourceVersion=version, name=f"asks{version}", uid=f"asks{version}")
+        asking["spec"]["model"] = {"name": "orders", "from": {"name": "chat"}}
+        asking["status"] = {"feedback": {"lookAskedAt": at}}
+        world.take_in_deployment(asking)
+    assert world.look_asked_at(NAMESPACE, "chat") == times.to_seconds("2026-01-02T00:00:00Z")
+    assert world.look_asked_at(NAMESPACE, "other") == 0.0
     assert world.offer_of(NAMESPACE, "chat") is None
 
 

@@ -23,6 +23,8 @@ from slmops.planning.slmmodel.ledger import Ledger
 from slmops.planning.slmmodel.sources import is_pinned
 
 SHORT_LENGTH: Final = 10
+LOOK_AGAIN_SECONDS: Final = 60.0
+"""A look at the source that is younger answers a deployment that asks for one."""
 MAX_STATUS_BYTES: Final = 400_000
 """Of versions that need not be kept: an object may have a megabyte and a half, and what the API server notes
 about its fields takes as much again."""
@@ -86,6 +88,9 @@ def _is_due(ledger: Ledger, known: ModelSourceStatus) -> bool:
         return True
     if isinstance(ledger.observed.resolutions.get(_question(known)), Resolved):
         return True  # asked again for its files; it may have moved on
+    asked_since = ledger.observed.look_asked_at - times.to_seconds(known.checked_at)
+    if asked_since >= LOOK_AGAIN_SECONDS:
+        return True
     if spec.poll_interval is None:
         return False
     due_at = times.to_seconds(known.checked_at) + duration_seconds(spec.poll_interval)

@@ -100,6 +100,7 @@ class ModelWorker(Loop):
             profiles=services.world.profiles(),
             refused=dict(self._refused),
             in_use=services.world.in_use(self.key),
+            look_asked_at=services.world.look_asked_at(self.key),
         )
         now = services.clock.now()
         plan = services.planner(observed, now)

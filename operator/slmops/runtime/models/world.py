@@ -36,9 +36,12 @@ class ModelWorld:
         on_offer: Callable[[ModelKey], None],
         read_profiles: Callable[[], Iterable[observed.ProfileView] | None],
         read_in_use: Callable[[ModelKey], frozenset[str]] = lambda key: frozenset(),
+        read_look_asked_at: Callable[[ModelKey], float] = lambda key: 0.0,
     ) -> None:
-        """`read_in_use` names the versions of a model that SLMDeployments name or run."""
+        """`read_in_use` names the versions of a model that SLMDeployments name or run, `read_look_asked_at`
+        tells when one of them asked last for another look at the source (0 for never)."""
         self.in_use = read_in_use
+        self.look_asked_at = read_look_asked_at
         self._read_profiles = read_profiles
         self._on_wake = on_wake
         self._on_offer = on_offer

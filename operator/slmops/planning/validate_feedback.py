@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of `spec.feedback` that the API server cannot make. A finding keeps rollouts from beginning, and its
+rules from being measured; the stable revision is looked after."""
+
+from slmops.api import SLMDeploymentSpec
+from slmops.api.feedback import FeedbackRule
+from slmops.planning.finding import Finding
+from slmops.planning.queries import find_query_problem
+
+
+def find_feedback_problem(spec: SLMDeploymentSpec) -> Finding | None:
+    """First finding, with reason InvalidQuery; None when all is well."""
+    if spec.feedback is None:
+        return None
+    for index, rule in enumerate(spec.feedback.rules):
+        problem = _find_problem(rule, provider=spec.rollout.analysis.provider)
+        if rule.action == "NewModelVersion" and spec.model.from_ is None:
+            problem = "action: NewModelVersion needs spec.model.from, the SLMModel that is to look again"
+        if problem:
+            return Finding(reason="InvalidQuery", message=f"spec.feedback.rules[{index}].{problem}")
+    return None
+
+
+def _find_problem(rule: FeedbackRule, *, provider: str) -> str:
+    metric = rule.metric
+    if (metric.preset is None) == (metric.query is None):
+        return "metric: set exactly one of preset, query"
+    if rule.max is None and rule.min is None:
+        return "max: set max or min, or the rule judges nothing"
+    if metric.query is not None and provider == "Direct":
+        return "metric.query: provider: Direct knows no PromQL; use a preset or provider: Prometheus"
+    for field, text in (("query", metric.query), ("samplesQuery", metric.samples_query)):
+        if text is None:
+            continue
+        if "$selector" not in text:
+            return (
+                f"metric.{field}: put $selector into the braces of its series: the rule is about one revision"
+            )
+        problem = find_query_problem(text)
+        if problem:
+            return f"metric.{field}: {problem}"
+    return ""
