@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/troubleshooting.md explains each reason that a condition, a node or an Event can carry, and no other."""
+"""docs/troubleshooting.md explains each reason of conditions, nodes and Events, and no other."""
 
 import ast
 import re
@@ -54,7 +54,7 @@ def find_problems(text: str, *, used: frozenset[str], said: frozenset[str]) -> l
     """`said` holds all texts of the code: a reason may be made of a step or of a class before it is used."""
     explained = find_explained(text)
     missing = sorted(used - explained - NOT_SEEN)
-    stale = sorted(explained - used - said - OF_KUBERNETES - ANSWERS)
+    stale = sorted(explained - used - said - OF_KUBERNETES)
     return [
         *(f"{word} is not explained: give it a line with cause and cure" for word in missing),
         *(f"{word} is explained, and nothing says it: take it out" for word in stale),
@@ -69,7 +69,7 @@ def check_reasons() -> str:
     """Raises CheckError with every problem."""
     trees = [ast.parse(path.read_text()) for path in _sources()]
     said = frozenset(word for tree in trees for word in _texts(tree) if _WORD.fullmatch(word))
-    problems = find_problems(PAGE.read_text(), used=find_used(trees), said=said)
+    problems = find_problems(PAGE.read_text(), used=find_used(trees) | ANSWERS, said=said)
     if problems:
         raise CheckError(f"{PAGE.relative_to(CHECKOUT)}: {'; '.join(problems)}")
     return f"{len(find_used(trees))} reasons are explained"

@@ -8,6 +8,7 @@ from slmwire.reasons import Reason
 _HEAD_CHARACTERS: Final = 1200
 _TAIL_CHARACTERS: Final = 400
 
+
 class FetchError(Exception):
     """A fetch that failed for a reason the operator knows; the message names the cure.
 

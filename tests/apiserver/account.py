@@ -7,7 +7,7 @@ from typing import Any, Final
 import yaml
 
 from e2e.checks.helm import NAMESPACE, RELEASE, objects, render_chart
-from e2e.lib.account import MERGE_PATCH, account_of
+from e2e.lib.account import MERGE_PATCH, account_of, token_of
 from e2e.rig import ControlPlane
 from e2e.rig.progress import wait_until
 
@@ -38,7 +38,9 @@ def _is_policy_in_force(plane: ControlPlane, kubeconfig: Path) -> bool:
     try:
         patch = {"metadata": {"labels": {"a": "b"}}}
         # Not by `kubectl patch`, which reads the node first: the operator may not.
-        _, words = account_of(kubeconfig, token_of(kubeconfig)).ask("PATCH", f"/api/v1/nodes/{name}", patch, form=MERGE_PATCH)
+        _, words = account_of(kubeconfig, token_of(kubeconfig)).ask(
+            "PATCH", f"/api/v1/nodes/{name}", patch, form=MERGE_PATCH
+        )
         return POLICY in words
     finally:
         plane.kubectl("delete", "node", name)

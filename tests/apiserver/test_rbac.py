@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's account, tried out: what must be forbidden is refused by the API server, what the operator asks
-for is permitted, and no permission lies about unused."""
+"""The operator's account, tried out: what must be forbidden is refused by the API server, what the operator
+asks for is permitted, and no permission lies about unused."""
 
 import json
 import urllib.error
@@ -111,9 +111,10 @@ FORBIDDEN: Final[list[tuple[str, str, Any]]] = [
     ("GET", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/slmdeployments.slmops.dev", None),
     ("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
      named("apiextensions.k8s.io/v1", "CustomResourceDefinition")),
-    ("PATCH", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/slmdeployments.slmops.dev", {"spec": {}}),
+    ("PATCH", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/slmdeployments.slmops.dev",
+     {"spec": {}}),
     ("DELETE", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/slmdeployments.slmops.dev", None),
-    ("PATCH", f"/api/v1{_IN}", {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}),
+    ("PATCH", f"/api/v1{_IN}", {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}}),
     ("GET", "/api/v1/namespaces", None),
     ("POST", "/api/v1/namespaces", named("v1", "Namespace")),
     ("DELETE", f"/api/v1{_IN}", None),
@@ -170,11 +171,17 @@ def test_the_request_is_refused(account: Account, method: str, path: str, body: 
         {"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}]}},
     ],
 )
-def test_a_node_keeps_what_is_not_ours(account: Account, prepared: ControlPlane, patch: Any, form: str) -> None:
+def test_a_node_keeps_what_is_not_ours(
+    account: Account, prepared: ControlPlane, patch: Any, form: str
+) -> None:
     def seen() -> Body:
         node = prepared.kubectl.get("node", NODE)
         labels, annotations = node["metadata"]["labels"], node["metadata"].get("annotations", {})
-        return {"labels": labels, "annotations": sorted(annotations), "spec": node.get("spec", {}).get("taints")}
+        return {
+            "labels": labels,
+            "annotations": sorted(annotations),
+            "spec": node.get("spec", {}).get("taints"),
+        }
 
     before = seen()
     status, words = account.ask("PATCH", f"/api/v1/nodes/{NODE}", patch, form=form)
@@ -268,7 +275,9 @@ def rights(values: dict[str, Any] | None = None) -> set[Right]:
     }
 
 
-GROUPS: Final = {found.plural: found.group for found in vars(resources).values() if isinstance(found, Resource)}
+GROUPS: Final = {
+    found.plural: found.group for found in vars(resources).values() if isinstance(found, Resource)
+}
 
 
 class Ledger:
@@ -312,7 +321,8 @@ async def test_every_permission_is_used_and_every_request_permitted(
     namespace = cluster.namespace
 
     async with operator(cluster):
-        await cluster.kube.apply(SECRETS, namespace=namespace, body=named("v1", "Secret", "token"))
+        token = named("v1", "Secret", "token", stringData={"token": "t"})
+        await cluster.kube.apply(SECRETS, namespace=namespace, body=token)
         for version in ("v1", "v2", "v3"):
             body = deployment(namespace, version, waves=[{"name": "all", "percent": 100}])
             body["spec"]["variants"][0]["source"]["http"]["secretRef"] = {"name": "token"}

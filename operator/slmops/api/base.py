@@ -49,7 +49,7 @@ def _check_timestamp(text: str) -> str:
 
 
 Timestamp = Annotated[str, AfterValidator(_check_timestamp)]
-"""A time in status, RFC 3339. Checked as it is read: a plan that stumbles over it would say nothing of why."""
+"""A time in status, RFC 3339. Checked as it is read: a plan that stumbles over it says nothing of why."""
 
 _DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from slmops.api.base import ApiModel, Decimal, keyed, Timestamp
+from slmops.api.base import ApiModel, Decimal, Timestamp, keyed
 from slmops.api.source import Source
 from slmops.api.status import Condition
 

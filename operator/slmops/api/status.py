@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from slmops.api.base import ApiModel, keyed, Timestamp
+from slmops.api.base import ApiModel, Timestamp, keyed
 
 MAX_WORST_NODES: Final = 10
 MAX_MEASUREMENTS: Final = 20

@@ -75,9 +75,7 @@ def _strings(schema: Mapping[str, Any]) -> st.SearchStrategy[str]:
         drawn = st.from_regex(schema["pattern"].replace("$", r"\Z"))
         return drawn.filter(lambda found: low <= len(found) <= high)
     fitting = [odd for odd in ODD_TEXT if low <= len(odd) <= high]
-    free = st.text(
-        st.characters(exclude_categories=["Cs"]), min_size=low, max_size=min(high, max(low, 20))
-    )
+    free = st.text(st.characters(exclude_categories=["Cs"]), min_size=low, max_size=min(high, max(low, 20)))
     return st.one_of(st.sampled_from(fitting), free) if fitting else free
 
 
@@ -116,7 +114,8 @@ def damaged(draw: st.DrawFn, bodies: Sequence[Body], *, most: int = 3) -> Body:
         if not found:
             return body
         path = draw(st.sampled_from(found))
-        holder, key = get(body, path[:-1]), path[-1]
+        holder: Any = get(body, path[:-1])
+        key: Any = path[-1]
         match draw(st.sampled_from(["odd", "any", "drop", "double", "swap", "grow"])):
             case "odd":
                 holder[key] = draw(st.sampled_from([*ODD_TEXT, *ODD_NUMBER]))

@@ -20,10 +20,19 @@ _MEMORIES: Final = (
     "0", "8Gi", "8134052Ki", "1", "-1", "1e3", "1E18", "12345678m", "9223372036854775807", "9" * 400,
     "1.5Gi", "1Pi", "1Ei", "-8Gi", "n",
 )  # fmt: skip
-_REASONS: Final = (*(reason.value for reason in Reason), "OOMKilled", "Error", "CrashLoopBackOff", "", "\x1b[2J")
+_REASONS: Final = (
+    *(reason.value for reason in Reason),
+    "OOMKilled",
+    "Error",
+    "CrashLoopBackOff",
+    "",
+    "\x1b[2J",
+)
 
 times = st.sampled_from(_TIMES)
-tags = st.dictionaries(st.one_of(st.sampled_from(["slm", "site", "kubernetes.io/arch"]), text), text, max_size=4)
+tags = st.dictionaries(
+    st.one_of(st.sampled_from(["slm", "site", "kubernetes.io/arch"]), text), text, max_size=4
+)
 
 
 def _json(value: Any) -> str:
@@ -91,7 +100,7 @@ def nodes(name: str) -> st.SearchStrategy[Any]:
     )
 
 
-_state = st.one_of(
+_state: st.SearchStrategy[Any] = st.one_of(
     st.just({}),
     st.fixed_dictionaries({"waiting": st.one_of(st.none(), st.fixed_dictionaries({"reason": text}))}),
     st.fixed_dictionaries({"running": st.fixed_dictionaries({}, optional={"startedAt": times})}),

@@ -2,6 +2,7 @@
 """What the fuzz tests found, each kept as a test of its own."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -29,10 +30,8 @@ def test_a_node_with_memory_beyond_all_numbers_has_unknown_memory() -> None:
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00", "9999-12-31T23:59:59", "0001-01-01", "x"])
 def test_times_beyond_all_clocks_are_no_overflow(text: str) -> None:
     assert isinstance(seconds_of(text), float)
-    try:
+    with contextlib.suppress(ValueError):
         to_seconds(text)
-    except ValueError:
-        pass
     assert to_text(1e300) == "9999-12-31T23:59:59Z"
     assert to_text(-5) == "1970-01-01T00:00:00Z"
 

@@ -24,7 +24,9 @@ VALID: Body = {
     ]
 }
 _segments = st.one_of(
-    st.sampled_from(["..", ".", "", "~", "a", "model.onnx", ".hidden", "con", "a b", "\x00", "a\\b", "é", "-r"]),
+    st.sampled_from(
+        ["..", ".", "", "~", "a", "model.onnx", ".hidden", "con", "a b", "\x00", "a\\b", "é", "-r"]
+    ),
     st.text(max_size=5),
 )
 paths = st.one_of(st.lists(_segments, min_size=1, max_size=4).map("/".join), st.text(max_size=10))

@@ -29,6 +29,7 @@ class Bodies(ModelSim):
     """A status that somebody else wrote, until it is written anew."""
 
     def observed(self) -> ModelObserved:
+        own = json.loads(json.dumps(self.status.to_body()))
         model = parse_model(
             {
                 "metadata": {
@@ -36,7 +37,7 @@ class Bodies(ModelSim):
                     "annotations": self.annotations,
                 },
                 "spec": self.spec,
-                "status": json.loads(json.dumps(self.status.to_body())) if self.stored is None else self.stored,
+                "status": own if self.stored is None else self.stored,
             }
         )  # fmt: skip
         self.unreadable = model.status_error
@@ -109,9 +110,7 @@ def test_any_status_is_read_or_refused_by_name(data: st.DataObject) -> None:
     sim = Bodies()
     run(sim, 3)
     sim.stored = data.draw(
-        st.one_of(
-            damaged([sim.status.to_body()]), values, instances(schema_of(KIND)["properties"]["status"])
-        )
+        st.one_of(damaged([sim.status.to_body()]), values, instances(schema_of(KIND)["properties"]["status"]))
     )
     stored = parse_model({"metadata": {"name": "c", "uid": "u"}, "spec": sim.spec, "status": sim.stored})
     if stored.status_error:  # the worker says so, and does nothing

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources that lie in ways that nobody thought of: whatever they answer, only verified bytes get a name in the
-store, nothing is written beside it, and the fetch ends."""
+"""Sources that lie in ways that nobody thought of: whatever they answer, only verified bytes get a name in
+the store, nothing is written beside it, and the fetch ends."""
 
 import contextlib
 import hashlib
@@ -134,22 +134,43 @@ _statuses = st.sampled_from(
      "416 R", "429 T", "500 I", "503 B", "600 x", "0 x", "-1 x", "999999999999 x", "abc", "2\u00b90 x", ""]
 )  # fmt: skip
 _lengths = st.sampled_from(
-    ["", "", "-", "0", "1", "-1", "+5", "30001", "29999", "9" * 30, "9" * 5000, "0x10", "1, 2", "1 2", " ", "\u0661"]
+    [
+        "",
+        "",
+        "-",
+        "0",
+        "1",
+        "-1",
+        "+5",
+        "30001",
+        "29999",
+        "9" * 30,
+        "9" * 5000,
+        "0x10",
+        "1, 2",
+        "1 2",
+        " ",
+        "\u0661",
+    ]
 )
 _locations = st.sampled_from(
-    ["/m/model.onnx", "/other", "", "#", "?", "//", "///x", "http://", "http://[", "http://[::1", "http://h:x/",
+    ["/m/model.onnx", "/other", "", "#", "?", "//", "///x", "http://", "http://[", "http://[::1",
+     "http://h:x/",
      "http://127.0.0.1:1/x", "file:///etc/passwd", "ftp://h/x", "javascript:1", "\\\\h\\x", "/a b", "/\u00e9",
      "/%00", "http://u:p@127.0.0.1:1/", "http://127.0.0.1:99999/", "x" * 9000]
 )  # fmt: skip
 _headers = st.one_of(
     st.sampled_from(
         [
-            'ETag: "a"', "ETag: ", 'ETag: W/"a"', "ETag: " + "e" * 9000, "Content-Encoding: gzip", "Retry-After: 0",
-            "Retry-After: -1", "Retry-After: 9e99", "Retry-After: Fri, 99 Foo", "Content-Length: 5", ": x", "x",
+            'ETag: "a"', "ETag: ", 'ETag: W/"a"', "ETag: " + "e" * 9000, "Content-Encoding: gzip",
+            "Retry-After: 0",
+            "Retry-After: -1", "Retry-After: 9e99", "Retry-After: Fri, 99 Foo", "Content-Length: 5", ": x",
+            "x",
             "Content-Range: bytes 0-0/1", "Content-Range: bytes */*", "Content-Range: bytes 5-1/3",
             "Transfer-Encoding: gzip, chunked", "Transfer-Encoding: identity", "WWW-Authenticate: Bearer",
             'WWW-Authenticate: Bearer realm="http://127.0.0.1:1/t",service="x"', "WWW-Authenticate: Basic",
-            "Connection: keep-alive", "X: " + "y" * 70_000, " folded: yes", "Set-Cookie: a=b", "X-Linked-Size: 1",
+            "Connection: keep-alive", "X: " + "y" * 70_000, " folded: yes", "Set-Cookie: a=b",
+            "X-Linked-Size: 1",
         ]
     ),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=12),
@@ -167,7 +188,8 @@ answers = st.one_of(
         skew=st.sampled_from([0, 0, 0, 1, -1, 4000]),
         total=st.sampled_from(["", "", "*", "1", "30001", "9" * 5000, "x", "-5"]),
         length=_lengths,
-        chunks=st.sampled_from(["", "", "%x", "%x;a=b", "1", "ffffffffffffffffff", "-1", "x", "0", "%x" + ";" * 9000]),
+        chunks=st.sampled_from(["", "", "%x", "%x;a=b", "1", "ffffffffffffffffff", "-1", "x", "0",
+            "%x" + ";" * 9000]),
         cut=st.sampled_from([-1, -1, -1, 0, 1, 3999, 4001, 29_999]),
         extra=st.sampled_from([b"", b"", b"x", b"x" * 5000, b"HTTP/1.1 200 OK\r\n\r\n"]),
         flips=st.lists(st.integers(0, 30_000), max_size=2).map(tuple),
@@ -237,11 +259,13 @@ def test_whatever_a_source_answers_only_verified_bytes_are_stored(
 _urls = st.one_of(
     st.sampled_from(
         ["", "x", "http://", "http://[", "http://:80/", "//h/x", "file:///etc/passwd", "file://h/etc/passwd",
-         "file:..", "ftp://127.0.0.1/x", "oci://127.0.0.1:1/a", "pvc://a/b", "s3://b/k", "https://127.0.0.1:1/",
+         "file:..", "ftp://127.0.0.1/x", "oci://127.0.0.1:1/a", "pvc://a/b", "s3://b/k",
+         "https://127.0.0.1:1/",
          "http://127.0.0.1:1/%", "http://127.0.0.1:99999/", "http://127.0.0.1:1/\r\nX: y", "http://a b/",
          "HTTP://127.0.0.1:1/x", "http://xn--/", "http://" + "a" * 300 + "/", "http://\u2488/"]
     ),
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=20).map(lambda text: f"http://127.0.0.1:1/{text}"),
+    st.text(st.characters(exclude_categories=["Cs"]),
+    max_size=20).map(lambda text: f"http://127.0.0.1:1/{text}"),
 )  # fmt: skip
 
 
@@ -255,7 +279,17 @@ def test_any_address_in_a_manifest_is_fetched_or_refused(tmp_path: Path, url: st
 
 
 _odd_files = st.sampled_from(
-    [b"", b"{", b"[]", b"null", b"\xff", b'{"digest": 5}', b"[" * 50_000, b'{"synced": 1e999}', b'{"until": "x"}']
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"digest": 5}',
+        b"[" * 50_000,
+        b'{"synced": 1e999}',
+        b'{"until": "x"}',
+    ]
 )
 
 

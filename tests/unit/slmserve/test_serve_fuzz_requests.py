@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests of every route damaged in body, head and framing, and clients that leave in the middle: each gets a
-valid answer or an error in the form of the API, soon, and the server goes on."""
+"""Requests of every route damaged in body, head and framing, and clients that leave in the middle: each gets
+a valid answer or an error in the form of the API, soon, and the server goes on."""
 
 import json
 import re
@@ -79,7 +79,9 @@ def test_a_damaged_body_is_answered_or_refused(http: httpx.Client, request: tupl
         assert answer.json()["object"]
 
 
-_methods = st.sampled_from(["GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "get"])
+_methods = st.sampled_from(
+    ["GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "get"]
+)
 _odd_headers = st.sampled_from(
     [
         b"Content-Type: text/plain", b"Content-Type: multipart/form-data; boundary=x", b"Content-Type: ",
@@ -87,9 +89,10 @@ _odd_headers = st.sampled_from(
         b"Content-Length: -1", b"Content-Length: 99999999999999999999", b"Content-Length: 0x5",
         b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding: x",
         b"Expect: 100-continue", b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", b"Upgrade: h2c\r\nHTTP2-Settings: AA\r\nConnection: Upgrade",
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        b"Upgrade: h2c\r\nHTTP2-Settings: AA\r\nConnection: Upgrade",
         b"Connection: close", b"Connection: keep-alive", b"Authorization: Bearer \xff", b"Authorization: ",
-        b"X-SLM-API-Key: \xe9", b"Host: ", b"Host: a, b", b"Accept: */*;q=x", b"Cookie: " + b"a=b;" * 2000,
+        b"api-key: \xe9", b"Host: ", b"Host: a, b", b"Accept: */*;q=x", b"Cookie: " + b"a=b;" * 2000,
         b"Forwarded: for=x", b"X-Forwarded-For: ::1", b" folded: x", b"no-colon", b": empty", b"N\x00L: x",
         b"A: \x00", b"A: b\rC: d", b"\xff: x", b"traceparent: 00-" + b"f" * 90, b"Range: bytes=0-",
     ]
@@ -98,19 +101,24 @@ _targets = st.one_of(
     st.sampled_from([path.encode() for path in PATHS]),
     st.sampled_from(
         [
-            b"*", b"/", b"//", b"/..", b"/v1/../metrics", b"/v1/models/..%2f..%2fetc", b"/v1/models/%00", b"/%",
+            b"*", b"/", b"//", b"/..", b"/v1/../metrics", b"/v1/models/..%2f..%2fetc", b"/v1/models/%00",
+            b"/%",
             b"/v1/models/" + b"a" * 5000, b"/v1/chat/completions/", b"/v1/chat/completions?stream=true",
-            b"http://other/healthz", b"other:80", b"/\xff", b"/v1/models/\xc3\xa9", b"/v1/models/%F0%9F%98%80",
+            b"http://other/healthz", b"other:80", b"/\xff", b"/v1/models/\xc3\xa9",
+            b"/v1/models/%F0%9F%98%80",
             b"/v1//completions", b"/V1/MODELS", b"/healthz#x", b"/healthz;x",
         ]
     ),
 )  # fmt: skip
-_versions = st.sampled_from([b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b"HTTP/1.1 x", b"", b"x"])
+_versions = st.sampled_from(
+    [b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b"HTTP/1.1 x", b"", b"x"]
+)
 _contents = st.one_of(
     st.sampled_from([json.dumps(body).encode() for bodies in BODIES.values() for body in bodies]),
     st.binary(max_size=60),
     st.sampled_from(
-        [b"5\r\nhello\r\n0\r\n\r\n", b"ffffffffffffffff\r\nx", b"-1\r\n\r\n", b"0\r\n\r\n", b"5;a=" + b"b" * 9000,
+        [b"5\r\nhello\r\n0\r\n\r\n", b"ffffffffffffffff\r\nx", b"-1\r\n\r\n", b"0\r\n\r\n",
+         b"5;a=" + b"b" * 9000,
          b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
     ),
 )  # fmt: skip
