@@ -16,7 +16,10 @@ from e2e.lib.account import MERGE_PATCH, Account, account_of, token_of
 from e2e.rig import ControlPlane
 from e2e.rig.progress import wait_until
 from slmops.adapters import resources
+from slmops.adapters.errors import Conflict
+from slmops.adapters.kube import load_configuration
 from slmops.adapters.resources import DEPLOYMENTS, JOBS, MODELS, OWNED, SECRETS, SERVICES, Resource
+from tests.apiserver.doubles import CountingClient
 from tests.apiserver.harness import NAME, Body, Cluster, deployment, until
 from tests.apiserver.model_kit import operator
 from tests.apiserver.test_models import ModelResolver, model_body
@@ -234,8 +237,8 @@ def test_with_watch_namespaces_others_are_out_of_reach(confined: Account) -> Non
         assert confined.ask(method, path(SERVED), body)[0] in (200, 201, 404), path(SERVED)
         assert confined.ask(method, path(TENANT), body)[0] == 403, path(TENANT)
         assert confined.ask(method, path("kube-system"), body)[0] == 403, path("kube-system")
-    for path in ("/api/v1/pods", "/apis/slmops.dev/v1alpha1/slmdeployments", "/apis/apps/v1/daemonsets"):
-        assert confined.ask("GET", path)[0] == 403, "not over all namespaces at once"
+    for whole in ("/api/v1/pods", "/apis/slmops.dev/v1alpha1/slmdeployments", "/apis/apps/v1/daemonsets"):
+        assert confined.ask("GET", whole)[0] == 403, "not over all namespaces at once"
     assert confined.ask("GET", "/api/v1/nodes")[0] == 200
 
 
@@ -298,6 +301,19 @@ class Ledger:
             self.refused |= found
 
 
+class Contested(CountingClient):
+    """The first answers to some writes get lost, so that the operator looks what has become of them."""
+
+    lost: set[tuple[str, str]]
+
+    async def _json(self, verb: str, resource: Resource, **options: Any) -> Body:
+        answer = await super()._json(verb, resource, **options)
+        if (verb, resource.plural) in self.lost:
+            self.lost.discard((verb, resource.plural))
+            raise Conflict("the answer was lost", status=409)
+        return answer
+
+
 def _replicas(namespace: str, version: str) -> Body:
     body = deployment(namespace, version, waves=[{"name": "all", "percent": 100}])
     body["metadata"]["name"] = "replicas"
@@ -306,18 +322,18 @@ def _replicas(namespace: str, version: str) -> Body:
 
 
 async def test_every_permission_is_used_and_every_request_permitted(
-    cluster: Cluster, kwok: ControlPlane
+    cluster: Cluster, kwok: ControlPlane, operator_kubeconfig: Path
 ) -> None:
     ledger = Ledger()
     cluster.resolver = ModelResolver()
-    connect = cluster.connect
+    configuration = await load_configuration(str(operator_kubeconfig))
 
-    def recording() -> Any:
-        client = connect()
-        client._on_request = ledger.note
+    def connect() -> CountingClient:
+        client = Contested(configuration, on_request=ledger.note)
+        client.lost = {("create", "jobs"), ("update", "slmmodels")}
         return client
 
-    cluster.connect = recording
+    cluster.connect = connect
     namespace = cluster.namespace
 
     async with operator(cluster):

@@ -47,13 +47,13 @@ def run(robot: Robot, looks: int = 5) -> None:
         robot.now += 40
 
 
-@examples(150)
+@examples(100)
 @given(spec=st.one_of(values, damaged(specs_of(KIND))), given_annotations=annotations)
 def test_any_spec_is_planned_or_refused_by_name(spec: Any, given_annotations: dict[str, str]) -> None:
     run(Robot(spec, annotations=given_annotations, nodes=sound_nodes()))
 
 
-@examples(60)
+@examples(40)
 @given(data=st.data(), fails=st.booleans())
 def test_any_spec_that_the_schema_allows(data: st.DataObject, fails: bool) -> None:
     # Two sections at a time: a whole spec takes long to draw, and is refused for its first fault.
@@ -66,7 +66,7 @@ def test_any_spec_that_the_schema_allows(data: st.DataObject, fails: bool) -> No
     run(Robot(spec, nodes=sound_nodes(), fails=fails))
 
 
-@examples(60)
+@examples(40)
 @given(data=st.data())
 def test_any_status_is_read_or_refused_by_name(data: st.DataObject) -> None:
     robot = Robot(data.draw(st.sampled_from(specs_of(KIND))), nodes=sound_nodes())
@@ -88,7 +88,7 @@ def _rollout_status() -> Any:
     return schema_of(KIND)["properties"]["status"]["properties"]["rollout"]
 
 
-@examples(80)
+@examples(50)
 @given(data=st.data())
 def test_hostile_nodes_and_pods_are_planned_with(data: st.DataObject) -> None:
     robot = Robot(data.draw(st.sampled_from(specs_of(KIND))))
@@ -111,14 +111,14 @@ def _marks(workloads: list[Any], index: int) -> dict[str, str]:
     return found
 
 
-@examples(60)
+@examples(35)
 @given(profile=st.one_of(values, damaged(specs_of("DeviceProfile")), instances(spec_schema("DeviceProfile"))))
 def test_any_device_profile_is_worked_in_or_left_out(profile: Any) -> None:
     bodies = [{"metadata": {"name": "odd"}, "spec": profile}]
     run(Robot(specs_of(KIND)[-1], nodes=sound_nodes(), profiles=bodies), 4)
 
 
-@examples(60)
+@examples(35)
 @given(data=st.data())
 def test_revisions_that_somebody_changed_are_read(data: st.DataObject) -> None:
     robot = Robot(specs_of(KIND)[-1], nodes=sound_nodes())
