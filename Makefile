@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PY := .venv/bin/python
+FUZZ ?= 50
 UV_VERSION := 0.13.9
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slmops
 COMPILE := .venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11
@@ -50,6 +51,10 @@ bench: venv ## benchmarks beside their peers; writes docs/benchmarks/*.json and 
 	  echo "$(PY) -m e2e.bench.$$name"; $(PY) -m e2e.bench.$$name || missed="$$missed $$name"; \
 	done; $(PY) -m e2e.bench.render; \
 	test -z "$$missed" || { echo "targets missed, or not measured to the end:$$missed"; exit 1; }
+
+.PHONY: fuzz
+fuzz: venv ## the fuzz tests with FUZZ times their examples, drawn anew (make fuzz FUZZ=1000 for a night)
+	SLMOPS_FUZZ=$(FUZZ) $(PYTEST) -n auto --dist worksteal --timeout 0 $(wildcard tests/unit/*/test_*fuzz*.py)
 
 .PHONY: quality
 quality: venv ## what each way to shrink a model costs in quality; writes the table in docs/optimise.md

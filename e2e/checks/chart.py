@@ -215,7 +215,7 @@ def check_forms() -> str:
             "DeviceProfiles are read and never written": [
                 rule["verbs"] for rule in rules if "deviceprofiles" in rule["resources"]
             ]
-            == [["get", "list", "watch"]],
+            == [["list", "watch"]],
             "prometheus.url": environment["SLMOPS_PROMETHEUS_URL"] == "https://prometheus:9090",
             "prometheus.existingSecret": secrets == {"prometheus": "2026"}
             and mounts["prometheus"] == environment["SLMOPS_PROMETHEUS_CREDENTIALS_DIR"],

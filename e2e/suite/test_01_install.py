@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.lib import Cluster, Deployment, NodeClient
+from e2e.lib.account import MERGE_PATCH, account_of
 from e2e.lib.chat import is_expected, need_ok
 from e2e.lib.manifests import golden_cases
 from e2e.lib.release import NAMESPACE, operator_pod
@@ -149,11 +150,14 @@ def test_logs_hold_no_prompt(orders: Deployment, cluster: Cluster, clients: dict
 
 def test_admission_confines_the_operator_to_its_node_labels(operator: object, cluster: Cluster) -> None:
     node = cluster.edge_nodes[0]
-    account = operator_pod(cluster)["spec"]["serviceAccountName"]
-    user = f"--as=system:serviceaccount:{NAMESPACE}:{account}"
+    name = operator_pod(cluster)["spec"]["serviceAccountName"]
+    token = cluster.kubectl("create", "token", name, "-n", NAMESPACE).strip()
+    account = account_of(cluster.kubectl.kubeconfig, token)
 
-    def patch(body: object, *arguments: str) -> None:
-        cluster.kubectl("patch", "node", node, "--type=merge", "-p", json.dumps(body), user, *arguments)
+    def patch(body: object) -> None:
+        status, words = account.ask("PATCH", f"/api/v1/nodes/{node}", body, form=MERGE_PATCH)
+        if status != 200:
+            raise RigError(words)
 
     own = "probe.e2e.slmops.dev/abc"
     patch({"metadata": {"labels": {own: "int4"}}})

@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a fetch failed."""
 
+from typing import Final
+
 from slmwire.reasons import Reason
+
+_HEAD_CHARACTERS: Final = 1200
+_TAIL_CHARACTERS: Final = 400
 
 
 class FetchError(Exception):
-    """A fetch that failed for a reason the operator knows; the message names the cure."""
+    """A fetch that failed for a reason the operator knows; the message names the cure.
+
+    A source that redirects to an address of many kilobytes must not push out of it what is wrong.
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
+        if len(message) > _HEAD_CHARACTERS + _TAIL_CHARACTERS:
+            message = f"{message[:_HEAD_CHARACTERS]} ... {message[-_TAIL_CHARACTERS:]}"
         super().__init__(message)
         self.reason = reason
         self.message = message

@@ -83,7 +83,7 @@ def add_record(store: Store, file: ManifestFile, *, actual_sha256: str, sample: 
 
 def clear_record(store: Store, sha256: str) -> None:
     """Forget a blob that has come in whole at last."""
-    (store.quarantine / f"{sha256}.json").unlink(missing_ok=True)
+    discard(store.quarantine / f"{sha256}.json")
 
 
 def _bound(store: Store) -> None:

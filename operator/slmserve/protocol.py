@@ -5,7 +5,7 @@ import asyncio
 import json
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from slmserve.errors import ApiError
 
@@ -24,6 +24,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._cycles: list[RequestResponseCycle] = []
+        """Requests whose answers are not complete."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -31,6 +33,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        self._abandon()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -40,6 +43,21 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(431, f"the headers are larger than {MAX_HEAD_BYTES} bytes; shorten them")
 
+    def eof_received(self) -> None:
+        # The transport is closed next, and writing to a closed one fails.
+        self._abandon()
+
+    def _abandon(self) -> bool:
+        """What is under way has nowhere to go any more; whether a part of it was sent.
+
+        uvicorn tells the latest request alone, and those before it in a pipeline go on writing.
+        """
+        waiting = [cycle for cycle in self._cycles if not cycle.response_complete]
+        for cycle in waiting:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        return any(cycle.response_started for cycle in waiting)
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._begin_head()
@@ -47,6 +65,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._end_head()
         super().on_headers_complete()
+        waiting = [cycle for cycle in self._cycles if not cycle.response_complete]
+        self._cycles = waiting if self.cycle is None or self.cycle in waiting else [*waiting, self.cycle]
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "this is not an HTTP/1.1 request that the server understands")
@@ -69,6 +89,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str) -> None:
         self._end_head()
+        if self._abandon():
+            self.transport.close()  # a refusal in the middle of an answer would be read as part of it
+            return
         body = json.dumps(ApiError(status, message).to_body()).encode()
         head = (
             f"HTTP/1.1 {status} {_PHRASES[status]}\r\ncontent-type: application/json\r\n"

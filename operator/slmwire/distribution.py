@@ -45,7 +45,10 @@ class Distribution:
 
 def parse_distribution(text: str | bytes) -> Distribution:
     """Read what `to_json` wrote. ValueError for anything else; unknown keys are passed over."""
-    body = json.loads(text)
+    try:
+        body = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(body, dict):
         raise ValueError("it is not a JSON object")
     sites = body.get("sites", {})

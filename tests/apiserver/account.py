@@ -7,7 +7,8 @@ from typing import Any, Final
 import yaml
 
 from e2e.checks.helm import NAMESPACE, RELEASE, objects, render_chart
-from e2e.rig import ControlPlane, RigError
+from e2e.lib.account import MERGE_PATCH, account_of, token_of
+from e2e.rig import ControlPlane
 from e2e.rig.progress import wait_until
 
 ACCOUNT: Final = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
@@ -27,21 +28,22 @@ def install_account(plane: ControlPlane) -> Path:
     path = plane.directory / "operator.kubeconfig"
     path.write_text(yaml.safe_dump(config))
     # RBAC and policies are in force a moment after they were stored.
-    wait_until("the node policy being in force", lambda: _is_policy_in_force(plane), timeout_seconds=30)
+    wait_until("the node policy being in force", lambda: _is_policy_in_force(plane, path), timeout_seconds=30)
     return path
 
 
-def _is_policy_in_force(plane: ControlPlane) -> bool:
+def _is_policy_in_force(plane: ControlPlane, kubeconfig: Path) -> bool:
     name = "policy-probe"
     plane.kubectl.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     try:
-        patch = '{"metadata": {"labels": {"a": "b"}}}'
-        plane.kubectl("patch", "node", name, "--type=merge", "-p", patch, f"--as={ACCOUNT}")
-    except RigError as error:
-        return POLICY in str(error)
+        patch = {"metadata": {"labels": {"a": "b"}}}
+        # Not by `kubectl patch`, which reads the node first: the operator may not.
+        _, words = account_of(kubeconfig, token_of(kubeconfig)).ask(
+            "PATCH", f"/api/v1/nodes/{name}", patch, form=MERGE_PATCH
+        )
+        return POLICY in words
     finally:
         plane.kubectl("delete", "node", name)
-    return False
 
 
 def lease_permission(namespace: str) -> list[dict[str, Any]]:

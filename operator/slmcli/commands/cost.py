@@ -13,6 +13,7 @@ from slmcli.fitting import read_profiles
 from slmcli.observe import observe_node
 from slmcli.output import add_output_argument, to_document_text
 from slmcli.render.cost import cost_document, render_costs
+from slmcli.render.cost_metrics import cost_metrics
 from slmcli.safe import clean_tree
 from slmcli.serving import read_serving
 from slmcli.session import Session
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--period", type=_period, default=_DAY_SECONDS, metavar="24h",
         help="span that is computed for, for example 1h or 30d (default: 24h)",
     )  # fmt: skip
-    add_output_argument(parser)
+    add_output_argument(parser, "prometheus")
 
 
 def _period(text: str) -> float:
@@ -81,7 +82,11 @@ def run(arguments: argparse.Namespace, session: Session) -> Exit:
         watts=watts_of_profiles(profiles) | given,
         prices=prices,
     )
-    if arguments.output:
+    if arguments.output == "prometheus":
+        session.terminal.write(
+            cost_metrics(rows, left, period_seconds=arguments.period, prices=prices, now=session.now())
+        )
+    elif arguments.output:
         document = cost_document(
             rows, total, left, period_seconds=arguments.period, prices=prices, now=session.now()
         )

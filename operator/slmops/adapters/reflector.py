@@ -151,7 +151,14 @@ class Reflector(Generic[T]):
         known = self._items.get(key)
         if known is not None and known[0] >= version:
             return key
-        value = self._trim(body)
+        try:
+            value = self._trim(body)
+        except Exception:
+            # One object that somebody made unreadable must not end the operator for all others.
+            _log.exception("%s %s cannot be read and is left out", self.resource.plural, "/".join(key))
+            if known is not None:
+                self._remove(key, until=version)
+            return key
         self._items[key] = (version, value)
         old = known[1] if known else None
         if old != value:

@@ -167,7 +167,7 @@ def seconds_of(text: str | None) -> float:
         return 0.0
     try:
         return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 
@@ -178,7 +178,7 @@ def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 def _memory_bytes(text: str) -> int:
     try:
         return int(quantity_value(text))
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0  # "not known": a quantity in an exotic unit must not hide the node
 
 

@@ -2,9 +2,10 @@
 """What every type of the API shares: camelCase names, scalar types, label selectors."""
 
 import re
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 DURATION_PATTERN: Final = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
@@ -35,6 +36,20 @@ SecretName = Annotated[
     ),
 ]
 """A DNS subdomain, as the API server wants it: it becomes part of a request's path."""
+
+
+def _check_timestamp(text: str) -> str:
+    try:
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is not None and found.timestamp() >= 0:
+            return text
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("it is not a time such as 2025-06-15T12:00:00Z")
+
+
+Timestamp = Annotated[str, AfterValidator(_check_timestamp)]
+"""A time in status, RFC 3339. Checked as it is read: a plan that stumbles over it says nothing of why."""
 
 _DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

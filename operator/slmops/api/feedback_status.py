@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from slmops.api.base import ApiModel, keyed
+from slmops.api.base import ApiModel, Timestamp, keyed
 
 MAX_ROLLED_BACK: Final = 20
 _SET: Final[dict[str, Any]] = {"x-kubernetes-list-type": "set"}
@@ -23,12 +23,12 @@ class FeedbackRuleStatus(ApiModel):
     samples: int = Field(default=0, description="Samples behind it.")
     variant: str = Field(default="", description="Variant (device class) that decided; empty for all.")
     message: str = Field(default="", max_length=512, description="Why this verdict.")
-    measured_at: str | None = Field(default=None, description="When it was measured last.")
+    measured_at: Timestamp | None = Field(default=None, description="When it was measured last.")
     failing_seconds: int | None = Field(
         default=None,
         description="For how long it has been seen broken, since it last held; unset while it holds.",
     )
-    fired_at: str | None = Field(
+    fired_at: Timestamp | None = Field(
         default=None, description="When it had been broken for long enough; unset once it holds again."
     )
 
@@ -39,7 +39,7 @@ class FeedbackRollback(ApiModel):
     revision: str = Field(description="Revision that broke the rule.")
     to: str = Field(description="Revision that is taken up again.")
     message: str = Field(default="", max_length=512, description="The rule and what was seen.")
-    at: str = Field(description="When it began.")
+    at: Timestamp = Field(description="When it began.")
 
 
 class FeedbackStatus(ApiModel):
@@ -52,7 +52,7 @@ class FeedbackStatus(ApiModel):
     rollback: FeedbackRollback | None = Field(
         default=None, description="Set while the fleet goes back because of a rule."
     )
-    look_asked_at: str | None = Field(
+    look_asked_at: Timestamp | None = Field(
         default=None, description="When a rule asked the SLMModel to look at its source again."
     )
     rolled_back: list[str] = Field(

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from slmops.api.base import ApiModel, Decimal, keyed
+from slmops.api.base import ApiModel, Decimal, Timestamp, keyed
 from slmops.api.source import Source
 from slmops.api.status import Condition
 
@@ -50,7 +50,7 @@ class ModelSourceStatus(ApiModel):
     source_hash: str = Field(description="Hash of the source in spec.")
     digest: str = Field(description="sha256:<hex> over all files.")
     reference: str = Field(description="What a mutable reference stood for.")
-    checked_at: str = Field(description="When it was looked at.")
+    checked_at: Timestamp = Field(description="When it was looked at.")
     checks: int = Field(default=1, description="How often it was looked at.")
     checked_generation: int = Field(default=0, description="metadata.generation at that time.")
 
@@ -70,13 +70,13 @@ class ModelEvaluationStatus(ApiModel):
     first_token: Decimal | None = Field(default=None, description="Seconds until the first token.")
     memory_bytes: int | None = Field(default=None, description="Peak memory with one request at a time.")
     cache_bytes_per_token: int | None = Field(default=None, description="Memory of each token of context.")
-    measured_at: str | None = Field(default=None, description="When; unset until it was measured.")
+    measured_at: Timestamp | None = Field(default=None, description="When; unset until it was measured.")
     verdict: Verdict = Field(default="", description="Pass, Fail, Error, or empty while it is open.")
     reason: str = Field(default="", description="Why it did not pass, or what it waits for.")
     message: str = Field(default="", max_length=MESSAGE_LIMIT, description="The same in a sentence.")
     attempt: int = Field(default=0, description="Number in the name of its Job.")
     failures: int = Field(default=0, description="Attempts that failed one after another.")
-    retry_at: str | None = Field(default=None, description="When the next attempt begins.")
+    retry_at: Timestamp | None = Field(default=None, description="When the next attempt begins.")
 
 
 class ModelVariantStatus(ApiModel):
@@ -100,7 +100,7 @@ class ModelVariantStatus(ApiModel):
     message: str = Field(default="", max_length=MESSAGE_LIMIT, description="The same in a sentence.")
     attempt: int = Field(default=0, description="Number in the name of its Job.")
     failures: int = Field(default=0, description="Attempts that failed one after another.")
-    retry_at: str | None = Field(default=None, description="When the next attempt begins.")
+    retry_at: Timestamp | None = Field(default=None, description="When the next attempt begins.")
     evaluations: list[ModelEvaluationStatus] = Field(
         default_factory=list, description="What was measured.", json_schema_extra=keyed("profile")
     )
@@ -115,7 +115,7 @@ class ModelVersionStatus(ApiModel):
     reference: str = Field(default="", description="What a mutable reference stood for.")
     created_at: str = Field(default="", description="When it was found.")
     accepted: bool = Field(default=False, description="Whether it is offered; it stays so.")
-    accepted_at: str | None = Field(default=None, description="Since when.")
+    accepted_at: Timestamp | None = Field(default=None, description="Since when.")
     metric: Literal["", "ExactMatch", "Perplexity", "Score"] = Field(
         default="", description="What quality is in this version."
     )

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from slmops.api.base import ApiModel, keyed
+from slmops.api.base import ApiModel, Timestamp, keyed
 from slmops.api.feedback_status import FeedbackStatus
 
 MAX_WORST_NODES: Final = 10
@@ -65,7 +65,7 @@ class Condition(ApiModel):
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
     reason: str = Field(min_length=1, max_length=128, description="CamelCase reason for the status.")
     message: str = Field(max_length=2048, description="What it means, in a sentence.")
-    last_transition_time: str = Field(description="When status changed last.")
+    last_transition_time: Timestamp = Field(description="When status changed last.")
     observed_generation: int = Field(ge=0, description="metadata.generation that it is about.")
 
 
@@ -117,9 +117,9 @@ class WaveStatus(ApiModel):
     deferred: int = Field(default=0, description="Nodes that were offline; they converge on return.")
     failed: int = Field(default=0, description="Nodes that failed after they took the new revision.")
     verdict: str = Field(default="", description="Pending, Pass, Fail or Skipped.")
-    started_at: str | None = Field(default=None, description="When the wave began.")
-    finished_at: str | None = Field(default=None, description="When it was judged.")
-    approved_at: str | None = Field(default=None, description="When somebody approved or skipped it.")
+    started_at: Timestamp | None = Field(default=None, description="When the wave began.")
+    finished_at: Timestamp | None = Field(default=None, description="When it was judged.")
+    approved_at: Timestamp | None = Field(default=None, description="When somebody approved or skipped it.")
 
 
 class Measurement(ApiModel):
@@ -154,7 +154,7 @@ class MetricState(ApiModel):
     consecutive_inconclusive: int = Field(default=0, description="Inconclusive results in a row.")
     consecutive_no_data: int = Field(default=0, description="Results without data in a row.")
     consecutive_errors: int = Field(default=0, description="Errors of the provider in a row.")
-    measured_at: str | None = Field(default=None, description="When it was measured last.")
+    measured_at: Timestamp | None = Field(default=None, description="When it was measured last.")
 
 
 class Baseline(ApiModel):
@@ -188,11 +188,11 @@ class RolloutStatus(ApiModel):
         "Failed",
         "Cancelled",
     ] = Field(description="What the rollout is doing.")
-    step_started_at: str = Field(description="When the step began.")
+    step_started_at: Timestamp = Field(description="When the step began.")
     wave: int = Field(default=0, ge=0, description="Index of the current wave.")
-    wave_started_at: str = Field(description="When the current wave began.")
-    started_at: str = Field(description="When the rollout began.")
-    finished_at: str | None = Field(default=None, description="When it ended.")
+    wave_started_at: Timestamp = Field(description="When the current wave began.")
+    started_at: Timestamp = Field(description="When the rollout began.")
+    finished_at: Timestamp | None = Field(default=None, description="When it ended.")
     reason: str = Field(default="", description="Why it is being rolled back or has failed.")
     message: str = Field(default="", max_length=2048, description="The same in a sentence.")
     waves: list[WaveStatus] = Field(
@@ -201,12 +201,12 @@ class RolloutStatus(ApiModel):
     metrics: list[MetricState] = Field(
         default_factory=list, description="Counts of the current wave.", json_schema_extra=keyed("name")
     )
-    paused_at: str | None = Field(
+    paused_at: Timestamp | None = Field(
         default=None,
         description="When it was paused, or a window closed on nodes still to move or to fetch; timers "
         "stand since.",
     )
-    promoted_at: str | None = Field(
+    promoted_at: Timestamp | None = Field(
         default=None,
         description="When somebody asked to go through all waves without approval, soak and analysis.",
     )

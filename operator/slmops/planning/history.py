@@ -17,7 +17,7 @@ def parse_stored(observed: Observed) -> dict[str, Revision]:
     for view in observed.revisions:
         try:
             result[view.revision] = parse_revision(view.revision, view.number, view.data)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
             continue  # altered by somebody; made anew when it is the target, else unusable
     return result
 

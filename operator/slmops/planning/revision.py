@@ -7,12 +7,13 @@ what is stored, so an upgrade of the operator changes no template and restarts n
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from slmops.api import SLMDeploymentSpec
-from slmops.api.base import LabelSelector, quantity_value
+from slmops.api.base import NAME_PATTERN, LabelSelector, quantity_value
 from slmops.api.spec import Signature, Source, Variant
 from slmops.model.geometry import Geometry, read_geometry
 from slmops.model.observed import Resolved
@@ -181,6 +182,8 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
     """
     if data["schema"] not in (SCHEMA, SCHEMA_WITH_OVERRIDES):
         raise ValueError(f"schema {data['schema']!r} is neither {SCHEMA} nor {SCHEMA_WITH_OVERRIDES}")
+    for entry in data["variants"]:
+        _check_entry(entry)
     manifests = {
         str(entry["name"]): parse_manifest(json.dumps(entry["manifest"]))
         for entry in data["variants"]
@@ -213,3 +216,12 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
         profiles=tuple(ProfileRule.model_validate(rule) for rule in data.get("profiles", ())),
         model_from=str(data.get("modelFrom", "")),
     )
+
+
+def _check_entry(entry: Mapping[str, Any]) -> None:
+    """What objects are named and made of; ValueError or TypeError."""
+    if len(entry["name"]) > 63 or not re.fullmatch(NAME_PATTERN, entry["name"]):
+        raise ValueError(f"{entry['name']!r} is no name of a variant")
+    for template in (entry["serve"], entry["prefetch"]):
+        if not isinstance(template["spec"]["containers"], list) or not template["metadata"]["labels"]:
+            raise ValueError(f"a pod template of variant {entry['name']} is none")

@@ -76,20 +76,6 @@ def test_every_example_is_taken(where: str, body: dict[str, Any], tmp_path: Path
                 assert set(given) <= set(values[section]), where
 
 
-def anchors(path: Path) -> set[str]:
-    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
-    return {re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-def test_every_link_within_the_repository_leads_somewhere() -> None:
-    for path in (*DOCS, ROOT / "README.md"):
-        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text()):
-            name, _, anchor = link.partition("#")
-            target = path.parent / name if name else path
-            assert target.exists(), f"{path.name}: {link}"
-            assert not anchor or anchor in anchors(target), f"{path.name}: {link}"
-
-
 def test_every_annotation_that_is_named_is_one_that_is_read() -> None:
     known = {value for name, value in vars(api).items() if name.endswith("_ANNOTATION")}
     # labels, and the version

@@ -11,13 +11,16 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from slmcli.__main__ import run
+from slmcli.cost.collect import NotCounted
 from slmcli.cost.estimate import PodUse, estimate_costs
 from slmcli.cost.meters import Meter, parse_meter
 from slmcli.cost.prices import CloudPrice, DevicePrice, Prices, Watts, read_prices, read_watts
 from slmcli.errors import CliError, ForbiddenError, UnreachableError, UsageError
 from slmcli.render.cost import amount_text, count_text
+from slmcli.render.cost_metrics import cost_metrics
 from tests.unit.slmcli.cli_double import ScriptedCluster, run_cli
 from tests.unit.slmcli.cli_objects import (
     EVIL,
@@ -338,3 +341,34 @@ def test_a_real_server_behind_an_api_server(tmp_path: Path, capsys: pytest.Captu
     assert document["total"]["countedOutputTokens"] == usage["completion_tokens"]
     assert document["total"]["countedInputTokens"] == usage["prompt_tokens"]
     assert document["total"]["sinceSeconds"] > 0 and NOW > 0
+
+
+def test_metrics_are_what_a_scraper_reads_and_say_nothing_of_what_is_not_known() -> None:
+    use = _use(seconds=2 * HOUR, tokens=(20_000, 10_000), busy=HOUR, site='a"b\\c\nd')
+    missed = NotCounted(deployment=("shop", "other"), pod="p", node="n", why="is not ready")
+    for prices in (PRICES, None):
+        rows, _ = estimate_costs([use], period_seconds=DAY, watts=WATTS, prices=prices)
+        text = cost_metrics(rows, [missed], period_seconds=DAY, prices=prices, now=NOW)
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        assert all(family.type == "gauge" and family.documentation for family in families.values())
+        [sample] = families["slmops_cost_input_tokens"].samples
+        assert sample.value == pytest.approx(240_000)
+        assert (sample.labels["namespace"], sample.labels["deployment"]) == ("shop", "orders")
+        assert families["slmops_cost_period_seconds"].samples[0].value == DAY
+        left = {s.labels["deployment"]: s.value for s in families["slmops_cost_pods_not_counted"].samples}
+        assert left == {"orders": 0, "other": 1}
+        costs = rows[0].costs
+        assert costs.kilowatt_hours is not None
+        energy = families["slmops_cost_energy_joules"].samples[0].value
+        assert energy == pytest.approx(costs.kilowatt_hours * 3.6e6)
+        assert ("slmops_cost_total_money" in families) is (prices is not None)
+        if prices is not None:
+            [money] = families["slmops_cost_total_money"].samples
+            assert money.value == pytest.approx(costs.total) and money.labels["currency"] == "EUR"
+
+
+def test_the_command_writes_metrics(cluster: ScriptedCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run_cli(cluster, "cost", "orders", "-o", "prometheus", capsys=capsys).out
+    names = {family.name for family in text_string_to_metric_families(out)}
+    assert {"slmops_cost_input_tokens", "slmops_cost_computed_timestamp_seconds"} <= names
+    assert "slmops_cost_total_money" not in names

@@ -122,3 +122,29 @@ def test_headers_that_never_end_are_given_up(monkeypatch: pytest.MonkeyPatch) ->
         answer = asyncio.run(run(sent))
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert _error(answer)["message"]
+
+
+def test_what_follows_a_request_and_is_none_ends_the_connection_and_is_no_failure(
+    orders_server: ServerProcess,
+) -> None:
+    """The answer that was under way met a closed connection, which was logged as a failure of ours."""
+    logged = [line for line in orders_server.log_lines() if line["level"] == "error"]
+    body = json.dumps({"model": "orders", "prompt": "a", "max_tokens": 60, "stream": True}).encode()
+    request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with _connect(orders_server) as connection:
+        connection.sendall(request + b"\x16\x03\x01 hello\r\n\r\n")
+        answer = _receive(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ") and _error(answer)["message"]
+    with _connect(orders_server) as connection:
+        connection.sendall(request)
+        begun = connection.recv(10)
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        answer = begun + _receive(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ") and b"HTTP/1.1 400" not in answer
+    with _connect(orders_server) as connection:
+        connection.sendall(request)
+        connection.recv(10)
+        connection.shutdown(socket.SHUT_WR)
+        _receive(connection)
+    assert httpx.get(f"{orders_server.url}/healthz", timeout=5).status_code == 200
+    assert [line for line in orders_server.log_lines() if line["level"] == "error"] == logged
