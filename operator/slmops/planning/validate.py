@@ -13,7 +13,9 @@ from slmops.api.source import SOURCE_KINDS, Source
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment
 from slmops.planning.finding import Finding
+from slmops.planning.source_hosts import find_variant_host_problem
 from slmops.planning.validate_distribution import find_distribution_problem
+from slmops.planning.validate_privacy import find_privacy_problem
 
 MAX_NAME_LENGTH: Final = 40
 
@@ -60,6 +62,10 @@ def _file_paths(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> F
         for index, variant in enumerate(spec.variants)
     )
     return next((finding for finding in found if finding is not None), None)
+
+
+def _source_hosts(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    return find_variant_host_problem(spec, config)
 
 
 def find_file_problem(where: str, source: Source, config: OperatorConfig) -> Finding | None:
@@ -165,6 +171,10 @@ def _durations(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Fi
     return None
 
 
+def _privacy(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    return find_privacy_problem(spec)
+
+
 def _distribution(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
     return find_distribution_problem(spec)
 
@@ -192,6 +202,8 @@ _CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding 
     _profiles,
     _host_path,
     _file_paths,
+    _source_hosts,
+    _privacy,
     _memory_limit,
     _tolerations,
     _durations,

@@ -14,6 +14,7 @@ from typing import Any
 from slmops.api.base import quantity_value
 from slmops.model.observed import NodeView, OwnedKind, OwnedView, PodView, RevisionView
 from slmops.planning.distribution import content_of
+from slmops.planning.network import digest_of
 from slmwire.labels import REVISION, ROLE, VARIANT, Role
 from slmwire.reasons import Reason, Termination
 
@@ -161,7 +162,13 @@ class Cluster:
 
     def owned_views(self, drifted: set[tuple[OwnedKind, str]]) -> tuple[OwnedView, ...]:
         return tuple(
-            OwnedView(kind=kind, name=name, drifted=(kind, name) in drifted, content=content_of(body))
+            OwnedView(
+                kind=kind,
+                name=name,
+                drifted=(kind, name) in drifted,
+                content=content_of(body),
+                digest=digest_of(body),
+            )
             for (kind, name), body in self.objects.items()
         )
 
