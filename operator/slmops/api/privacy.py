@@ -58,8 +58,8 @@ class Privacy(ApiModel):
     allowed_sites: Annotated[list[SiteName], Field(min_length=1, max_length=1000)] | None = Field(
         default=None,
         description="Data residency: a node must have one of these values of placement.siteLabel. Other "
-        "nodes, and those without the label, get no pod and are reported as SiteNotAllowed; one that comes to such "
-        "a site loses its pod at once, also while the rollout is paused. Unset allows all sites.",
+        "nodes, and those without the label, get no pod and are reported as SiteNotAllowed; one that comes "
+        "to such a site loses its pod at once, also while the rollout is paused. Unset allows all sites.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     network_policy: NetworkPolicyMode | None = Field(

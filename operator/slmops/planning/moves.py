@@ -164,7 +164,8 @@ class _Look:
 
 
 def _rests(state: NodeState, wish: Wish | None) -> bool:
-    """The node was given just what it is to serve, and carries no mark: no patch, and not in motion."""
+    """The node was given just what it is to serve, carries no mark and lacks nothing: no patch, and not in
+    motion."""
     return (
         wish is not None
         and state.matched
@@ -172,6 +173,7 @@ def _rests(state: NodeState, wish: Wish | None) -> bool:
         and not state.moving
         and len(state.serve) == 1
         and state.serve.get(wish.revision.revision) == wish.variant.name
+        and not (wish.verify_first and _lacks_model(state, wish.revision.revision))
     )
 
 

@@ -33,7 +33,8 @@ from slmwire.paths import HTTP_PORT
 Body = dict[str, Any]
 CONTENT: Final = "slmops.dev/content"
 """Annotation: hash of the spec that we wrote."""
-_LINK_LOCAL: Final = ("169.254.0.0/16", "fe80::/10")
+_LINK_LOCAL: Final = ("169.254.0.0/16", "fe80::/10", "64:ff9b::a9fe:0/112")
+"""The last is the first behind NAT64."""
 _METADATA: Final = ("100.100.100.200/32", "192.0.0.192/32", "fd00:ec2::254/128", "fd20:ce::254/128")
 """Metadata services outside the link-local ranges: Alibaba, Oracle, AWS and Google over IPv6."""
 _NAMESPACE: Final = "kubernetes.io/metadata.name"

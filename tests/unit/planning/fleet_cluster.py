@@ -284,8 +284,10 @@ class Cluster:
         if pod.phase == "Fetching" and pod.role is Role.RELEASE:
             node.cache.clear()
             pod.phase = "Ready"
-        elif pod.phase == "Fetching" and behaviour.fetch_error and pod.digest not in node.cache:
-            pod.termination = Termination(reason=behaviour.fetch_error, message="the source said no")
+        elif pod.phase == "Fetching" and pod.digest not in node.cache and self._fetch_error(pod, behaviour):
+            pod.termination = Termination(
+                reason=self._fetch_error(pod, behaviour), message="the source said no"
+            )
             pod.restarts += 1
             pod.phase_at += max(CRASH_SECONDS, node.fetch_seconds) * 2 ** min(pod.restarts, 6)
         elif pod.phase == "Fetching":
@@ -301,6 +303,17 @@ class Cluster:
         else:
             pod.phase = "Ready"
             pod.restarts += behaviour.restarts_later if pod.role is Role.SERVE else 0
+
+    def _fetch_error(self, pod: SimPod, behaviour: Behaviour) -> Reason | None:
+        """What the source says, or the network: NetworkPolicies are enforced here."""
+        roles = [
+            set(body["spec"]["podSelector"]["matchExpressions"][0]["values"])
+            for (kind, _), body in self.objects.items()
+            if kind is OwnedKind.NETWORK_POLICY and body["spec"]["egress"]
+        ]
+        if roles and not any(pod.role.value in opened for opened in roles):
+            return Reason.SOURCE_UNAVAILABLE
+        return behaviour.fetch_error
 
 
 def _selector(body: Mapping[str, Any]) -> tuple[str, str]:
