@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from slmcli.audit.facts import TELEMETRY, ContainerFacts, PodFacts
+from slmcli.audit.policies import managed_names
 from slmcli.audit.report import SEVERITIES, Audit, Finding, Severity
 from slmops.api.source import Source
 from slmwire import env
@@ -20,6 +21,7 @@ def assess_findings(audit: Audit) -> tuple[Finding, ...]:
     found = [
         *_unread(audit),
         *_network(audit),
+        *_residency(audit),
         *_services(audit),
         *_credentials(audit),
         *_containers(audit),
@@ -64,7 +66,7 @@ def _unread(audit: Audit) -> Iterable[Finding]:
 
 
 def _network(audit: Audit) -> Iterable[Finding]:
-    cure = "apply manifests/examples/network-policy.yaml with the addresses of this cluster"
+    cure = _policy_cure(audit)
     for role, reach in audit.egress.items():
         subject = f"pods of the role {role}"
         if not reach.is_restricted:
@@ -81,7 +83,7 @@ def _network(audit: Audit) -> Iterable[Finding]:
                 reason="EgressAnywhere",
                 subject=subject,
                 message=f"data may leave to every address: {'; '.join(reach.anywhere)}",
-                cure="name the model source's address in the policy",
+                cure=_anywhere_cure(audit, reach.policies, role),
             )
         names = [text for text in reach.allowed if _DNS.search(text)]
         if names and not reach.anywhere and role == Role.SERVE:
@@ -107,6 +109,47 @@ def _network(audit: Audit) -> Iterable[Finding]:
             subject="pods of the role serve",
             message=audit.ingress.describe("Ingress"),
             cure=cure,
+        )
+
+
+def _policy_cure(audit: Audit) -> str:
+    """What closes the pods' network, as far as spec leaves it to the operator."""
+    privacy = audit.observed.view.spec.privacy if audit.observed.view.spec is not None else None
+    if privacy is not None and privacy.network_policy == "None":
+        return "set spec.privacy.networkPolicy: Managed, or apply manifests/examples/network-policy.yaml"
+    return (
+        "set spec.privacy.networkPolicy: Managed, and name who may use the API in spec.privacy.clients"
+        if privacy is None or privacy.clients is None
+        else "look at the operator's NetworkPolicies, and at those that others have made"
+    )
+
+
+def _anywhere_cure(audit: Audit, policies: Iterable[str], role: str) -> str:
+    managed = managed_names(audit.observed.policies or ())
+    if not any(name in managed for name in policies):
+        return "name the model source's address in the policy"
+    by_address = "give the model source by address: a policy knows no names"
+    if role == Role.SERVE:
+        return f"spec.privacy.egress: Denied leaves serving pods nothing; or {by_address}"
+    return by_address
+
+
+def _residency(audit: Audit) -> Iterable[Finding]:
+    spec, sites = audit.observed.view.spec, audit.observed.sites
+    allowed = spec.privacy.allowed_sites if spec is not None else None
+    if allowed is None or sites is None:
+        return
+    outside = [pod for pod in audit.observed.pods if pod.node and sites.get(pod.node, "") not in allowed]
+    if outside:
+        where = sorted({sites.get(pod.node) or "no site" for pod in outside})
+        yield Finding(
+            severity="high",
+            reason="OutsideAllowedSites",
+            subject=_names(outside),
+            message=f"on nodes of {', '.join(where)}; spec.privacy.allowedSites has "
+            f"{', '.join(sorted(allowed))}",
+            cure="if it lasts: an offline node keeps its pod until it is back, and a replica whose node was "
+            "given another site until somebody deletes it",
         )
 
 

@@ -210,11 +210,9 @@ def _move(look: _Look, state: NodeState, wish: Wish | None, budget: int) -> _Mov
     revision, variant = wish.revision.revision, wish.variant.name
     has, others = state.serve.get(revision), [r for r in state.serve if r != revision]
     if has == variant and wish.verify_first and _lacks_model(state, revision):
-        if not look.places.may_fetch(state.name):
-            return None
+        # It serves nothing; without the label it is a node that fetches ahead when it may.
         labels = _drop_prefetch(names, state) | {names.serve_label(revision): None}
-        labels[names.prefetch_label(revision)] = variant
-        return _patch(state, labels, f"the node lost the model of {revision}, fetch it ahead")
+        return _patch(state, labels, f"the node lost the model of {revision} and cannot fetch it so")
     if has == variant and not others:
         if state.serves(revision, variant):
             return _patch(state, _drop_marks(names, state), "the node serves it, nothing is pending")

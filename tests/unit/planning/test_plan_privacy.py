@@ -5,7 +5,7 @@ enforces policies."""
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
@@ -265,7 +265,7 @@ class PrivacyMachine(FleetMachine):
         egress=st.sampled_from(["Sources", "Denied", "Denied"]),
     )
     def edit_privacy(self, sites: list[str] | None, egress: str) -> None:
-        self.sim.edit(privacy={"allowedSites": sites, "egress": egress})
+        self.sim.edit(privacy={"allowedSites": sites, "egress": egress}, distribution={"peers": "None"})
         # Whoever forbids a site takes its nodes down.
         self.watch.taken_down.clear()
 
@@ -273,6 +273,7 @@ class PrivacyMachine(FleetMachine):
     def move(self, index: int, site: str) -> None:
         if (node := self.some_node(index)) is not None:
             node.labels["site"] = site
+            self.sim.edit(distribution={"peers": "None"})  # what neighbours are told is another test's
 
     @rule(index=indices)
     def lose_disk(self, index: int) -> None:
@@ -284,7 +285,7 @@ class PrivacyMachine(FleetMachine):
         if not hasattr(self, "sim") or self.watch.broken:
             return
         sim = self.sim
-        sim.edit(privacy={"egress": "Denied"})
+        sim.edit(privacy={"egress": "Denied"}, distribution={"peers": "None"})
         super().teardown()
         before = served(sim)
         for name in before:
@@ -299,6 +300,7 @@ PrivacyMachine.TestCase.settings = settings(
     stateful_step_count=30,
     deadline=None,
     derandomize=True,
+    phases=[Phase.explicit, Phase.generate],  # a long life shrinks slowly
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestPrivacy = PrivacyMachine.TestCase
