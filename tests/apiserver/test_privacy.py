@@ -60,7 +60,7 @@ async def test_policies_are_kept_as_spec_wants_them(cluster: Cluster, control_pl
 
         async def narrowed() -> bool:
             found = await policies(cluster)
-            first = found[CONFINE]["ingress"][0]["from"]
+            first = found[CONFINE]["ingress"][0].get("from")
             roles = found[FETCH]["podSelector"]["matchExpressions"][0]["values"]
             return first == [{"podSelector": {}}] and roles == ["prefetch"]
 

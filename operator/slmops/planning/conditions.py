@@ -76,8 +76,9 @@ def count_nodes(fleet: Fleet, problems: dict[str, Problem], decision: Decision, 
         stable=sum(1 for s in matched if decision.stable_revision in s.serve),
         updated=sum(1 for s in matched if target in s.serve),
         offline=len(offline),
-        failed=sum(1 for name in problems if name not in offline),
-        unfit=unfit + len(fleet.left_out) + len(fleet.forbidden),
+        # That nodes elsewhere get no pod is as spec wants it: their number is with the reasons.
+        failed=sum(1 for name in problems if name not in offline and name not in fleet.forbidden),
+        unfit=unfit + len(fleet.left_out),
     )
 
 
@@ -113,8 +114,9 @@ def _no_site(fleet: Fleet) -> Problem:
 
 
 def worst_nodes(problems: dict[str, Problem]) -> list[NodeProblem]:
-    """At most ten; nodes that are merely offline come last."""
-    order = sorted(problems.items(), key=lambda item: (item[1].reason == "NodeNotReady", item[0]))
+    """At most ten; nodes that are merely offline come last, with those that are left out on purpose."""
+    late = ("NodeNotReady", SITE_NOT_ALLOWED)
+    order = sorted(problems.items(), key=lambda item: (item[1].reason in late, item[0]))
     return [
         NodeProblem(node=node, reason=problem.reason, message=problem.message[:512])
         for node, problem in order[:MAX_WORST_NODES]
@@ -248,7 +250,7 @@ def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) ->
         if counts.unfit:
             message = f"{counts.unfit} node(s) match placement, but no variant suits them"
         if fleet.forbidden:
-            message += f"; {len(fleet.forbidden)} of them at sites that spec.privacy.allowedSites lacks"
+            message += f"; {len(fleet.forbidden)} that do are at sites which spec.privacy.allowedSites lacks"
         return Says(status="False", reason="NoMatchingNodes", message=message)
     known = fleet.target is not None or fleet.stable is not None
     waiting = [s for s in (fleet.eligible if known else fleet.matched) if s.online and not s.serving]

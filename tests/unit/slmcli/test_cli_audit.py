@@ -22,7 +22,6 @@ from slmcli.kube import connect
 from slmcli.render.audit import residency_text
 from slmcli.revisions import read_revisions
 from slmcli.view import read_deployment
-from slmops.api import SLMDeploymentSpec
 from slmops.api.spec import SLMDeploymentSpec
 from slmops.model.config import OperatorConfig
 from slmops.planning.build import build_service, build_templates
