@@ -51,7 +51,7 @@ async def test_policies_are_kept_as_spec_wants_them(cluster: Cluster, control_pl
 
         await until("the policy being back", same)
         # By kubectl: what somebody else adds belongs to a field manager that is not ours.
-        hole = {"spec": {"egress": [{}]}}
+        hole: dict[str, Any] = {"spec": {"egress": [{}]}}
         command = ("patch", "networkpolicy", CONFINE, "-n", cluster.namespace, "--type=merge", "-p")
         await asyncio.to_thread(control_plane.kubectl, *command, json.dumps(hole))
         await until("the hole being closed", same)
@@ -62,7 +62,7 @@ async def test_policies_are_kept_as_spec_wants_them(cluster: Cluster, control_pl
             found = await policies(cluster)
             first = found[CONFINE]["ingress"][0].get("from")
             roles = found[FETCH]["podSelector"]["matchExpressions"][0]["values"]
-            return first == [{"podSelector": {}}] and roles == ["prefetch"]
+            return bool(first == [{"podSelector": {}}] and roles == ["prefetch"])
 
         await until("the policies being narrowed", narrowed)
         await cluster.until_settled(revision, 4)

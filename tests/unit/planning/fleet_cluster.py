@@ -284,10 +284,8 @@ class Cluster:
         if pod.phase == "Fetching" and pod.role is Role.RELEASE:
             node.cache.clear()
             pod.phase = "Ready"
-        elif pod.phase == "Fetching" and pod.digest not in node.cache and self._fetch_error(pod, behaviour):
-            pod.termination = Termination(
-                reason=self._fetch_error(pod, behaviour), message="the source said no"
-            )
+        elif pod.phase == "Fetching" and (error := self._fetch_error(pod, node, behaviour)) is not None:
+            pod.termination = Termination(reason=error, message="the source said no")
             pod.restarts += 1
             pod.phase_at += max(CRASH_SECONDS, node.fetch_seconds) * 2 ** min(pod.restarts, 6)
         elif pod.phase == "Fetching":
@@ -304,8 +302,11 @@ class Cluster:
             pod.phase = "Ready"
             pod.restarts += behaviour.restarts_later if pod.role is Role.SERVE else 0
 
-    def _fetch_error(self, pod: SimPod, behaviour: Behaviour) -> Reason | None:
-        """What the source says, or the network: NetworkPolicies are enforced here."""
+    def _fetch_error(self, pod: SimPod, node: SimNode, behaviour: Behaviour) -> Reason | None:
+        """What the source says, or the network: NetworkPolicies are enforced here. None where the node holds
+        the model."""
+        if pod.digest in node.cache:
+            return None
         roles = [
             set(body["spec"]["podSelector"]["matchExpressions"][0]["values"])
             for (kind, _), body in self.objects.items()
