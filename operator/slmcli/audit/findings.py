@@ -5,8 +5,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+from slmcli.audit.cures import anywhere_cure, policy_cure
 from slmcli.audit.facts import TELEMETRY, ContainerFacts, PodFacts
-from slmcli.audit.policies import managed_names
 from slmcli.audit.report import SEVERITIES, Audit, Finding, Severity
 from slmops.api.source import Source
 from slmwire import env
@@ -66,7 +66,7 @@ def _unread(audit: Audit) -> Iterable[Finding]:
 
 
 def _network(audit: Audit) -> Iterable[Finding]:
-    cure = _policy_cure(audit)
+    cure = policy_cure(audit)
     for role, reach in audit.egress.items():
         subject = f"pods of the role {role}"
         if not reach.is_restricted:
@@ -83,7 +83,7 @@ def _network(audit: Audit) -> Iterable[Finding]:
                 reason="EgressAnywhere",
                 subject=subject,
                 message=f"data may leave to every address: {'; '.join(reach.anywhere)}",
-                cure=_anywhere_cure(audit, reach.policies, role),
+                cure=anywhere_cure(audit, reach.policies, role),
             )
         names = [text for text in reach.allowed if _DNS.search(text)]
         if names and not reach.anywhere and role == Role.SERVE:
@@ -110,28 +110,6 @@ def _network(audit: Audit) -> Iterable[Finding]:
             message=audit.ingress.describe("Ingress"),
             cure=cure,
         )
-
-
-def _policy_cure(audit: Audit) -> str:
-    """What closes the pods' network, as far as spec leaves it to the operator."""
-    privacy = audit.observed.view.spec.privacy if audit.observed.view.spec is not None else None
-    if privacy is not None and privacy.network_policy == "None":
-        return "set spec.privacy.networkPolicy: Managed, or apply manifests/examples/network-policy.yaml"
-    return (
-        "set spec.privacy.networkPolicy: Managed, and name who may use the API in spec.privacy.clients"
-        if privacy is None or privacy.clients is None
-        else "look at the operator's NetworkPolicies, and at those that others have made"
-    )
-
-
-def _anywhere_cure(audit: Audit, policies: Iterable[str], role: str) -> str:
-    managed = managed_names(audit.observed.policies or ())
-    if not any(name in managed for name in policies):
-        return "name the model source's address in the policy"
-    by_address = "give the model source by address: a policy knows no names"
-    if role == Role.SERVE:
-        return f"spec.privacy.egress: Denied leaves serving pods nothing; or {by_address}"
-    return by_address
 
 
 def _residency(audit: Audit) -> Iterable[Finding]:
