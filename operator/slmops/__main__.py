@@ -15,6 +15,7 @@ from slmops.adapters.kube import KubeClient, in_cluster_namespace, load_configur
 from slmops.adapters.prometheus import OwnPrometheus
 from slmops.adapters.routing import build_provider
 from slmops.adapters.sources import build_resolver
+from slmops.adapters.sources.addresses import AddressPolicy
 from slmops.handlers.deployments import build_registry
 from slmops.runtime.logs import setup_logging
 from slmops.runtime.metrics import OperatorMetrics
@@ -67,7 +68,7 @@ async def run(settings: Settings) -> int:
         Parts(
             kube=kube,
             provider=provider,
-            resolver=build_resolver(),
+            resolver=build_resolver(AddressPolicy(allowed_hosts=settings.planner.allowed_source_hosts)),
             clock=clock,
             config=settings.planner,
             namespace=settings.namespace,

@@ -11,6 +11,7 @@ from slmops.adapters.resources import (
     DAEMON_SETS,
     DEPLOYMENTS,
     EVENTS,
+    NETWORK_POLICIES,
     NODES,
     SERVICES,
 )
@@ -107,7 +108,7 @@ async def test_deletion_leaves_nothing(cluster: Cluster) -> None:
 
         async def gone() -> bool:
             left = await cluster.items(DEPLOYMENTS, namespace=namespace)
-            for resource in (DAEMON_SETS, CONFIG_MAPS, SERVICES, CONTROLLER_REVISIONS):
+            for resource in (DAEMON_SETS, CONFIG_MAPS, SERVICES, CONTROLLER_REVISIONS, NETWORK_POLICIES):
                 left += await cluster.items(
                     resource, namespace=namespace, label_selector="app.kubernetes.io/managed-by=slmops"
                 )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slmcli.audit.facts import ContainerFacts, PodFacts
-from slmcli.audit.policies import Reach
+from slmcli.audit.policies import Reach, managed_names
 from slmcli.audit.report import BY_DESIGN, Audit, Finding
 from slmcli.output import with_head
 from slmcli.times import clock_text
@@ -25,6 +25,9 @@ def audit_document(audit: Audit, findings: Sequence[Finding], *, now: float) -> 
         "model": view.spec.model.name if view.spec is not None else None,
         "stableVersion": (status.model_version or None) if status is not None else None,
         "stableRevision": (status.stable_revision or None) if status is not None else None,
+        "allowedSites": sorted(view.spec.privacy.allowed_sites)
+        if view.spec is not None and view.spec.privacy.allowed_sites is not None
+        else None,
         "pods": [_pod(pod, audit) for pod in observed.pods],
         "variants": [
             {
@@ -47,6 +50,7 @@ def audit_document(audit: Audit, findings: Sequence[Finding], *, now: float) -> 
         "egress": None
         if observed.policies is None
         else [{"role": role} | _reach(reach, "Egress") for role, reach in audit.egress.items()],
+        "managedPolicies": None if observed.policies is None else sorted(managed_names(observed.policies)),
         "ingress": None if audit.ingress is None else _reach(audit.ingress, "Ingress"),
         "services": None
         if observed.services is None

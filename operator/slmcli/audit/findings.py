@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+from slmcli.audit.cures import anywhere_cure, policy_cure
 from slmcli.audit.facts import TELEMETRY, ContainerFacts, PodFacts
 from slmcli.audit.report import SEVERITIES, Audit, Finding, Severity
 from slmops.api.source import Source
@@ -20,6 +21,7 @@ def assess_findings(audit: Audit) -> tuple[Finding, ...]:
     found = [
         *_unread(audit),
         *_network(audit),
+        *_residency(audit),
         *_services(audit),
         *_credentials(audit),
         *_containers(audit),
@@ -64,7 +66,7 @@ def _unread(audit: Audit) -> Iterable[Finding]:
 
 
 def _network(audit: Audit) -> Iterable[Finding]:
-    cure = "apply manifests/examples/network-policy.yaml with the addresses of this cluster"
+    cure = policy_cure(audit)
     for role, reach in audit.egress.items():
         subject = f"pods of the role {role}"
         if not reach.is_restricted:
@@ -81,7 +83,7 @@ def _network(audit: Audit) -> Iterable[Finding]:
                 reason="EgressAnywhere",
                 subject=subject,
                 message=f"data may leave to every address: {'; '.join(reach.anywhere)}",
-                cure="name the model source's address in the policy",
+                cure=anywhere_cure(audit, reach.policies, role),
             )
         names = [text for text in reach.allowed if _DNS.search(text)]
         if names and not reach.anywhere and role == Role.SERVE:
@@ -107,6 +109,25 @@ def _network(audit: Audit) -> Iterable[Finding]:
             subject="pods of the role serve",
             message=audit.ingress.describe("Ingress"),
             cure=cure,
+        )
+
+
+def _residency(audit: Audit) -> Iterable[Finding]:
+    spec, sites = audit.observed.view.spec, audit.observed.sites
+    allowed = spec.privacy.allowed_sites if spec is not None else None
+    if allowed is None or sites is None:
+        return
+    outside = [pod for pod in audit.observed.pods if pod.node and sites.get(pod.node, "") not in allowed]
+    if outside:
+        where = sorted({sites.get(pod.node) or "no site" for pod in outside})
+        yield Finding(
+            severity="high",
+            reason="OutsideAllowedSites",
+            subject=_names(outside),
+            message=f"on nodes of {', '.join(where)}; spec.privacy.allowedSites has "
+            f"{', '.join(sorted(allowed))}",
+            cure="if it lasts: an offline node keeps its pod until it is back, and a replica whose node was "
+            "given another site until somebody deletes it",
         )
 
 

@@ -16,6 +16,7 @@ from slmcli.safe import clean_tree
 from slmcli.view import Body
 from slmops.api.base import LabelSelector
 from slmops.planning.selectors import matches
+from slmwire.labels import MANAGED_BY, MANAGED_BY_VALUE
 
 Direction = Literal["Egress", "Ingress"]
 
@@ -45,6 +46,16 @@ class Reach:
             return f"no policy: everything may {way}"
         word = direction.lower()
         return f"{word} denied" + (f" except {'; '.join(self.allowed)}" if self.allowed else "")
+
+
+def managed_names(bodies: Iterable[Body]) -> frozenset[str]:
+    """Names of the policies that the operator keeps; the mark is its label."""
+    found = (clean_tree(dict(raw))["metadata"] for raw in bodies)
+    return frozenset(
+        str(metadata["name"])
+        for metadata in found
+        if (metadata.get("labels") or {}).get(MANAGED_BY) == MANAGED_BY_VALUE
+    )
 
 
 def assess_reach(bodies: Iterable[Body], labels: Mapping[str, str], direction: Direction) -> Reach:

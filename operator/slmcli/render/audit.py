@@ -25,13 +25,23 @@ def render_audit(audit: Audit, findings: Sequence[Finding], *, now: float, width
     stable = f"stable {status.stable_revision or '-'}" if status is not None else "not looked at yet"
     title.append(f"  {stable}  at {clock_text(now)}", style="")
     lines = [title]
-    lines += _section("WHERE IT RUNS", _pods(audit, width) or [Text("no pod")])
+    where = [*(_pods(audit, width) or [Text("no pod")]), *wrapped(residency_text(audit), width=width)]
+    lines += _section("WHERE IT RUNS", where)
     lines += _section("WHICH BYTES", [*_variants(audit, width), *wrapped(_signature(audit), width=width)])
     lines += _section("IMAGES", _images(observed.pods, width) or [Text("no pod")])
     lines += _section("WHAT MAY LEAVE AND COME IN", _texts(_network(audit), width))
     lines += _section("CREDENTIALS AND CONFINEMENT", _texts(_confinement(observed.pods), width))
     lines += _section("BY DESIGN", _texts(BY_DESIGN, width))
     return [*lines, *_section("FINDINGS", _findings(findings, width) or [Text("none", style="green")])]
+
+
+def residency_text(audit: Audit) -> str:
+    """At which sites it may run."""
+    spec = audit.observed.view.spec
+    allowed = spec.privacy.allowed_sites if spec is not None else None
+    if spec is None or allowed is None:
+        return "residency: spec.privacy.allowedSites is not set, any node that placement selects may run it"
+    return f"residency: sites {', '.join(sorted(allowed))} only (node label {spec.placement.site_label})"
 
 
 def _section(title: str, body: Sequence[Text]) -> Lines:

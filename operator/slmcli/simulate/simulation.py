@@ -28,6 +28,7 @@ from slmops.api.status import ConditionType
 from slmops.model.observed import Deployment, Observed, OwnedKind, OwnedView, Reading, RevisionView
 from slmops.model.plan import ApplyObject, DeleteObject, MeasureRequest, PatchNodeLabels, Plan
 from slmops.planning.distribution import content_of
+from slmops.planning.network import digest_of
 from slmops.planning.nodes import NodeMemory
 from slmops.planning.plan import plan
 from slmwire.labels import REVISION
@@ -264,7 +265,10 @@ class Simulation:
 
     def _apply(self, action: ApplyObject) -> None:
         self._owned[action.kind, action.name] = OwnedView(
-            kind=action.kind, name=action.name, content=content_of(action.body)
+            kind=action.kind,
+            name=action.name,
+            content=content_of(action.body),
+            digest=digest_of(action.body),
         )
         if action.kind is OwnedKind.CONTROLLER_REVISION:
             body: Any = action.body

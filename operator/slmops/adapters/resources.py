@@ -61,6 +61,9 @@ JOBS: Final = Resource(group="batch", version="v1", plural="jobs", kind="Job")
 CONTROLLER_REVISIONS: Final = Resource(
     group="apps", version="v1", plural="controllerrevisions", kind="ControllerRevision"
 )
+NETWORK_POLICIES: Final = Resource(
+    group="networking.k8s.io", version="v1", plural="networkpolicies", kind="NetworkPolicy"
+)
 EVENTS: Final = Resource(group="events.k8s.io", version="v1", plural="events", kind="Event")
 LEASES: Final = Resource(group="coordination.k8s.io", version="v1", plural="leases", kind="Lease")
 
@@ -70,4 +73,5 @@ OWNED: Final[Mapping[OwnedKind, Resource]] = {
     OwnedKind.CONFIG_MAP: CONFIG_MAPS,
     OwnedKind.SERVICE: SERVICES,
     OwnedKind.CONTROLLER_REVISION: CONTROLLER_REVISIONS,
+    OwnedKind.NETWORK_POLICY: NETWORK_POLICIES,
 }

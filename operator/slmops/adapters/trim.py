@@ -16,6 +16,7 @@ from slmops.api.base import quantity_value
 from slmops.api.profile import DeviceProfileSpec
 from slmops.model.observed import DistributionView, NodeView, OwnedKind, PodView, ProfileView
 from slmops.planning.distribution import content_of
+from slmops.planning.network import digest_of
 from slmwire import labels
 from slmwire.reasons import Termination, parse_termination
 
@@ -42,6 +43,8 @@ class OwnedMeta:
     data: Mapping[str, Any] | None = None
     content: DistributionView | None = None
     """Of a ConfigMap that holds a readable distribution file."""
+    digest: str = ""
+    """Of a NetworkPolicy, see `planning.network`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +161,7 @@ def trim_owned(kind: OwnedKind, body: Mapping[str, Any]) -> OwnedMeta:
         number=int(body.get("revision") or 0) if revision else 0,
         data=(body.get("data") or {}) if revision else None,
         content=content_of(body) if kind is OwnedKind.CONFIG_MAP else None,
+        digest=digest_of(body) if kind is OwnedKind.NETWORK_POLICY else "",
     )
 
 

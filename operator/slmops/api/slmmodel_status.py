@@ -23,7 +23,7 @@ class ModelConditionType(StrEnum):
     """Conditions; for each, True is the good state. All but Ready are about the newest version."""
 
     ACCEPTED = "Accepted"
-    """The spec makes sense. Reasons: Accepted (True); InvalidSpec, FilePathNotAllowed,
+    """The spec makes sense. Reasons: Accepted (True); InvalidSpec, FilePathNotAllowed, SourceHostNotAllowed,
     OptimizerImageMissing (False: no version and no Job begins)."""
     SOURCE_RESOLVED = "SourceResolved"
     """The files of the source, and of the dataset, are known by digest. Reasons: Resolved (True); Resolving

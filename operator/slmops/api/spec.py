@@ -18,6 +18,7 @@ from slmops.api.base import (
 from slmops.api.distribution import Distribution, not_with_replicas
 from slmops.api.feedback import FeedbackPolicy
 from slmops.api.overrides import MAX_OVERRIDES, Override, not_overridden_with_replicas
+from slmops.api.privacy import Privacy, privacy_rules
 from slmops.api.rollout import Rollout, Wave
 from slmops.api.signature import Signature
 from slmops.api.source import NO_DOTS, FileSource, HttpSource, HuggingFaceSource, Source
@@ -32,6 +33,7 @@ __all__ = [
     "Metric",
     "ModelSource",
     "Override",
+    "Privacy",
     "ResourceAmounts",
     "Resources",
     "Rollout",
@@ -294,6 +296,7 @@ class SLMDeploymentSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=validations(
             *not_with_replicas()["x-kubernetes-validations"],
+            *privacy_rules(),
             cel(
                 "has(self.model.from) != (has(self.variants) && size(self.variants) > 0)",
                 "give at least 1 of variants, or model.from, not both",
@@ -326,6 +329,9 @@ class SLMDeploymentSpec(ApiModel):
     cache: Cache = Field(default_factory=Cache, description="The model store on each node.")
     distribution: Distribution = Field(
         default_factory=Distribution, description="How models reach the nodes over thin links."
+    )
+    privacy: Privacy = Field(
+        default_factory=Privacy, description="Where the model may run, and whom its pods may speak with."
     )
     rollout: Rollout = Field(default_factory=Rollout, description="How a new revision reaches the fleet.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="The model's golden set.")

@@ -27,9 +27,9 @@ class ConditionType(StrEnum):
 
     ACCEPTED = "Accepted"
     """The spec makes sense. Reasons: Accepted (True); InvalidSpec, InvalidName, HostPathNotAllowed,
-    FilePathNotAllowed (False: nothing that runs is touched); InvalidWaves, InvalidWindow, InvalidQuery,
-    ProviderNotAllowed, NoVariantFits (False: no rollout begins or goes on; the stable revision is looked
-    after and a rollback is finished)."""
+    FilePathNotAllowed, SourceHostNotAllowed (False: nothing that runs is touched); InvalidWaves,
+    InvalidWindow, InvalidQuery, ProviderNotAllowed, NoVariantFits (False: no rollout begins or goes on; the
+    stable revision is looked after and a rollback is finished)."""
     MODEL_RESOLVED = "ModelResolved"
     """Every variant's files are known by digest. Reasons: Resolved (True); Resolving (Unknown);
     SourceUnavailable, AccessDenied, RateLimited, IntegrityMismatch, Unfit, SignatureInvalid, InternalError

@@ -3,8 +3,40 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 from slmwire.paths import AGENT_PORT, DEFAULT_STORE_PATH
+
+Peer = Mapping[str, Any]
+"""As in a NetworkPolicy: namespaceSelector and podSelector, or ipBlock."""
+CLUSTER_DNS: Final[tuple[Peer, ...]] = (
+    {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    },
+)
+"""CoreDNS as K3s, kubeadm and most clouds install it."""
+PUBLIC_HUB: Final = "https://huggingface.co"
+ANY_PROMETHEUS: Final[tuple[Peer, ...]] = (
+    {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}},
+)
+"""The label that the Prometheus operator and the community's chart give its pods."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """What NetworkPolicies of SLMDeployments rest on that only an administrator knows."""
+
+    default_mode: Literal["Managed", "None"] = "Managed"
+    """For an SLMDeployment that does not say whether it wants them."""
+    default_clients: Literal["Any", "Namespace"] = "Any"
+    """Who may use the API of one that does not say."""
+    operator_namespace: str = ""
+    """Where the operator's pod runs, which reads metrics for provider Direct; empty: not known."""
+    metrics_from: tuple[Peer, ...] = ANY_PROMETHEUS
+    """Peers that may scrape inference pods."""
+    dns_to: tuple[Peer, ...] = CLUSTER_DNS
+    """The cluster's DNS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +53,11 @@ class OperatorConfig:
     """Prefixes that `cache.hostPath` may lie under."""
     allowed_file_paths: tuple[str, ...] = ()
     """Prefixes that a `file` source may lie under; empty refuses file sources."""
+    allowed_source_hosts: tuple[str, ...] = ()
+    """Hosts that sources may name and be redirected to, see `model.hosts`; empty allows all."""
+    hugging_face_endpoint: str = PUBLIC_HUB
+    """Of hf sources that name none."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     allowed_prometheus_urls: tuple[str, ...] = ()
     """Prefixes that `analysis.prometheus.url` may begin with; empty allows only the operator's own."""
     node_settle_seconds: float = 30.0

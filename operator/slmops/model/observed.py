@@ -84,6 +84,7 @@ class OwnedKind(StrEnum):
     CONFIG_MAP = "ConfigMap"
     SERVICE = "Service"
     CONTROLLER_REVISION = "ControllerRevision"
+    NETWORK_POLICY = "NetworkPolicy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,8 @@ class OwnedView:
     """`spec.replicas` of a Deployment."""
     content: DistributionView | None = None
     """Of a ConfigMap that holds a readable distribution file."""
+    digest: str = ""
+    """Of a NetworkPolicy: hash of the spec that was written, as its annotation says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

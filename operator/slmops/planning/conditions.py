@@ -23,7 +23,8 @@ from slmops.planning.decision import ACTIVE, BLOCKS, FEEDBACK_HOLD, Decision
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState, Problem, unfit_reason
-from slmops.planning.places import is_limited
+from slmops.planning.places import fetches_ahead
+from slmops.planning.residency import SITE_NOT_ALLOWED
 from slmops.planning.resolution import Resolution
 from slmwire.labels import Role
 from slmwire.reasons import Reason
@@ -75,7 +76,8 @@ def count_nodes(fleet: Fleet, problems: dict[str, Problem], decision: Decision, 
         stable=sum(1 for s in matched if decision.stable_revision in s.serve),
         updated=sum(1 for s in matched if target in s.serve),
         offline=len(offline),
-        failed=sum(1 for name in problems if name not in offline),
+        # That nodes elsewhere get no pod is as spec wants it: their number is with the reasons.
+        failed=sum(1 for name in problems if name not in offline and name not in fleet.forbidden),
         unfit=unfit + len(fleet.left_out),
     )
 
@@ -87,6 +89,7 @@ def _offline(states: Iterable[NodeState]) -> frozenset[str]:
 def find_problems(fleet: Fleet) -> dict[str, Problem]:
     """One problem for each node that has one, the gravest first found."""
     problems: dict[str, Problem] = {name: _no_site(fleet) for name in fleet.left_out}
+    problems |= {n: Problem(reason=SITE_NOT_ALLOWED, message=why) for n, why in fleet.forbidden.items()}
     judge = fleet.target or fleet.stable
     for state in fleet.matched:
         if judge is not None and fleet.variant(judge, state) is None:
@@ -111,8 +114,9 @@ def _no_site(fleet: Fleet) -> Problem:
 
 
 def worst_nodes(problems: dict[str, Problem]) -> list[NodeProblem]:
-    """At most ten; nodes that are merely offline come last."""
-    order = sorted(problems.items(), key=lambda item: (item[1].reason == "NodeNotReady", item[0]))
+    """At most ten; nodes that are merely offline come last, with those that are left out on purpose."""
+    late = ("NodeNotReady", SITE_NOT_ALLOWED)
+    order = sorted(problems.items(), key=lambda item: (item[1].reason in late, item[0]))
     return [
         NodeProblem(node=node, reason=problem.reason, message=problem.message[:512])
         for node, problem in order[:MAX_WORST_NODES]
@@ -245,6 +249,8 @@ def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) ->
         message = "no node matches spec.placement.nodeSelector"
         if counts.unfit:
             message = f"{counts.unfit} node(s) match placement, but no variant suits them"
+        if fleet.forbidden:
+            message += f"; {len(fleet.forbidden)} that do are at sites which spec.privacy.allowedSites lacks"
         return Says(status="False", reason="NoMatchingNodes", message=message)
     known = fleet.target is not None or fleet.stable is not None
     waiting = [s for s in (fleet.eligible if known else fleet.matched) if s.online and not s.serving]
@@ -268,7 +274,7 @@ def say_ready(fleet: Fleet, counts: NodeCounts, problems: dict[str, Problem]) ->
 
 def _awaited(fleet: Fleet, state: NodeState) -> str:
     """What a node without a problem waits for."""
-    if not state.serve and is_limited(fleet.spec):
+    if not state.serve and fetches_ahead(fleet.spec):
         return "fetching the model" if state.prefetch else "waits until it may fetch the model"
     if not state.serve or any(p.role is Role.SERVE and not p.deleting for p in state.pods):
         return "starting"

@@ -149,15 +149,22 @@ def share(spec: SLMDeploymentSpec, nodes: Iterable[NodeView], *, peer_port: int,
     )
 
 
+def hosts_of(fleet: Fleet, observed: Observed) -> list[NodeView]:
+    """Nodes that may hold the model: those that placement selects, with either mode."""
+    if fleet.spec.placement.mode == "Replicas":
+        return [node for hosts in sites_of(fleet.spec, observed.nodes)[0].values() for node in hosts]
+    return [state.node for state in fleet.matched]
+
+
 def share_among(fleet: Fleet, observed: Observed) -> Shared:
     """`share` for this look; replicas may come to every node that matches."""
-    spec = fleet.spec
-    if spec.placement.mode == "Replicas":
-        nodes = [node for hosts in sites_of(spec.placement, observed.nodes)[0].values() for node in hosts]
-    else:
-        nodes = [state.node for state in fleet.matched]
     config = observed.config
-    return share(spec, nodes, peer_port=config.store_agent_port, agent_path=config.store_agent_path)
+    return share(
+        fleet.spec,
+        hosts_of(fleet, observed),
+        peer_port=config.store_agent_port,
+        agent_path=config.store_agent_path,
+    )
 
 
 def apply_distribution(

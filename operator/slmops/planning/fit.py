@@ -25,6 +25,7 @@ from slmops.planning.effective import (
 from slmops.planning.expand import expand_spec
 from slmops.planning.misfit import describe_misfit
 from slmops.planning.needs import Need, assess_need
+from slmops.planning.residency import describe_forbidden, is_site_allowed
 from slmops.planning.revision import source_hash
 from slmops.planning.selectors import matches
 from slmwire.manifest import ManifestError
@@ -146,7 +147,8 @@ def _with_adapters(found: Resolved, variant: Variant) -> Resolved:
 def _row(spec: SLMDeploymentSpec, candidates: Sequence[Candidate], node: NodeView) -> FitRow:
     rules = rules_of(spec)
     rule = find_rule(rules, node.labels)
-    chosen = choose(candidates, rules, node)
+    is_allowed = is_site_allowed(spec, node.labels)
+    chosen = choose(candidates, rules, node) if is_allowed else None
     meant = selected_for(candidates, rule, node.labels)
 
     def judge(candidate: Candidate) -> Verdict:
@@ -165,5 +167,9 @@ def _row(spec: SLMDeploymentSpec, candidates: Sequence[Candidate], node: NodeVie
         disk_bytes=rule.disk_bytes if rule is not None else None,
         chosen=chosen,
         candidates=tuple(Judged(candidate=candidate, verdict=judge(candidate)) for candidate in meant),
-        problem="" if chosen is not None else describe_misfit(candidates, rule, node),
+        problem=""
+        if chosen is not None
+        else describe_misfit(candidates, rule, node)
+        if is_allowed
+        else describe_forbidden(spec, node),
     )

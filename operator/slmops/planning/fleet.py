@@ -37,6 +37,8 @@ class Fleet:
     """Wave index of each eligible node, by name."""
     left_out: tuple[str, ...] = ()
     """Nodes that match placement and have no site, where replicas are counted by site."""
+    forbidden: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that match placement at a site that spec does not allow, each with what to say of it."""
 
     eligible: tuple[NodeState, ...] = field(init=False, compare=False, repr=False)
     """Matching nodes that the target (before it is known, the stable) has a variant for."""
@@ -67,6 +69,7 @@ def build_fleet(
     target: str,
     key: str,
     left_out: tuple[str, ...] = (),
+    forbidden: Mapping[str, str] | None = None,
 ) -> Fleet:
     """Sort the nodes out; `key` seeds the order of nodes in percentage waves."""
     stable_revision, target_revision = revisions.get(stable), revisions.get(target)
@@ -91,6 +94,7 @@ def build_fleet(
             reserve=1 if spec.placement.mode == "Replicas" and len(eligible) > 1 else 0,
         ),
         left_out=left_out,
+        forbidden=forbidden or {},
     )
 
 

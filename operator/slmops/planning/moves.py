@@ -13,8 +13,8 @@ from slmops.model.plan import PatchNodeLabels
 from slmops.planning.effective import capacity_bytes, find_rule
 from slmops.planning.fleet import Fleet
 from slmops.planning.names import Names
-from slmops.planning.nodes import NodeState
-from slmops.planning.places import EVERYWHERE, Places, is_limited
+from slmops.planning.nodes import DOWNLOAD_REASONS, NodeState
+from slmops.planning.places import EVERYWHERE, Places, fetches_ahead, serves_without_egress
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.waves import site_of, stable_order
 
@@ -31,6 +31,9 @@ class Wish:
     """Goes back to a revision that it left a moment ago: still in its cache, no prefetch needed."""
     fetch_first: bool = False
     """Takes it after its model is in the cache, even if the node serves nothing so far."""
+    verify_first: bool = False
+    """Takes it only where the model is known to be in the cache, on the way back, too: its serving pod could
+    not fetch what is missing."""
 
 
 def limit_of(max_unavailable: str | int, nodes: int) -> int:
@@ -161,7 +164,8 @@ class _Look:
 
 
 def _rests(state: NodeState, wish: Wish | None) -> bool:
-    """The node was given just what it is to serve, and carries no mark: no patch, and not in motion."""
+    """The node was given just what it is to serve, carries no mark and lacks nothing: no patch, and not in
+    motion."""
     return (
         wish is not None
         and state.matched
@@ -169,6 +173,7 @@ def _rests(state: NodeState, wish: Wish | None) -> bool:
         and not state.moving
         and len(state.serve) == 1
         and state.serve.get(wish.revision.revision) == wish.variant.name
+        and not (wish.verify_first and _lacks_model(state, wish.revision.revision))
     )
 
 
@@ -204,6 +209,10 @@ def _move(look: _Look, state: NodeState, wish: Wish | None, budget: int) -> _Mov
         return _patch(state, _drop_marks(names, state), "no variant of the wanted revision suits the node")
     revision, variant = wish.revision.revision, wish.variant.name
     has, others = state.serve.get(revision), [r for r in state.serve if r != revision]
+    if has == variant and wish.verify_first and _lacks_model(state, revision):
+        # It serves nothing; without the label it is a node that fetches ahead when it may.
+        labels = _drop_prefetch(names, state) | {names.serve_label(revision): None}
+        return _patch(state, labels, f"the node lost the model of {revision} and cannot fetch it so")
     if has == variant and not others:
         if state.serves(revision, variant):
             return _patch(state, _drop_marks(names, state), "the node serves it, nothing is pending")
@@ -215,13 +224,20 @@ def _move(look: _Look, state: NodeState, wish: Wish | None, budget: int) -> _Mov
         return _patch(state, labels, f"new node takes {revision}")
     if has == variant:
         return None if state.name in look.unsettled else _settle(look, state, wish, others, budget)
-    if not wish.returning and not state.cached(revision, variant):
-        if not look.places.may_fetch(state.name):
+    if (not wish.returning or wish.verify_first) and not state.cached(revision, variant):
+        # What the node left a moment ago is in its cache, and looking for it there is no fetch.
+        if not wish.returning and not look.places.may_fetch(state.name):
             return _patch(state, _drop_prefetch(names, state), "may not fetch now")
         return _prefetch(names, state, revision, variant)
     if not wish.may_flip or state.name in look.unsettled:
         return None
     return _flip(look, state, wish, budget)
+
+
+def _lacks_model(state: NodeState, revision: str) -> bool:
+    """The serving pod does not find its model on the node and cannot get it."""
+    problem = state.serve_problem(revision) if state.online else None
+    return problem is not None and problem.reason in DOWNLOAD_REASONS
 
 
 def _settle(look: _Look, state: NodeState, wish: Wish, others: list[str], budget: int) -> _Move | None:
@@ -340,7 +356,8 @@ def build_wishes(
     in `late` only fetch the stable revision ahead. A node keeps what it has when the wanted revision has
     no variant for it or its record is gone.
     """
-    chosen, limited = frozenset(canary), is_limited(fleet.spec)
+    chosen, ahead = frozenset(canary), fetches_ahead(fleet.spec)
+    verify_first = serves_without_egress(fleet.spec)
     wishes: dict[str, Wish] = {}
     for state in fleet.matched:
         is_canary = fleet.target is not None and (state.name in chosen or not stable)
@@ -357,7 +374,8 @@ def build_wishes(
             may_flip=revision.revision in state.serve
             or (may_flip_canary if is_canary else state.name not in late),
             returning=not is_canary and bool(left) and left in state.serve,
-            fetch_first=(is_canary and bool(stable)) or limited,
+            fetch_first=(is_canary and bool(stable)) or ahead,
+            verify_first=verify_first,
         )
     return wishes
 

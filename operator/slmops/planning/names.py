@@ -62,6 +62,16 @@ class Names:
         return f"{self.name}-distribution"
 
     @property
+    def confine_policy(self) -> str:
+        """NetworkPolicy of all pods."""
+        return f"{self.name}-confine"
+
+    @property
+    def fetch_policy(self) -> str:
+        """NetworkPolicy that opens the way to the sources."""
+        return f"{self.name}-fetch"
+
+    @property
     def release_workload(self) -> str:
         """DaemonSet that drops cached models at deletion."""
         return f"{self.name}-release"

@@ -7,11 +7,12 @@ from operator import attrgetter
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
-from slmops.api.spec import Placement
+from slmops.api.spec import Placement, Privacy
 from slmops.model.observed import NodeView, PodView
 from slmops.planning.effective import choose, find_rule, fits_memory
 from slmops.planning.misfit import describe_misfit
 from slmops.planning.names import MOVING_KEY, PREFETCH_SUFFIX, RELEASE_KEY, Names
+from slmops.planning.residency import is_site_allowed
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.selectors import matches
 from slmwire.labels import Role
@@ -40,7 +41,7 @@ class NodeState:
 
     node: NodeView
     matched: bool
-    """Whether placement selects the node (and the node is not being deleted)."""
+    """Whether placement selects the node, at an allowed site (and the node is not being deleted)."""
     serve: Mapping[str, str]
     """revision -> variant, from the node's labels."""
     prefetch: Mapping[str, str]
@@ -202,7 +203,9 @@ def read_node(names: Names, spec: SLMDeploymentSpec, node: NodeView, pods: tuple
             serve[tail] = value
     return NodeState(
         node=node,
-        matched=not node.deleting and matches(spec.placement.node_selector, node.labels),
+        matched=not node.deleting
+        and matches(spec.placement.node_selector, node.labels)
+        and is_site_allowed(spec, node.labels),
         serve=serve,
         prefetch=prefetch,
         release=release,
@@ -219,7 +222,7 @@ class NodeMemory:
     """
 
     def __init__(self) -> None:
-        self._basis: tuple[Names, Placement] | None = None
+        self._basis: tuple[Names, Placement, Privacy] | None = None
         self._states: dict[str, NodeState] = {}
         self._revisions: dict[str, Revision] = {}
 
@@ -228,9 +231,10 @@ class NodeMemory:
     ) -> NodeState:
         """As the function of this name."""
         basis = self._basis
-        # Of the spec nothing but placement is read, which stays the same object while the rest is worked out.
-        if basis is None or basis[1] is not spec.placement or basis[0] != names:
-            self._basis, self._states = (names, spec.placement), {}
+        # Of the spec nothing but these is read, which stay the same objects while the rest is worked out.
+        same = basis is not None and basis[1] is spec.placement and basis[2] is spec.privacy
+        if basis is None or not same or basis[0] != names:
+            self._basis, self._states = (names, spec.placement, spec.privacy), {}
         known = self._states.get(node.name)
         if known is not None and known.node is node and known.pods == pods:
             return known

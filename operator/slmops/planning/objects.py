@@ -4,7 +4,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from slmops.model.observed import OwnedKind, OwnedView
+from slmops.api import SLMDeploymentSpec
+from slmops.model.observed import Observed, OwnedKind, OwnedView
 from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning import build
 from slmops.planning.fleet import Fleet
@@ -92,10 +93,31 @@ def apply_workloads(
     return tuple(result)
 
 
+def apply_service(names: Names, spec: SLMDeploymentSpec, observed: Observed) -> tuple[ApplyObject, ...]:
+    """The Service, where it is missing, was changed by somebody else or spec has changed."""
+    view = next((v for v in observed.owned if v.kind is OwnedKind.SERVICE and v.name == names.name), None)
+    if (
+        view is not None
+        and not view.drifted
+        and observed.deployment.generation == (observed.deployment.status.observed_generation)
+    ):
+        return ()
+    why = "missing" if view is None else "spec or Service changed"
+    return (
+        ApplyObject(kind=OwnedKind.SERVICE, name=names.name, body=build.build_service(names, spec), why=why),
+    )
+
+
 def delete_unneeded(
-    names: Names, needs: Needs, owned: Iterable[OwnedView], *, keep_revisions: frozenset[str]
+    names: Names,
+    needs: Needs,
+    owned: Iterable[OwnedView],
+    *,
+    keep_revisions: frozenset[str],
+    policies: frozenset[str],
 ) -> tuple[DeleteObject, ...]:
-    """Workloads that no node asks for any more, and revisions beyond the history."""
+    """Workloads that no node asks for any more, revisions beyond the history, and NetworkPolicies other than
+    `policies`."""
     workloads = {names.workload(*pair) for pair in needs.serve}
     prefetches = {names.prefetch_workload(*pair) for pair in needs.prefetch}
     wanted = {
@@ -106,6 +128,7 @@ def delete_unneeded(
         | {names.workload(*pair) for pair in needs.prefetch},
         OwnedKind.CONTROLLER_REVISION: {names.controller_revision(r) for r in keep_revisions},
         OwnedKind.SERVICE: {names.name},
+        OwnedKind.NETWORK_POLICY: policies,
     }
     return tuple(
         DeleteObject(kind=view.kind, name=view.name, why="no longer needed")

@@ -2,6 +2,7 @@
 """What each node is to serve, and the label changes of a look, as far as fetching is allowed now."""
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from slmops.api.status import RolloutStatus
 from slmops.model.plan import PatchNodeLabels
@@ -72,7 +73,8 @@ def place_nodes(
     """Patches and who may fetch; `key`, `cause` and `unsettled` as in `plan_moves`, `settle_seconds` as in
     `assign_places`.
 
-    While paused no node is moved, but a fetch does not go on outside the windows. Replicas are moved
+    While paused no node is moved but away from a site that is not allowed, and a fetch does not go on outside
+    the windows. Replicas are moved
     nevertheless, `plan_replicas` sorts that out.
     """
     spec = fleet.spec
@@ -82,7 +84,8 @@ def place_nodes(
     )
     if decision.paused and spec.placement.mode == "PerNode":
         ended = [fetch for fetch in fetches if not places.may_fetch(fetch.state.name)]
-        return take_back(names, ended) if decision.fetch_closed else (), places
+        stopped = take_back(names, ended) if decision.fetch_closed else ()
+        return (*stopped, *leave_forbidden(names, fleet)), places
     patches = plan_moves(
         names, fleet, wishes, key=key, cause=cause, limits=limits, unsettled=unsettled, places=places
     )
@@ -97,6 +100,13 @@ def find_fetches(fleet: Fleet, wishes: Mapping[str, Wish], *, key: str) -> list[
         if (wish := wishes.get(state.name)) is not None and fetches_next(state, wish)
     ]
     return sorted(found, key=lambda fetch: stable_order(key, fetch.state.name))
+
+
+def leave_forbidden(names: Names, fleet: Fleet) -> Patches:
+    """Patches that take everything off the nodes at sites that spec does not allow."""
+    states = tuple(state for state in fleet.states if state.name in fleet.forbidden)
+    outside = replace(fleet, states=states, wave_of={})
+    return plan_moves(names, outside, {}, key="", cause="", limits=Limits(nodes=0, per_site=None))
 
 
 def take_back(names: Names, fetches: Iterable[Fetch]) -> Patches:

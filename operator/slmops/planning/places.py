@@ -71,6 +71,16 @@ def is_limited(spec: SLMDeploymentSpec) -> bool:
     return spec.placement.mode == "PerNode" and bool(wanted.windows or wanted.max_concurrent_per_site)
 
 
+def serves_without_egress(spec: SLMDeploymentSpec) -> bool:
+    """Whether serving pods cannot fetch, so that a node must hold a model before it is given one."""
+    return spec.placement.mode == "PerNode" and spec.privacy.egress == "Denied"
+
+
+def fetches_ahead(spec: SLMDeploymentSpec) -> bool:
+    """Whether all nodes fetch ahead of their serving pod, new ones included."""
+    return is_limited(spec) or serves_without_egress(spec)
+
+
 def say_closed(windows: Sequence[Window], now: float) -> str:
     """Why no node may fetch at `now`; empty when they may."""
     if is_open(windows, now):

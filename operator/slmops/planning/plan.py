@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.status import ConditionType
-from slmops.model.observed import Observed, OwnedKind
-from slmops.model.plan import Action, AddFinalizer, ApplyObject, Plan
-from slmops.planning import build, conditions, feedback
+from slmops.model.observed import Observed
+from slmops.model.plan import Action, AddFinalizer, Plan
+from slmops.planning import conditions, feedback
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
-from slmops.planning.distribution import apply_distribution, share_among
+from slmops.planning.distribution import apply_distribution, hosts_of, share_among
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet, find_misfit
 from slmops.planning.history import parse_stored, with_target
@@ -21,8 +21,10 @@ from slmops.planning.judge import fold_readings, forget_passes
 from slmops.planning.measuring import plan_measurements
 from slmops.planning.moves import count_moving, find_unsettled, limits_of
 from slmops.planning.names import Names
+from slmops.planning.network import apply_policies, policy_names
 from slmops.planning.nodes import NodeMemory, read_nodes
 from slmops.planning.objects import (
+    apply_service,
     apply_workloads,
     delete_unneeded,
     needs_of,
@@ -34,6 +36,7 @@ from slmops.planning.places import Places, say_closed
 from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
 from slmops.planning.requests import begins, heed_annotations
+from slmops.planning.residency import find_forbidden
 from slmops.planning.resolution import Resolution, due_requests, keep_wanted, resolve, sources_of
 from slmops.planning.revision import Revision
 from slmops.planning.rollout import decide
@@ -152,8 +155,9 @@ def _plan_accepted(
         actions=(
             *new_revision,
             *told,
+            *placement.policies,
             *placement.workloads,
-            *_service(names, spec, observed),
+            *apply_service(names, spec, observed),
             *placement.patches,
             *placement.deletions,
         ),
@@ -215,6 +219,7 @@ def _read_fleet(
         target=standing.target,
         key=uid,
         left_out=layout.left_out if layout else (),
+        forbidden=find_forbidden(spec, observed.nodes),
     )
     return fleet, layout
 
@@ -255,6 +260,7 @@ def _say_fetch_closed(spec: SLMDeploymentSpec, standing: Standing, now: float) -
 class _Placement:
     """What brings the decided revisions to the nodes."""
 
+    policies: tuple[Action, ...]
     workloads: tuple[Action, ...]
     patches: tuple[Action, ...]
     deletions: tuple[Action, ...]
@@ -301,36 +307,39 @@ def _place(
         prefetching = rollout.revision if rollout is not None and rollout.step in ACTIVE else ""
         needs = needs_of(names, fleet, wishes, patches, prefetching=prefetching)
         workloads = apply_workloads(names, fleet, needs, observed.owned)
+    needed = needs.revisions | {r for r in (decision.stable_revision, target, wanted) if r}
     keep = revisions_to_keep(
         fleet.revisions.values(),
-        needed=needs.revisions | {r for r in (decision.stable_revision, target, wanted) if r},
+        needed=needed,
         previous=feedback.previous_stable(observed.deployment.status, decision.stable_revision) or "",
         history_limit=spec.revision_history_limit,
     )
+    policies = apply_policies(
+        names,
+        spec,
+        observed.config,
+        revisions=[fleet.revisions[r] for r in sorted(needed & fleet.revisions.keys())],
+        nodes=hosts_of(fleet, observed),
+        owned=observed.owned,
+    )
     # That there is no node at all is no reason to take every workload down.
     any_node = bool(observed.nodes) or observed.other_nodes
+    deletions = delete_unneeded(
+        names,
+        needs,
+        observed.owned,
+        keep_revisions=keep,
+        policies=policy_names(names, spec, observed.config),
+    )
     return _Placement(
+        policies=policies,
         workloads=workloads,
         patches=patches,
-        deletions=delete_unneeded(names, needs, observed.owned, keep_revisions=keep) if any_node else (),
+        deletions=deletions if any_node else (),
         moving=count_moving(fleet, wishes),
         replicas=replicas,
         settles_in_seconds=min(unsettled.values(), default=None),
         places=places,
-    )
-
-
-def _service(names: Names, spec: SLMDeploymentSpec, observed: Observed) -> tuple[ApplyObject, ...]:
-    view = next((v for v in observed.owned if v.kind is OwnedKind.SERVICE and v.name == names.name), None)
-    if (
-        view is not None
-        and not view.drifted
-        and observed.deployment.generation == (observed.deployment.status.observed_generation)
-    ):
-        return ()
-    why = "missing" if view is None else "spec or Service changed"
-    return (
-        ApplyObject(kind=OwnedKind.SERVICE, name=names.name, body=build.build_service(names, spec), why=why),
     )
 
 

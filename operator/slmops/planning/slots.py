@@ -15,11 +15,11 @@ from itertools import zip_longest
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
-from slmops.api.spec import Placement
 from slmops.api.status import ReplicaCount, ReplicaRevision
 from slmops.model.observed import NodeView, PodView
 from slmops.planning.finding import Finding
 from slmops.planning.nodes import NodeState, choose_variant_names
+from slmops.planning.residency import only_allowed
 from slmops.planning.revision import Revision
 from slmops.planning.selectors import matches
 from slmops.planning.waves import stable_order
@@ -146,10 +146,13 @@ def _absorb(kept: Sequence[Slot], removed: Sequence[Slot]) -> list[Slot]:
 
 
 def sites_of(
-    placement: Placement, nodes: Iterable[NodeView]
+    spec: SLMDeploymentSpec, nodes: Iterable[NodeView]
 ) -> tuple[dict[str, list[NodeView]], tuple[str, ...]]:
-    """Matching nodes by site, and the names of those without one. The site of a total is empty."""
+    """Matching nodes by site, and the names of those without one. The site of a total is empty. Nodes at
+    sites that spec does not allow are in neither."""
+    placement = spec.placement
     matching = [n for n in nodes if not n.deleting and matches(placement.node_selector, n.labels)]
+    matching = list(only_allowed(spec, matching))
     if placement.replica_scope == "Total":
         return {"": matching}, ()
     sites: dict[str, list[NodeView]] = {}
@@ -167,7 +170,7 @@ def find_site_problem(spec: SLMDeploymentSpec | None, nodes: Iterable[NodeView])
     """More sites or replicas than one SLMDeployment keeps account of."""
     if spec is None or spec.placement.mode != "Replicas":
         return None
-    sites = len(sites_of(spec.placement, nodes)[0])
+    sites = len(sites_of(spec, nodes)[0])
     if sites > MAX_SITES:
         return Finding(
             reason="InvalidSpec",
@@ -202,7 +205,7 @@ def lay_out(
     if spec.placement.mode != "Replicas":
         return None
     given = unfold(counts)
-    sites, left_out = sites_of(spec.placement, nodes)
+    sites, left_out = sites_of(spec, nodes)
     if not nodes:
         sites |= {site: [] for site in given}
     by_site: dict[str, list[PodView]] = {}

@@ -15,7 +15,9 @@ from slmops.model.observed import Deployment
 from slmops.planning.adapters import find_problem
 from slmops.planning.effective import override_of
 from slmops.planning.finding import Finding
+from slmops.planning.source_hosts import find_variant_host_problem
 from slmops.planning.validate_distribution import find_distribution_problem
+from slmops.planning.validate_privacy import find_privacy_problem
 
 MAX_NAME_LENGTH: Final = 40
 
@@ -62,6 +64,10 @@ def _file_paths(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> F
         for index, variant in enumerate(spec.variants)
     )
     return next((finding for finding in found if finding is not None), None)
+
+
+def _source_hosts(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    return find_variant_host_problem(spec, config)
 
 
 def find_file_problem(where: str, source: Source, config: OperatorConfig) -> Finding | None:
@@ -188,6 +194,10 @@ def _durations(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Fi
     return None
 
 
+def _privacy(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    return find_privacy_problem(spec)
+
+
 def _distribution(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
     return find_distribution_problem(spec)
 
@@ -216,6 +226,8 @@ _CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding 
     _overrides,
     _host_path,
     _file_paths,
+    _source_hosts,
+    _privacy,
     _memory_limit,
     _tolerations,
     _durations,

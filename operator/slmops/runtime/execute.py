@@ -38,6 +38,7 @@ _WHOLE_FIELDS: Final[Mapping[OwnedKind, tuple[str, ...]]] = {
     OwnedKind.DAEMON_SET: ("template", "updateStrategy"),
     OwnedKind.DEPLOYMENT: ("template", "strategy", "replicas", "paused"),
     OwnedKind.SERVICE: ("ports", "selector"),
+    OwnedKind.NETWORK_POLICY: ("podSelector", "policyTypes", "ingress", "egress"),
 }
 """Fields of spec that hold nothing but what we put there."""
 _log = logging.getLogger("slmops")

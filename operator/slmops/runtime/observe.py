@@ -49,6 +49,7 @@ def observe(
                 deleting=meta.deleting,
                 replicas=meta.replicas,
                 content=meta.content,
+                digest=meta.digest,
             )
             for meta in owned
         ),

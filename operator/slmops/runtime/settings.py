@@ -5,14 +5,16 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from slmops.api.variant import ENGINE_NAMES
-from slmops.model.config import OperatorConfig
+from slmops.model.config import PUBLIC_HUB, NetworkConfig, OperatorConfig
+from slmops.model.hosts import is_host_entry
 from slmops.model.urls import is_allowed_url
+from slmops.runtime.network_settings import read_network
 from slmwire.paths import AGENT_PORT, DEFAULT_STORE_PATH
 
 DEFAULT_METRICS_PORT: Final = 9090
@@ -108,6 +110,9 @@ def read_settings(
                 "SLMOPS_ALLOWED_HOST_PATHS", text("SLMOPS_ALLOWED_HOST_PATHS", "/var/lib/slmops")
             ),
             allowed_file_paths=_paths("SLMOPS_ALLOWED_FILE_PATHS", text("SLMOPS_ALLOWED_FILE_PATHS")),
+            allowed_source_hosts=_hosts("SLMOPS_ALLOWED_SOURCE_HOSTS", text("SLMOPS_ALLOWED_SOURCE_HOSTS")),
+            hugging_face_endpoint=text("HF_ENDPOINT", PUBLIC_HUB),
+            network=_network(text, namespace=text("SLMOPS_NAMESPACE", default_namespace)),
             allowed_prometheus_urls=_urls(
                 "SLMOPS_ALLOWED_PROMETHEUS_URLS", text("SLMOPS_ALLOWED_PROMETHEUS_URLS")
             ),
@@ -185,6 +190,24 @@ def _path(name: str, value: str) -> str:
     if not value.startswith("/") or ".." in value.split("/"):
         raise SettingsError(f"{name}: {value!r} must be an absolute path without ..")
     return value
+
+
+def _network(text: Callable[[str], str], *, namespace: str) -> NetworkConfig:
+    try:
+        return read_network(text, namespace=namespace)
+    except ValueError as error:
+        raise SettingsError(f"{error} (chart value privacy)") from error
+
+
+def _hosts(name: str, value: str) -> tuple[str, ...]:
+    hosts = _list(value)
+    for host in hosts:
+        if not is_host_entry(host):
+            raise SettingsError(
+                f"{name}: {host!r} must be a host such as models.example.com, *.example.com or 192.0.2.10, "
+                "with :port if only that port is meant (chart value allowedSourceHosts)"
+            )
+    return hosts
 
 
 def _urls(name: str, value: str) -> tuple[str, ...]:

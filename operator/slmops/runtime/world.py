@@ -118,9 +118,11 @@ class World:
 
     async def wait_synced(self) -> None:
         """Until every cache has seen its whole list once. DeviceProfiles may be unknown to the cluster: what
-        was made with them is left alone until they can be read."""
+        was made with them is left alone until they can be read. And an account from before NetworkPolicies
+        may not list them, which must not keep the operator from its work."""
+        optional = [self._profiles, *self._owned[OwnedKind.NETWORK_POLICY]]
         for reflector in self.reflectors:
-            await (reflector.tried if reflector is self._profiles else reflector.synced).wait()
+            await (reflector.tried if reflector in optional else reflector.synced).wait()
 
     @property
     def nodes(self) -> tuple[NodeView, ...]:

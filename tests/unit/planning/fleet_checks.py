@@ -15,6 +15,7 @@ from slmops.planning.effective import find_rule
 from slmops.planning.moves import limit_of
 from slmops.planning.nodes import read_nodes
 from slmops.planning.plan import plan
+from slmops.planning.residency import is_site_allowed
 from slmops.planning.revision import parse_revision
 from slmops.planning.waves import site_of
 from slmops.planning.windows import is_open
@@ -54,6 +55,8 @@ class Watch:
         check_timers(look)
         check_promotion(look)
         check_places(sim, look)
+        check_sites(sim, look)
+        check_held_before_served(sim, look)
         self.check_waves(look)
         self.check_unavailable(sim, look)
 
@@ -80,7 +83,7 @@ class Watch:
             for name in self.taken_down
             if name in sim.cluster.nodes and not _serves_after(sim, look, name)
         }
-        matched = [n for n in sim.cluster.nodes.values() if n.labels.get("slm") == "yes"]
+        matched = [n for n in sim.cluster.nodes.values() if is_meant(sim, n)]
         online = {n.name for n in matched if n.online}
         rollout = sim.spec.rollout
         if taken and rollout.strategy == "Waves":
@@ -92,6 +95,11 @@ class Watch:
             sites = Counter(site_of(sim.cluster.nodes[name].view(), "site") for name in down)
             per_site = rollout.max_unavailable_per_site or len(matched)
             assert max(sites.values(), default=0) <= per_site, f"{sites}\n{sim.explain()}"
+
+
+def is_meant(sim: FleetSim, node: SimNode) -> bool:
+    """Whether placement selects the node, at a site that spec allows."""
+    return node.labels.get("slm") == "yes" and is_site_allowed(sim.spec, node.labels)
 
 
 def watch(sim: FleetSim, *, replan_every: int = 4) -> FleetSim:
@@ -228,6 +236,9 @@ def check_places(sim: FleetSim, look: Look) -> None:
     undone = pinned is not None and pinned.revision != stable
     closed = not is_open(limits.windows, look.at) and not undone
     allowed = 0 if closed else limits.max_concurrent_per_site
+    going_back = rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled")
+    if going_back and sim.spec.privacy.egress == "Denied":
+        return  # nodes look whether they still hold what they left, which is no fetch
     if allowed is not None and (closed or not paused):
         assert max(fetching.values(), default=0) <= allowed, f"{fetching}, {allowed} allowed\n{sim.explain()}"
     if rollout is None or rollout.step in ("RollingBack", "Failed", "Cancelled"):
@@ -237,6 +248,37 @@ def check_places(sim: FleetSim, look: Look) -> None:
             tail = key.removeprefix(prefix)
             if value is not None and "." not in tail and tail not in ("moving", "release"):
                 assert states[name].cached(tail, value), f"{name} is given {tail} before it holds the model"
+
+
+def check_sites(sim: FleetSim, look: Look) -> None:
+    """No node at a site that spec does not allow is given anything, and it keeps nothing that it has."""
+    observed = look.observed
+    if sim.spec.placement.mode != "PerNode" or observed.deployment.deleting_since is not None:
+        return
+    patched = {a.node: a.labels for a in look.plan.actions if isinstance(a, PatchNodeLabels)}
+    for node in observed.nodes:
+        if is_site_allowed(sim.spec, node.labels):
+            continue
+        after = {**node.labels, **patched.get(node.name, {})}
+        left = [key for key, value in after.items() if key.startswith(sim.names.label_prefix) and value]
+        held = any(c.type == "Accepted" and c.status == "False" for c in look.plan.status.conditions)
+        assert not left or held or not observed.deployment.has_finalizer, f"{node.name} keeps {left}"
+
+
+def check_held_before_served(sim: FleetSim, look: Look) -> None:
+    """With egress Denied no node is given a revision, not even on the way back, before it holds the model."""
+    observed, spec = look.observed, sim.spec
+    if spec.privacy.egress != "Denied" or observed.deployment.deleting_since is not None:
+        return
+    states = {s.name: s for s in read_nodes(sim.names, spec, observed.nodes, observed.pods)}
+    for action in look.plan.actions:
+        if not isinstance(action, PatchNodeLabels):
+            continue
+        for key, value in action.labels.items():
+            tail = key.removeprefix(sim.names.label_prefix)
+            if value is not None and "." not in tail and tail not in ("moving", "release"):
+                held = states[action.node].cached(tail, value)
+                assert held, f"{action.node} is given {tail} before it holds the model"
 
 
 def check_make_before_break(sim: FleetSim, look: Look) -> None:
@@ -277,7 +319,7 @@ def check_settled(sim: FleetSim, look: Look) -> None:
         if not isinstance(action, PatchNodeLabels):
             continue
         node = sim.cluster.nodes.get(action.node)
-        if node is None or not node.online or node.labels.get("slm") != "yes":
+        if node is None or not node.online or not is_meant(sim, node):
             continue
         lost = set(sim.given(action.node)) - _given_after(sim, action)
         if lost & sim.cluster.serving_revisions(action.node):
@@ -300,7 +342,7 @@ def _given_after(sim: FleetSim, action: PatchNodeLabels) -> set[str]:
 def _takes_away(sim: FleetSim, action: PatchNodeLabels) -> bool:
     """The node matches, serves what it was given, and nothing that the patch leaves it with serves."""
     node = sim.cluster.nodes.get(action.node)
-    if node is None or not node.online or node.labels.get("slm") != "yes":
+    if node is None or not node.online or not is_meant(sim, node):
         return False
     serving = sim.cluster.serving_revisions(action.node) & set(sim.given(action.node))
     return bool(serving) and not serving & _given_after(sim, action)

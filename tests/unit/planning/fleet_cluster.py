@@ -14,6 +14,7 @@ from typing import Any
 from slmops.api.base import quantity_value
 from slmops.model.observed import NodeView, OwnedKind, OwnedView, PodView, RevisionView
 from slmops.planning.distribution import content_of
+from slmops.planning.network import digest_of
 from slmwire.labels import REVISION, ROLE, VARIANT, Role
 from slmwire.reasons import Reason, Termination
 
@@ -163,7 +164,13 @@ class Cluster:
 
     def owned_views(self, drifted: set[tuple[OwnedKind, str]]) -> tuple[OwnedView, ...]:
         return tuple(
-            OwnedView(kind=kind, name=name, drifted=(kind, name) in drifted, content=content_of(body))
+            OwnedView(
+                kind=kind,
+                name=name,
+                drifted=(kind, name) in drifted,
+                content=content_of(body),
+                digest=digest_of(body),
+            )
             for (kind, name), body in self.objects.items()
         )
 
@@ -279,8 +286,8 @@ class Cluster:
         if pod.phase == "Fetching" and pod.role is Role.RELEASE:
             node.cache.clear()
             pod.phase = "Ready"
-        elif pod.phase == "Fetching" and behaviour.fetch_error and pod.digest not in node.cache:
-            pod.termination = Termination(reason=behaviour.fetch_error, message="the source said no")
+        elif pod.phase == "Fetching" and (error := self._fetch_error(pod, node, behaviour)) is not None:
+            pod.termination = Termination(reason=error, message="the source said no")
             pod.restarts += 1
             pod.phase_at += max(CRASH_SECONDS, node.fetch_seconds) * 2 ** min(pod.restarts, 6)
         elif pod.phase == "Fetching":
@@ -296,6 +303,20 @@ class Cluster:
         else:
             pod.phase = "Ready"
             pod.restarts += behaviour.restarts_later if pod.role is Role.SERVE else 0
+
+    def _fetch_error(self, pod: SimPod, node: SimNode, behaviour: Behaviour) -> Reason | None:
+        """What the source says, or the network: NetworkPolicies are enforced here. None where the node holds
+        the model."""
+        if pod.digest in node.cache:
+            return None
+        roles = [
+            set(body["spec"]["podSelector"]["matchExpressions"][0]["values"])
+            for (kind, _), body in self.objects.items()
+            if kind is OwnedKind.NETWORK_POLICY and body["spec"]["egress"]
+        ]
+        if roles and not any(pod.role.value in opened for opened in roles):
+            return Reason.SOURCE_UNAVAILABLE
+        return behaviour.fetch_error
 
 
 def _selector(body: Mapping[str, Any]) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from slmops.model.observed import OwnedKind, OwnedView, PodView
 from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning.decision import ACTIVE
 from slmops.planning.distribution import content_of
+from slmops.planning.network import digest_of
 from slmwire.labels import REVISION, ROLE, SITE, VARIANT, Role
 from tests.unit.planning.fleet_cluster import CONTROLLER_SECONDS, GRACE_SECONDS, Behaviour, Cluster, SimPod
 from tests.unit.planning.fleet_sim import FleetSim, Look
@@ -62,6 +63,7 @@ class ReplicaCluster(Cluster):
                 drifted=(kind, name) in drifted,
                 replicas=body["spec"]["replicas"] if kind is OwnedKind.DEPLOYMENT else None,
                 content=content_of(body),
+                digest=digest_of(body),
             )
             for (kind, name), body in self.objects.items()
         )

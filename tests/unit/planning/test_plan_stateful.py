@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from slmops.model.observed import OwnedKind
 from slmwire.reasons import Reason
-from tests.unit.planning.fleet_checks import Watch
+from tests.unit.planning.fleet_checks import Watch, is_meant
 from tests.unit.planning.fleet_cluster import Behaviour, SimNode
 from tests.unit.planning.fleet_sim import FleetSim
 from tests.unit.planning.fleet_spec import GIB, spec_body
@@ -247,7 +247,7 @@ def converge(sim: FleetSim) -> None:
         assert all(target not in sim.given(name) for name in sim.cluster.nodes), sim.explain()
         sim.retry()
         sim.run(5 * 3600)
-    fit = {n.name for n in sim.cluster.nodes.values() if n.labels["slm"] == "yes" and n.memory_bytes >= GIB}
+    fit = {n.name for n in sim.cluster.nodes.values() if is_meant(sim, n) and n.memory_bytes >= GIB}
     if not fit:
         return
     assert sim.version == sim.spec.model.version, sim.explain()

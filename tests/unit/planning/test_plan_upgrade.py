@@ -37,8 +37,11 @@ def test_an_upgrade_restarts_nothing_and_rolls_nothing_out() -> None:
     actions = [action for look in sim.looks for action in look.plan.actions]
     assert not any(isinstance(action, PatchNodeLabels | DeleteObject) for action in actions)
     new = [a.name for a in actions if isinstance(a, ApplyObject) and a.why in ("missing", "new revision")]
-    assert new == ["orders-distribution"]
+    policies = ["orders-confine", "orders-fetch"]
+    assert new == ["orders-distribution", *policies]
     del sim.cluster.objects[OwnedKind.CONFIG_MAP, "orders-distribution"]
+    for name in policies:
+        del sim.cluster.objects[OwnedKind.NETWORK_POLICY, name]
     after = {(kind.value, name): body for (kind, name), body in sim.cluster.objects.items()}
     assert after == {(kind, name): body for (kind, name), body in objects}, "nothing is written otherwise"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from slmops.model.config import NetworkConfig
 from slmops.runtime.settings import SettingsError, read_settings
 
 IMAGE = {"SLMOPS_RUNTIME_IMAGE": "registry/runtime:1"}
@@ -77,6 +78,13 @@ def test_everything_set(tmp_path: Path) -> None:
         ("SLMOPS_WATCH_NAMESPACES", "Prod", "'Prod' is not the name of a namespace"),
         ("SLMOPS_ALLOWED_HOST_PATHS", "var/lib", "absolute path"),
         ("SLMOPS_ALLOWED_FILE_PATHS", "/srv/../etc", "without .."),
+        ("SLMOPS_ALLOWED_SOURCE_HOSTS", "https://a.example", "must be a host such as models.example.com"),
+        ("SLMOPS_ALLOWED_SOURCE_HOSTS", "a.example,*", "'*' must be a host"),
+        ("SLMOPS_NETWORK_POLICY", "Off", "one of Managed, None"),
+        ("SLMOPS_CLIENTS", "Nobody", "one of Any, Namespace"),
+        ("SLMOPS_METRICS_FROM", "prometheus", "JSON list of peers"),
+        ("SLMOPS_METRICS_FROM", '[{"from": []}]', "list of peers as in a NetworkPolicy"),
+        ("SLMOPS_DNS_TO", "{}", "list of peers as in a NetworkPolicy"),
         ("SLMOPS_LOG_FORMAT", "xml", "one of json, text"),
         ("SLMOPS_LOG_LEVEL", "loud", "one of DEBUG"),
         ("SLMOPS_METRICS_PORT", "70000", "port number"),
@@ -108,3 +116,31 @@ def test_images_by_engine() -> None:
 def test_a_wrong_image_of_an_engine_is_named(text: str) -> None:
     with pytest.raises(SettingsError, match=r"SLMOPS_ENGINE_IMAGES: .* must be engine=image with one of"):
         read_settings(IMAGE | {"SLMOPS_ENGINE_IMAGES": text})
+
+
+def test_what_network_policies_rest_on() -> None:
+    default = read_settings(IMAGE, default_namespace="ops").planner
+    assert default.network == NetworkConfig(operator_namespace="ops")
+    assert default.allowed_source_hosts == ()
+    assert default.hugging_face_endpoint == "https://huggingface.co"
+    found = read_settings(
+        IMAGE
+        | {
+            "SLMOPS_NAMESPACE": "slmops-system",
+            "SLMOPS_NETWORK_POLICY": "None",
+            "SLMOPS_CLIENTS": "Namespace",
+            "SLMOPS_METRICS_FROM": '[{"ipBlock": {"cidr": "192.0.2.0/24"}}]',
+            "SLMOPS_DNS_TO": '[{"namespaceSelector": {}, "podSelector": {}}]',
+            "SLMOPS_ALLOWED_SOURCE_HOSTS": "a.example, *.b.example:8443,[2001:db8::1]",
+            "HF_ENDPOINT": "https://hub.example",
+        }
+    ).planner
+    assert found.network == NetworkConfig(
+        default_mode="None",
+        default_clients="Namespace",
+        operator_namespace="slmops-system",
+        metrics_from=({"ipBlock": {"cidr": "192.0.2.0/24"}},),
+        dns_to=({"namespaceSelector": {}, "podSelector": {}},),
+    )
+    assert found.allowed_source_hosts == ("a.example", "*.b.example:8443", "[2001:db8::1]")
+    assert found.hugging_face_endpoint == "https://hub.example"

@@ -13,17 +13,21 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slmcli.audit.document import audit_document
 from slmcli.audit.findings import assess_findings, reaches_level
 from slmcli.audit.policies import assess_reach
 from slmcli.audit.report import Finding, Observed, build_audit, build_observed
 from slmcli.errors import CliError, ForbiddenError
 from slmcli.kube import connect
+from slmcli.render.audit import residency_text
 from slmcli.revisions import read_revisions
 from slmcli.view import read_deployment
 from slmops.api.spec import SLMDeploymentSpec
 from slmops.model.config import OperatorConfig
 from slmops.planning.build import build_service, build_templates
 from slmops.planning.names import Names
+from slmops.planning.network import build_policies
+from tests.unit.planning.test_network import revision_of
 from tests.unit.slmcli.cli_double import ScriptedCluster, run_cli
 from tests.unit.slmcli.cli_objects import (
     EVIL,
@@ -443,6 +447,45 @@ def test_where_it_is_read(tmp_path: Path) -> None:
             assert getattr(cluster, method)("shop") == [{"path": path}]
             with pytest.raises(CliError):
                 getattr(cluster, method)("shop")
+
+
+def _managed(**privacy: Any) -> tuple[Body, list[Body]]:
+    """A spec with a signature, and the policies that the operator makes for a source by name."""
+    body = _spec(signature={"publicKeys": [KEY]}) | {"privacy": privacy}
+    spec = SLMDeploymentSpec.model_validate(body)
+    config = OperatorConfig(runtime_image="r")
+    revision = revision_of("https://models.example.com/m")
+    return body, list(build_policies(Names("shop", "orders"), spec, config, revisions=[revision], nodes=[]))
+
+
+def test_policies_of_the_operator_are_known_and_their_cure_is_in_spec() -> None:
+    body, policies = _managed()
+    found = _found(spec=body, policies=policies)
+    assert "spec.privacy.egress: Denied" in found["EgressAnywhere"].cure
+    assert "spec.privacy.clients" in found["IngressOpen"].cure
+    body, policies = _managed(egress="Denied", clients=[{}])
+    audit = build_audit(_observe(spec=body, policies=policies))
+    assert audit.egress["serve"].describe("Egress") == "egress denied"
+    (finding,) = [f for f in assess_findings(audit) if f.reason == "EgressAnywhere"]
+    assert finding.subject == "pods of the role prefetch" and "by address" in finding.cure
+    assert "IngressOpen" not in {f.reason for f in assess_findings(audit)}
+    document = audit_document(audit, [], now=0.0)
+    assert document["managedPolicies"] == ["orders-confine", "orders-fetch"]
+
+
+def test_a_pod_outside_the_allowed_sites() -> None:
+    node = build_node("n1")
+    node["metadata"]["labels"]["topology.kubernetes.io/zone"] = "berlin"
+    body = _spec(signature={"publicKeys": [KEY]}) | {"privacy": {"allowedSites": ["paris"]}}
+    found = _found(spec=body, nodes=[node])["OutsideAllowedSites"]
+    assert found.severity == "high" and "berlin" in found.message and "paris" in found.message
+    assert _found(spec=body)["OutsideAllowedSites"], "a node without a site is outside, too"
+    inside = _spec(signature={"publicKeys": [KEY]}) | {"privacy": {"allowedSites": ["berlin"]}}
+    assert "OutsideAllowedSites" not in _found(spec=inside, nodes=[node])
+    audit = build_audit(_observe(spec=inside, nodes=[node]))
+    assert residency_text(audit).startswith("residency: sites berlin only")
+    assert audit_document(audit, [], now=0.0)["allowedSites"] == ["berlin"]
+    assert "not set" in residency_text(build_audit(_observe()))
 
 
 def test_every_finding_is_documented() -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
+from slmops.model.hosts import HostPort, is_allowed_host
 from slmops.ports.sources import SourceError
 from slmwire.reasons import Reason
 
@@ -30,6 +31,20 @@ class AddressPolicy:
     """What may be called. Private networks may: an edge site's mirror lives in one."""
 
     allow_loopback: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    """As in `model.hosts`; empty allows all."""
+
+    def check_target(self, host: str, port: int) -> None:
+        """SourceError if the administrator's list does not name the host of a request or redirect."""
+        target = HostPort(host=host.lower().strip("[]").rstrip("."), port=port)
+        if not is_allowed_host(target, self.allowed_hosts):
+            raise SourceError(
+                Reason.ACCESS_DENIED,
+                f"{target} is asked for or redirected to and is not among the allowed hosts "
+                f"{', '.join(self.allowed_hosts)}; use one of these, or let an administrator allow it (chart "
+                "value allowedSourceHosts)",
+                permanent=True,
+            )
 
     def check_address(self, text: str, *, host: str) -> None:
         """SourceError if the IP address is off limits; `host` is the name that led to it."""

@@ -116,6 +116,7 @@ def _check_request(request: "httpx2.Request") -> None:
             Reason.SOURCE_UNAVAILABLE, f"a redirect to {request.url.scheme} is not followed", permanent=True
         )
     policy = _policy.get(AddressPolicy())
+    policy.check_target(request.url.host, request.url.port or (443 if request.url.scheme == "https" else 80))
     if _is_proxied(request):
         policy.check_literal(request.url.host)
     else:

@@ -158,6 +158,7 @@ class WebClient:
         )
 
     async def _send(self, method: str, url: URL, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        self._policy.check_target(url.raw_host or "", url.port or 0)
         self._policy.check_literal(url.host or "")
         try:
             proxy, auth = get_env_proxy_for_url(url)

@@ -15,6 +15,7 @@ from slmops.api.source import SOURCE_KINDS, Source
 from slmops.model.config import OperatorConfig
 from slmops.model.slmmodel import ModelObject
 from slmops.planning.finding import Finding
+from slmops.planning.source_hosts import find_host_problem, find_publish_host_problem
 from slmops.planning.validate import find_file_problem
 
 MIN_POLL_SECONDS: Final = 10.0
@@ -49,7 +50,7 @@ def _sources(spec: SLMModelSpec, config: OperatorConfig) -> Finding | None:
             return _invalid(f"{where}: set exactly one of {', '.join(SOURCE_KINDS)}")
         if source.oci is not None and source.oci.delivery == "ImageVolume":
             return _invalid(f"{where}.oci.delivery: Jobs read the files themselves; use delivery Pull")
-        finding = find_file_problem(where, source, config)
+        finding = find_file_problem(where, source, config) or find_host_problem(where, source, config)
         if finding is not None:
             return finding
     return None
@@ -93,6 +94,9 @@ def _publish(spec: SLMModelSpec, config: OperatorConfig) -> Finding | None:
         present = [kind for kind in PUBLISH_KINDS if getattr(spec.publish, kind) is not None]
         if len(present) != 1:
             return _invalid(f"spec.publish: set exactly one of {', '.join(PUBLISH_KINDS)}")
+        finding = find_publish_host_problem(spec.publish, config)
+        if finding is not None:
+            return finding
     for recipe in spec.recipes:
         if recipe.steps and not (recipe.image or spec.jobs.optimizer_image or config.optimizer_image):
             return Finding(

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NetworkPolicies of an SLMDeployment: who reaches its pods, and what these reach.
+
+Two policies. The first selects all pods of the deployment, lets clients, Prometheus and the operator in on
+the server's port, and nothing out. The second opens the way to the sources of the revisions that are needed
+for the pods that fetch. A pod has one address for all its containers, so what the fetcher of a serving pod
+may reach, its server may as well; with `egress: Denied` serving pods are left out of the second.
+
+Policies see a packet after the address of a Service was replaced by a pod's, and know no names. So a
+source that is given by name is any address at its port but link-local and metadata addresses; a name that
+may be a Service's opens all ports of the pods in its namespace, too.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, ip_address, ip_network
+from typing import Any, Final
+
+from slmops.api import SLMDeploymentSpec
+from slmops.api.base import LabelSelector
+from slmops.model.config import NetworkConfig, OperatorConfig
+from slmops.model.hosts import HostPort, read_host
+from slmops.model.observed import NodeView, OwnedKind, OwnedView
+from slmops.model.plan import ApplyObject
+from slmops.planning.build import object_labels
+from slmops.planning.names import Names
+from slmops.planning.places import serves_without_egress
+from slmops.planning.revision import Revision, canonical
+from slmwire import labels
+from slmwire.labels import Role
+from slmwire.paths import HTTP_PORT
+
+Body = dict[str, Any]
+CONTENT: Final = "slmops.dev/content"
+"""Annotation: hash of the spec that we wrote."""
+_LINK_LOCAL: Final = ("169.254.0.0/16", "fe80::/10", "64:ff9b::a9fe:0/112")
+"""The last is the first behind NAT64."""
+_METADATA: Final = ("100.100.100.200/32", "192.0.0.192/32", "fd00:ec2::254/128", "fd20:ce::254/128")
+"""Metadata services outside the link-local ranges: Alibaba, Oracle, AWS and Google over IPv6."""
+_NAMESPACE: Final = "kubernetes.io/metadata.name"
+_HTTPS: Final = 443
+MAX_NODE_NETWORKS: Final = 64
+"""With more networks of nodes than these the stores' port is opened to every address."""
+
+
+def is_managed(spec: SLMDeploymentSpec, config: NetworkConfig) -> bool:
+    """Whether the operator keeps policies for this deployment."""
+    return (spec.privacy.network_policy or config.default_mode) == "Managed"
+
+
+def policy_names(names: Names, spec: SLMDeploymentSpec, config: OperatorConfig) -> frozenset[str]:
+    """Names of the policies that are to exist."""
+    return (
+        frozenset({names.confine_policy, names.fetch_policy})
+        if is_managed(spec, config.network)
+        else frozenset()
+    )
+
+
+def apply_policies(
+    names: Names,
+    spec: SLMDeploymentSpec,
+    config: OperatorConfig,
+    *,
+    revisions: Iterable[Revision],
+    nodes: Iterable[NodeView],
+    owned: Iterable[OwnedView],
+) -> tuple[ApplyObject, ...]:
+    """The policies that are missing, say something else or were changed by somebody else.
+
+    `revisions` are those that any pod may still have or get, `nodes` those that placement selects. To be
+    written before the pods that need them.
+    """
+    if not is_managed(spec, config.network):
+        return ()
+    present = {view.name: view for view in owned if view.kind is OwnedKind.NETWORK_POLICY}
+    result = []
+    for body in build_policies(names, spec, config, revisions=revisions, nodes=nodes):
+        name, content = body["metadata"]["name"], body["metadata"]["annotations"][CONTENT]
+        view = present.get(name)
+        if view is None:
+            why = "missing"
+        elif view.digest != content:
+            why = "clients, sources or nodes changed"
+        elif view.drifted:
+            why = "changed by somebody else"
+        else:
+            continue
+        result.append(ApplyObject(kind=OwnedKind.NETWORK_POLICY, name=name, body=body, why=why))
+    return tuple(result)
+
+
+def build_policies(
+    names: Names,
+    spec: SLMDeploymentSpec,
+    config: OperatorConfig,
+    *,
+    revisions: Iterable[Revision],
+    nodes: Iterable[NodeView],
+) -> tuple[Body, Body]:
+    """Both policies, as in `apply_policies`."""
+    confine = {
+        "podSelector": _pods(names, *Role),
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": _ingress(names, spec, config.network),
+        "egress": [],
+    }
+    serving = () if serves_without_egress(spec) else (Role.SERVE,)
+    fetch = {
+        "podSelector": _pods(names, *serving, Role.PREFETCH),
+        "policyTypes": ["Egress"],
+        "ingress": [],
+        "egress": _egress(names, spec, config, hosts=find_hosts(revisions), nodes=nodes),
+    }
+    return _policy(names, names.confine_policy, confine), _policy(names, names.fetch_policy, fetch)
+
+
+def _policy(names: Names, name: str, spec: Body) -> Body:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": name,
+            "namespace": names.namespace,
+            "labels": object_labels(names),
+            "annotations": {CONTENT: hashlib.sha256(canonical(spec).encode()).hexdigest()[:16]},
+        },
+        "spec": spec,
+    }
+
+
+def _pods(names: Names, *roles: Role) -> Body:
+    return {
+        "matchLabels": object_labels(names),
+        "matchExpressions": [
+            {"key": labels.ROLE, "operator": "In", "values": sorted(role.value for role in roles)}
+        ],
+    }
+
+
+# Ingress
+
+
+def _ingress(names: Names, spec: SLMDeploymentSpec, config: NetworkConfig) -> list[Body]:
+    port = [{"port": HTTP_PORT, "protocol": "TCP"}]
+    clients = spec.privacy.clients
+    if clients is None and config.default_clients == "Any":
+        return [{"ports": port}]  # no peer named: everybody, and so those below, too
+    peers: list[Body] = [{"podSelector": {}}]
+    if clients is not None:
+        peers = [_peer(client.namespace_selector, client.pod_selector) for client in clients]
+    rules = [{"from": peers, "ports": port}] if peers else []
+    monitors = [dict(peer) for peer in config.metrics_from]
+    if config.operator_namespace:
+        monitors.append(
+            {
+                "namespaceSelector": {"matchLabels": {_NAMESPACE: config.operator_namespace}},
+                "podSelector": {"matchLabels": {"app.kubernetes.io/component": "operator"}},
+            }
+        )
+    return [*rules, {"from": monitors, "ports": port}] if monitors else rules
+
+
+def _peer(namespaces: LabelSelector | None, pods: LabelSelector | None) -> Body:
+    peer: Body = {}
+    if namespaces is not None:
+        peer["namespaceSelector"] = namespaces.to_body()
+    if pods is not None or namespaces is None:
+        peer["podSelector"] = pods.to_body() if pods is not None else {}
+    return peer
+
+
+# Egress
+
+
+def find_hosts(revisions: Iterable[Revision]) -> tuple[HostPort, ...]:
+    """Where the files of the revisions come from, in order. Files of nodes and volumes come from nowhere."""
+    urls = {
+        file.url for revision in revisions for variant in revision.variants for file in variant.manifest.files
+    }
+    found = {host for url in urls if (host := read_host(url)) is not None}
+    return tuple(sorted(found, key=lambda host: (host.host, host.port)))
+
+
+def _egress(
+    names: Names,
+    spec: SLMDeploymentSpec,
+    config: OperatorConfig,
+    *,
+    hosts: Iterable[HostPort],
+    nodes: Iterable[NodeView],
+) -> list[Body]:
+    rules: list[Body] = []
+    named: set[int] = set()
+    namespaces: set[str] = set()
+    for host in hosts:
+        if host.address is None:
+            # 443 as well: a server may redirect there, and a registry has its tokens elsewhere.
+            named |= {host.port, _HTTPS}
+            namespaces |= _service_namespaces(names, host.host)
+        elif not is_forbidden(host.host):
+            rules.append({"to": [{"ipBlock": {"cidr": _single(host.host)}}], "ports": _tcp(host.port)})
+    if named:
+        dns = [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
+        rules.append({"to": [dict(peer) for peer in config.network.dns_to], "ports": dns})
+        rules.append({"to": _anywhere(), "ports": _tcp(*named)})
+    rules += [
+        {
+            "to": [{"namespaceSelector": {"matchLabels": {_NAMESPACE: namespace}}, "podSelector": {}}],
+            "ports": [{"protocol": "TCP"}],
+        }
+        for namespace in sorted(namespaces)
+    ]
+    if config.store_agent_port and spec.distribution.peers == "Site":
+        peers = _node_networks(nodes)
+        rules += [{"to": peers, "ports": _tcp(config.store_agent_port)}] if peers else []
+    return rules
+
+
+def _service_namespaces(names: Names, host: str) -> set[str]:
+    """Namespaces in which the name may be that of a Service: `models`, `models.team`, `models.team.svc...`.
+
+    `example.com` looks like one as well. Nobody has a namespace `com`, and if so, its pods are reachable.
+    """
+    parts = host.split(".")
+    if len(parts) == 1:
+        return {names.namespace}
+    if len(parts) == 2 or (len(parts) > 2 and parts[2] == "svc"):
+        return {parts[1]}
+    return set()
+
+
+def _tcp(*ports: int) -> list[Body]:
+    return [{"port": port, "protocol": "TCP"} for port in sorted(set(ports))]
+
+
+def _single(address: str) -> str:
+    return f"{address}/{ip_address(address).max_prefixlen}"
+
+
+def _anywhere() -> list[Body]:
+    """Every address but link-local and metadata addresses."""
+    blocks = []
+    for whole in ("0.0.0.0/0", "::/0"):
+        version = ip_network(whole).version
+        inside = [cidr for cidr in (*_LINK_LOCAL, *_METADATA) if ip_network(cidr).version == version]
+        blocks.append({"ipBlock": {"cidr": whole, "except": inside}})
+    return blocks
+
+
+def is_forbidden(address: str) -> bool:
+    """Whether an IP address is one that no policy of ours opens."""
+    found = ip_address(address)
+    mapped = getattr(found, "ipv4_mapped", None)
+    found = mapped if mapped is not None else found
+    return found.is_loopback or any(found in ip_network(cidr) for cidr in (*_LINK_LOCAL, *_METADATA))
+
+
+def _node_networks(nodes: Iterable[NodeView]) -> list[Body]:
+    """Networks of the nodes' addresses, /24 and /64; every address where these are too many.
+
+    Networks, or each node that joins would have the policy written anew.
+    """
+    found = set()
+    for node in nodes:
+        try:
+            address = ip_address(node.address)
+        except ValueError:
+            continue
+        if not is_forbidden(node.address):
+            length = 24 if isinstance(address, IPv4Address) else 64
+            found.add(ip_network(f"{address}/{length}", strict=False))
+    if len(found) > MAX_NODE_NETWORKS:
+        return _anywhere()
+    ordered = sorted(found, key=lambda network: (network.version, int(network.network_address)))
+    return [{"ipBlock": {"cidr": str(network)}} for network in ordered]
+
+
+def digest_of(body: Mapping[str, Any]) -> str:
+    """What `CONTENT` says on an object; empty without it."""
+    return str(((body.get("metadata") or {}).get("annotations") or {}).get(CONTENT, ""))
