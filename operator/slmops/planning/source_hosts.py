@@ -7,6 +7,7 @@ What servers redirect to is checked where the requests are made; this is for wha
 from collections.abc import Iterator
 
 from slmops.api import SLMDeploymentSpec
+from slmops.api.overrides import Override
 from slmops.api.slmmodel import Publish
 from slmops.api.source import Source
 from slmops.model.config import OperatorConfig
@@ -25,12 +26,23 @@ def find_publish_host_problem(publish: Publish, config: OperatorConfig) -> Findi
 
 
 def find_variant_host_problem(spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
-    """The first problem with a variant's source."""
-    found = (
-        find_host_problem(f"spec.variants[{index}].source", variant.source, config)
-        for index, variant in enumerate(spec.variants)
-    )
+    """The first problem with a variant's source or an override's adapter."""
+    found = [
+        *(
+            find_host_problem(f"spec.variants[{index}].source", variant.source, config)
+            for index, variant in enumerate(spec.variants)
+        ),
+        *(
+            _first_problem(f"spec.overrides[{index}].adapters", _adapter_hosts(override), config)
+            for index, override in enumerate(spec.overrides or ())
+        ),
+    ]
     return next((finding for finding in found if finding is not None), None)
+
+
+def _adapter_hosts(override: Override) -> Iterator[tuple[str, HostPort | None]]:
+    for adapter in override.adapters or ():
+        yield f"{adapter.name}.url", read_host(adapter.url)
 
 
 def _first_problem(
