@@ -36,8 +36,11 @@ class ModelWorld:
         on_offer: Callable[[ModelKey], None],
         read_profiles: Callable[[], Iterable[observed.ProfileView] | None],
         read_in_use: Callable[[ModelKey], frozenset[str]] = lambda key: frozenset(),
+        on_seen: Callable[[], None] = lambda: None,
     ) -> None:
-        """`read_in_use` names the versions of a model that SLMDeployments name or run."""
+        """`read_in_use` names the versions of a model that SLMDeployments name or run; `on_seen` is called
+        when any model is new, differs or is gone."""
+        self._on_seen = on_seen
         self.in_use = read_in_use
         self._read_profiles = read_profiles
         self._on_wake = on_wake
@@ -95,6 +98,7 @@ class ModelWorld:
             return False
         stored = parse_model(body)
         self._models[key] = stored
+        self._on_seen()
         if not stored.status_error:
             offer = to_offer(key.namespace, key.name, stored.model.status)
             if offer != self._offers.get(key):
@@ -105,6 +109,7 @@ class ModelWorld:
     def forget_model(self, key: ModelKey) -> None:
         """The model is gone."""
         self._models.pop(key, None)
+        self._on_seen()
         if self._offers.pop(key, None) is not None:
             self._on_offer(key)
 

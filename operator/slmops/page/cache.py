@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents, each made once per change however many look, and never for more than a share of the time."""
+
+import asyncio
+import gzip
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+MAX_DOCUMENTS: Final = 16
+REST_FACTOR: Final = 9.0
+"""Rest after a document was made, as a multiple of the time that it took: a tenth of one CPU at most."""
+MAX_REST_SECONDS: Final = 5.0
+_GZIP_FROM: Final = 1024
+_GZIP_LEVEL: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A document as it is sent. `version` is that of the feed before it was made."""
+
+    version: int
+    etag: str
+    body: bytes
+    zipped: bytes
+    """Empty for a small one."""
+
+
+Take = Callable[[], Callable[[], bytes] | None]
+"""Takes a snapshot, at once; what it returns makes the document of it, in another thread. None: there is
+no such thing."""
+
+
+def finish(version: int, body: bytes) -> Made:
+    """The document of a body."""
+    return Made(
+        version=version,
+        etag=f'"{hashlib.sha256(body).hexdigest()[:24]}"',
+        body=body,
+        zipped=gzip.compress(body, _GZIP_LEVEL, mtime=0) if len(body) >= _GZIP_FROM else b"",
+    )
+
+
+class Documents:
+    """Keeps the documents that were asked for last."""
+
+    def __init__(self, *, rest_factor: float = REST_FACTOR) -> None:
+        self._rest_factor = rest_factor
+        self._made: OrderedDict[str, Made] = OrderedDict()
+        self._lock = asyncio.Lock()
+        self._free_at = 0.0
+
+    async def get(self, name: str, *, version: Callable[[], int], take: Take) -> Made | None:
+        """The document, no older than `version()` when it was asked for; None when there is no such thing.
+
+        Who comes while it is made, or while the maker rests, shares one with the others.
+        """
+        wanted = version()
+        made = self._find(name, wanted)
+        if made is not None:
+            return made
+        async with self._lock:
+            made = self._find(name, wanted)
+            if made is not None:
+                return made
+            await asyncio.sleep(max(0.0, self._free_at - time.monotonic()))
+            return await self._make(name, version(), take)
+
+    def _find(self, name: str, version: int) -> Made | None:
+        made = self._made.get(name)
+        if made is None or made.version < version:
+            return None
+        self._made.move_to_end(name)
+        return made
+
+    async def _make(self, name: str, version: int, take: Take) -> Made | None:
+        started = time.perf_counter()
+        build = take()
+        if build is None:
+            self._made.pop(name, None)
+            return None
+        made = await asyncio.to_thread(lambda: finish(version, build()))
+        took = time.perf_counter() - started
+        self._free_at = time.monotonic() + min(MAX_REST_SECONDS, took * self._rest_factor)
+        self._made[name] = made
+        self._made.move_to_end(name)
+        while len(self._made) > MAX_DOCUMENTS:
+            self._made.popitem(last=False)
+        return made
