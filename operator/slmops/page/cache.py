@@ -12,8 +12,11 @@ from typing import Final
 
 MAX_DOCUMENTS: Final = 16
 REST_FACTOR: Final = 9.0
-"""Rest after a document was made, as a multiple of the time that it took: a tenth of one CPU at most."""
-MAX_REST_SECONDS: Final = 5.0
+"""Rest owed for a document, as a multiple of the time that it took: a tenth of one CPU in the long run."""
+BURST_SECONDS: Final = 5.0
+"""Rest that may be owed, so that somebody who looks around does not wait."""
+MAX_DEBT_SECONDS: Final = 10.0
+"""More is forgiven: nobody waits for longer than the difference."""
 _GZIP_FROM: Final = 1024
 _GZIP_LEVEL: Final = 4
 
@@ -66,7 +69,7 @@ class Documents:
             made = self._find(name, wanted)
             if made is not None:
                 return made
-            await asyncio.sleep(max(0.0, self._free_at - time.monotonic()))
+            await asyncio.sleep(max(0.0, self._free_at - time.monotonic() - BURST_SECONDS))
             return await self._make(name, version(), take)
 
     def _find(self, name: str, version: int) -> Made | None:
@@ -84,7 +87,9 @@ class Documents:
             return None
         made = await asyncio.to_thread(lambda: finish(version, build()))
         took = time.perf_counter() - started
-        self._free_at = time.monotonic() + min(MAX_REST_SECONDS, took * self._rest_factor)
+        now = time.monotonic()
+        owed = max(0.0, self._free_at - now) + took * self._rest_factor
+        self._free_at = now + min(MAX_DEBT_SECONDS, owed)
         self._made[name] = made
         self._made.move_to_end(name)
         while len(self._made) > MAX_DOCUMENTS:

@@ -112,11 +112,9 @@ def assess_wave(rollout: RolloutStatus, index: int, wave: WaveStatus) -> str:
         return {"Pass": "done", "Skipped": "skipped", "Fail": "failed"}[wave.verdict]
     if index < rollout.wave or rollout.step == "Completed":
         return "done"
-    if index > rollout.wave:
-        return "next"
     if is_active(rollout):
-        return "current"
-    return "failed" if rollout.step == "Failed" else "skipped"
+        return "current" if index == rollout.wave else "next"
+    return "failed" if rollout.step == "Failed" and index == rollout.wave else "unreached"
 
 
 def build_grid(observed: Observed, spec: SLMDeploymentSpec | None) -> Grid:

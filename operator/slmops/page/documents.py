@@ -138,7 +138,7 @@ class Overview:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WaveCard:
-    """A wave of the strip; `state` is done, current, next, failed or skipped."""
+    """A wave of the strip; `state` is done, current, next, failed, skipped or unreached."""
 
     name: str
     state: str

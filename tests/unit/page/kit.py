@@ -50,7 +50,9 @@ class KitFleet:
         self._version += 1
         return str(self._version)
 
-    def node(self, name: str, *, site: str = "", ready: bool = True, memory: str = "8Gi", **labels: str) -> None:
+    def node(
+        self, name: str, *, site: str = "", ready: bool = True, memory: str = "8Gi", **labels: str
+    ) -> None:
         """A node; labels of deployments are given by `give`."""
         tags = {"edge": "true", **({SITE: site} if site else {}), **labels}
         known = self.world.node(name)
@@ -115,7 +117,9 @@ class KitFleet:
             "memory": memory,
             "manifest": {
                 "version": 1,
-                "files": [{"path": "m.onnx", "size": 1, "sha256": "0" * 64, "url": "https://models.example/m.onnx"}],
+                "files": [
+                    {"path": "m.onnx", "size": 1, "sha256": "0" * 64, "url": "https://models.example/m.onnx"}
+                ],
             },
             "sourceHash": "h",
             "reference": "r",
@@ -153,7 +157,9 @@ class KitFleet:
             },
             "spec": {
                 "model": {"name": "orders", "version": "v2"},
-                "variants": [{"name": VARIANT_NAME, "source": {"http": {"url": "https://models.example/m.json"}}}],
+                "variants": [
+                    {"name": VARIANT_NAME, "source": {"http": {"url": "https://models.example/m.json"}}}
+                ],
                 "placement": {"nodeSelector": {"matchLabels": {"edge": "true"}}},
                 "rollout": {
                     "waves": [{"name": "pilot", "count": 1}, {"name": "all", "percent": 100}],
@@ -219,7 +225,14 @@ def rolling_status(**rollout: Any) -> Body:
             "waveStartedAt": at(5),
             "startedAt": at(0),
             "waves": [
-                {"name": "pilot", "nodes": 1, "updated": 1, "ready": 1, "verdict": "Pending", "startedAt": at(5)},
+                {
+                    "name": "pilot",
+                    "nodes": 1,
+                    "updated": 1,
+                    "ready": 1,
+                    "verdict": "Pending",
+                    "startedAt": at(5),
+                },
                 {"name": "all", "nodes": 2, "verdict": "Pending"},
             ],
             "measurements": [measurement("errors", 20, "0.01", "0.02")],

@@ -14,7 +14,7 @@ function wave(card, position) {
   const says = [`${whole(card.ready)} of ${plural(card.nodes, "node")} ready`];
   if (card.deferred) says.push(`${whole(card.deferred)} deferred`);
   if (card.failed) says.push(`${whole(card.failed)} failed`);
-  const states = { done: "done", current: card.awaits ? "awaits approval" : "under way", next: "to come", failed: "failed", skipped: "skipped" };
+  const states = { done: "done", current: card.awaits ? "awaits approval" : "under way", next: "to come", failed: "failed", skipped: "skipped", unreached: "not reached" };
   return h(
     "li",
     { class: `step ${card.state}`, "data-key": card.name, "aria-current": card.state === "current" ? "step" : null },
@@ -118,6 +118,34 @@ function nodes(grid, waves) {
   );
 }
 
+// What is wrong, with a few of the nodes; that nodes are offline is told by the cells.
+function problems(grid) {
+  const found = new Map();
+  for (const site of grid.sites) {
+    for (const [name, state, , , problem] of site.cells) {
+      if (problem < 0 || !["failing", "unfit"].includes(grid.states[state])) continue;
+      const entry = found.get(problem) || { count: 0, names: [] };
+      entry.count += 1;
+      if (entry.names.length < 3) entry.names.push(name);
+      found.set(problem, entry);
+    }
+  }
+  if (!found.size) return null;
+  const order = [...found].sort((one, other) => other[1].count - one[1].count).slice(0, 10);
+  return h(
+    "ul",
+    { class: "log problems", "data-key": "problems" },
+    order.map(([problem, { count, names }]) => {
+      const [reason, message] = grid.problems[problem];
+      return h("li", { "data-key": `${reason} ${message}` },
+        h("b", { class: "count" }, whole(count)),
+        h("span", { class: "log-body" },
+          h("span", null, h("code", null, reason), h("span", { class: "quiet" }, ` ${names.join(", ")}${count > names.length ? " and others" : ""}`)),
+          h("span", { class: "message", title: message }, message)));
+    }),
+  );
+}
+
 function fleetGrid(detail) {
   const grid = detail.grid;
   const total = grid.sites.reduce((sum, site) => sum + site.cells.length, 0);
@@ -132,6 +160,7 @@ function fleetGrid(detail) {
       h("p", { class: "quiet" }, `${plural(total, "node")} at ${plural(grid.sites.length, "site")}`),
     ),
     legend(grid),
+    problems(grid),
     total
       ? h("div", { class: `sites ${dense}`, role: "group", "aria-label": "Sites; arrow keys move, Enter lists the nodes" },
           grid.sites.map((site, index) => siteBlock(grid, site, index === 0)))
