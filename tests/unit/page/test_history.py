@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is remembered of a rollout stays bounded, in order, and about that rollout."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slmops.api import SLMDeploymentStatus
 from slmops.page.history import MAX_POINTS, MAX_SERIES, History, Point, read_number, thin
-from tests.unit.page.kit import measurement, rolling_status
+from tests.unit.page.kit import at, measurement, rolling_status
 
 
 def status(*measurements: object, **rollout: object) -> SLMDeploymentStatus:
@@ -45,11 +46,16 @@ def test_the_number_of_series_is_bounded() -> None:
     assert len(history.series) == MAX_SERIES
 
 
-@given(st.integers(1, 2000))
+@pytest.mark.parametrize("count", [1, MAX_POINTS, MAX_POINTS + 1, 5 * MAX_POINTS])
 def test_a_long_rollout_is_remembered_from_its_start_with_a_bounded_number_of_points(count: int) -> None:
     history = History()
+    seen = status(measurement("errors", 0, "0.01", None))
+    assert seen.rollout is not None
+    (one,) = seen.rollout.measurements
     for number in range(count):
-        history.take_in(status(measurement("errors", number, "0.01", None)))
+        taken = one.model_copy(update={"at": at(number)})
+        rollout = seen.rollout.model_copy(update={"measurements": [taken]})
+        history.take_in(seen.model_copy(update={"rollout": rollout}))
     (points,) = history.series.values()
     times = [point.at for point in points]
     assert len(points) <= MAX_POINTS
