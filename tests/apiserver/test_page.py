@@ -90,7 +90,8 @@ async def test_a_rollout_is_followed_without_a_reload(cluster: Cluster, browser:
         await expect(page.locator("h1")).to_have_text(NAME)
         await expect(page.locator(".legend")).to_contain_text("Stable 4")
         await cluster.apply(
-            "v2", waves=[{"name": "pilot", "count": 1}, {"name": "rest", "approval": "Manual"}]
+            "v2",
+            waves=[{"name": "pilot", "count": 1}, {"name": "rest", "percent": 100, "approval": "Manual"}],
         )
         await expect(page.locator(".step.done")).to_contain_text("pilot")
         await expect(page.locator(".title .pill")).to_have_text("Held")
@@ -129,6 +130,8 @@ async def test_it_is_used_with_the_keyboard_and_on_a_phone(cluster: Cluster, bro
         await page.set_viewport_size({"width": 390, "height": 800})
         await page.goto(f"{watched.address}#/{cluster.namespace}/{NAME}")
         await expect(page.locator(".empty")).to_contain_text(NAME)
+        assert all("404" in complaint for complaint in watched.complaints)
+        watched.complaints.clear()
         await cluster.apply("v1")
         await cluster.until_promoted("v1")
         cluster.provider.script(Preset.ERROR_RATE, (await cluster.status())["stableRevision"], 0.01)

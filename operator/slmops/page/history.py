@@ -42,9 +42,9 @@ def read_number(text: str | None) -> float | None:
 
 
 def thin(points: list[Point], limit: int) -> list[Point]:
-    """At most `limit` points: the newer half as it is, every other one of the older half."""
-    while len(points) > limit:
-        half = len(points) // 2
+    """At most `limit` points, two at least: the newer half as it is, every other one of the older half."""
+    while len(points) > max(2, limit):
+        half = (len(points) + 1) // 2
         points = points[:half:2] + points[half:]
     return points
 
