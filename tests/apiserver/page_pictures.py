@@ -7,18 +7,20 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, FloatRect, Page, expect
 
 from slmops.adapters.resources import DEPLOYMENTS
 from slmops.model.observed import Preset
+from tests.apiserver.conftest import MakeCluster
 from tests.apiserver.harness import NAME, Cluster, deployment, until
 from tests.apiserver.test_page import browser, opened
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
 SITES: Final = ("berlin", "bremen", "dresden", "erfurt", "essen", "halle", "kiel", "leipzig", "mainz", "ulm")
 PER_SITE: Final = 4
+WIDTH: Final = 1280
 SITE_LABEL: Final = "topology.kubernetes.io/zone"
 MEASUREMENTS: Final = 24
 PATIENCE_SECONDS: Final = 240.0
@@ -75,7 +77,12 @@ async def until_promoted(cluster: Cluster, name: str) -> None:
     await until(f"{name} being promoted", promoted, seconds=PATIENCE_SECONDS)
 
 
-async def test_retail(cluster: Cluster, browser: Browser) -> None:
+async def test_retail(make_cluster: MakeCluster, browser: Browser) -> None:
+    async with make_cluster("", nodes="") as cluster:
+        await _take_pictures(cluster, browser)
+
+
+async def _take_pictures(cluster: Cluster, browser: Browser) -> None:
     names = [(site, number) for site in SITES for number in range(PER_SITE)]
     nodes = await asyncio.gather(
         *(cluster.add_node(f"{site}-{n}", **{SITE_LABEL: site}) for site, n in names)
@@ -108,15 +115,22 @@ async def test_retail(cluster: Cluster, browser: Browser) -> None:
                 " && document.querySelector('.line.canary').getAttribute('d').split('L').length > "
                 + str(passes + 6)
             )
-            for scheme in ("light", "dark"):
-                await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-                await page.screenshot(path=IMAGES / f"fleet-page-rollout-{scheme}.png", full_page=True)
+            await _take(page, "rollout", until_after='section[aria-label="Nodes by site"]')
             await page.goto(watched.address)
             await expect(page.locator("tbody tr")).to_have_count(4)
-            for scheme in ("light", "dark"):
-                await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-                await page.screenshot(path=IMAGES / f"fleet-page-overview-{scheme}.png", full_page=True)
+            await _take(page, "overview", until_after='section[aria-label="Sites"]')
     assert (watched.complaints, watched.foreign) == ([], [])
+
+
+async def _take(page: Page, name: str, *, until_after: str) -> None:
+    """Pictures in both colour schemes, down to the end of an element."""
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    for scheme in schemes:
+        await page.emulate_media(color_scheme=scheme)
+        box = await page.locator(until_after).bounding_box()
+        assert box is not None
+        clip: FloatRect = {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] + box["height"] + 24}
+        await page.screenshot(path=IMAGES / f"fleet-page-{name}-{scheme}.png", full_page=True, clip=clip)
 
 
 async def _moves(cluster: Cluster) -> bool:

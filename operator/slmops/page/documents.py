@@ -8,7 +8,6 @@ devices, and are shown as texts, never as HTML.
 import dataclasses
 import json
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any, Final
 
 from pydantic.alias_generators import to_camel
@@ -260,13 +259,18 @@ def shorten(text: str, limit: int = MAX_TEXT) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-@lru_cache(maxsize=64)
-def _keys(kind: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((field.name, to_camel(field.name)) for field in dataclasses.fields(kind))
+_DOCUMENTS: Final[tuple[Any, ...]] = (
+    Overview, Counters, Row, Site, ModelRow, ModelVariantRow, Detail, RolloutCard, WaveCard, Grid, SiteCells,
+    Plot, ConditionRow, EventRow,
+)  # fmt: skip
+_KEYS: Final = {
+    kind: tuple((field.name, to_camel(field.name)) for field in dataclasses.fields(kind))
+    for kind in _DOCUMENTS
+}
 
 
 def _encode(value: Any) -> dict[str, Any]:
-    return {key: getattr(value, name) for name, key in _keys(type(value))}
+    return {key: getattr(value, name) for name, key in _KEYS[type(value)]}
 
 
 def encode(document: Overview | Detail) -> bytes:

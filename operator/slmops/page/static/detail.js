@@ -11,7 +11,8 @@ export const view = { site: null };
 function wave(card, position) {
   const done = Math.max(1, card.nodes);
   const width = (count) => Math.min(100, (count / done) * 100);
-  const says = [`${whole(card.ready)} of ${plural(card.nodes, "node")} ready`];
+  // Who is in a wave is counted when it begins.
+  const says = !card.nodes ? [] : [`${whole(card.ready)} of ${plural(card.nodes, "node")} ready`];
   if (card.deferred) says.push(`${whole(card.deferred)} deferred`);
   if (card.failed) says.push(`${whole(card.failed)} failed`);
   const states = { done: "done", current: card.awaits ? "awaits approval" : "under way", next: "to come", failed: "failed", skipped: "skipped", unreached: "not reached" };
