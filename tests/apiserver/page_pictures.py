@@ -129,7 +129,7 @@ async def _take(page: Page, name: str, *, until_after: str) -> None:
         await page.emulate_media(color_scheme=scheme)
         box = await page.locator(until_after).bounding_box()
         assert box is not None
-        clip: FloatRect = {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] + box["height"] + 24}
+        clip: FloatRect = {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] + box["height"] + 14}
         await page.screenshot(path=IMAGES / f"fleet-page-{name}-{scheme}.png", full_page=True, clip=clip)
 
 
