@@ -38,7 +38,8 @@ unit: venv ## pure tests, no cluster
 	$(PYTEST) -n auto tests/unit
 
 .PHONY: apiserver
-apiserver: venv ## the control loop on a real kube-apiserver
+apiserver: venv ## the control loop on a real kube-apiserver, and the fleet page in a real browser
+	@command -v chromium >/dev/null || $(PY) -m e2e.rig packages
 	$(PYTEST) -n auto --dist worksteal tests/apiserver
 
 .PHONY: e2e
@@ -71,6 +72,11 @@ model-litert: venv ## export the test model for LiteRT again (needs torch, gigab
 	test -x $(CACHE)/litert-venv/bin/python || python3 -m venv $(CACHE)/litert-venv
 	.venv/bin/uv pip sync --quiet --require-hashes --python $(CACHE)/litert-venv/bin/python locks/model-litert.txt
 	nice -n 5 $(CACHE)/litert-venv/bin/python -m e2e.models.recipe.export_litert
+
+.PHONY: pictures
+pictures: venv ## take the pictures of docs/fleet-page.md again
+	@command -v chromium >/dev/null || $(PY) -m e2e.rig packages
+	$(PYTEST) tests/apiserver/page_pictures.py
 
 .PHONY: sbom
 sbom: venv ## bills of materials of the two images, CycloneDX 1.6, in build/sbom

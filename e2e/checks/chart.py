@@ -72,6 +72,9 @@ BAD_VALUES: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("privacy.clients", {"privacy": {"clients": []}}),
     ("privacy.metricsFrom.0", {"privacy": {"metricsFrom": [{"pods": {}}]}}),
     ("privacy.dnsTo", {"privacy": {"dnsTo": []}}),
+    ("fleetPage.port", {"fleetPage": {"port": 9090}}),
+    ("fleetPage.service.type", {"fleetPage": {"service": {"type": "ExternalName"}}}),
+    ("fleetPage.from.0", {"fleetPage": {"from": [{"pods": {}}]}}),
     ("networkPolicy.apiServerPorts", {"networkPolicy": {"apiServerPorts": []}}),
     ("networkPolicy.apiServerCIDRs.0", {"networkPolicy": {"apiServerCIDRs": ["10.0.0.1"]}}),
     ("networkPolicy.metricsFrom.0", {"networkPolicy": {"metricsFrom": [{"pods": {}}]}}),
@@ -194,6 +197,7 @@ def check_forms() -> str:
                 "crds": {"install": False},
                 "rbac": {"readSecrets": False, "tenantRoles": False},
                 "podMonitor": {"enabled": True, "labels": {"release": "x"}},
+                "fleetPage": {"port": 8888},
                 "storeAgent": {"port": 9999, "hostPath": "/data/slmops", "nodeSelector": {"edge": "true"}},
             }
         )
@@ -233,6 +237,9 @@ def check_forms() -> str:
             "crds.install": "CustomResourceDefinition" not in kinds,
             "rbac.readSecrets": not any("secrets" in rule["resources"] for rule in rules),
             "podMonitor.enabled": kinds.count("PodMonitor") == 3,
+            "fleetPage": environment["SLMOPS_PAGE_PORT"] == "8888"
+            and environment["SLMOPS_PAGE_HOST"] == "127.0.0.1"
+            and not any(port["name"] == "page" for port in container["ports"]),
             "storeAgent": _is_agent(agent, image="registry.example.com/a/runtime:7")
             and environment["SLMOPS_STORE_AGENT_PORT"] == "9999"
             and environment["SLMOPS_STORE_AGENT_PATH"] == "/data/slmops",

@@ -7,6 +7,7 @@ import sys
 from typing import Final
 
 import kopf
+from aiohttp import web
 from prometheus_client import start_http_server
 
 from slmops.adapters.clock import SystemClock
@@ -17,8 +18,12 @@ from slmops.adapters.routing import build_provider
 from slmops.adapters.sources import build_resolver
 from slmops.adapters.sources.addresses import AddressPolicy
 from slmops.handlers.deployments import build_registry
+from slmops.page.feed import Feed
+from slmops.page.server import Page, PortTaken, start_server
+from slmops.page.source import WorldSource
 from slmops.runtime.logs import setup_logging
 from slmops.runtime.metrics import OperatorMetrics
+from slmops.runtime.onlooker import Onlooker
 from slmops.runtime.operator import Operator, Parts
 from slmops.runtime.settings import Settings, SettingsError, read_settings
 from slmops.runtime.targets import observe_targets
@@ -64,6 +69,7 @@ async def run(settings: Settings) -> int:
         # The pods are known to the operator, which is made below and asks only while it runs.
         targets=lambda *side: observe_targets(operator.world, *side),
     )
+    feed = Feed()
     operator = Operator(
         Parts(
             kube=kube,
@@ -76,11 +82,22 @@ async def run(settings: Settings) -> int:
             watch_namespaces=settings.watch_namespaces,
             metrics=metrics,
             on_gone=lambda key: provider.forget(key.namespace, key.name),
+            onlooker=feed if settings.page_port else Onlooker(),
         )
     )
+    page: web.AppRunner | None = None
     try:
+        if settings.page_port:
+            # It needs no Lease: it only reads.
+            source = WorldSource(operator.world, feed, config=settings.planner, leads=operator.guard.held)
+            page = await start_server(Page(source, feed), host=settings.page_host, port=settings.page_port)
         return await _run_beside_kopf(operator, settings)
+    except PortTaken as error:
+        _log.error("SLMOPS_PAGE_PORT=%d cannot be served: %s", settings.page_port, error)
+        return 1
     finally:
+        if page is not None:
+            await page.cleanup()
         await provider.close()
         await kube.close()
 

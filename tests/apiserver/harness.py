@@ -19,6 +19,7 @@ from slmops.adapters.resources import DAEMON_SETS, DEPLOYMENTS, NODES, PODS, Res
 from slmops.api import API_VERSION, KIND
 from slmops.model.config import OperatorConfig
 from slmops.planning.names import Names
+from slmops.runtime.onlooker import Onlooker
 from slmops.runtime.operator import Operator, Parts
 from slmwire.labels import REVISION, ROLE
 from tests.apiserver.doubles import CountingClient, Killed, ScriptedProvider, ScriptedResolver
@@ -208,13 +209,15 @@ class Cluster:
     # The operator
 
     @asynccontextmanager
-    async def operator(self, *, die_before: int | None = None) -> AsyncIterator["Running"]:
+    async def operator(
+        self, *, die_before: int | None = None, onlooker: Onlooker | None = None
+    ) -> AsyncIterator["Running"]:
         """The operator, running until the end of the block (as a process that is ended cleanly)."""
         self.runs += 1
         client = self.connect()
         client.writes = []
         client.die_before = die_before
-        running = Running(client=client, operator=self._build(client))
+        running = Running(client=client, operator=self._build(client, onlooker or Onlooker()))
         task = asyncio.create_task(running.run())
         running.task = task
         try:
@@ -225,7 +228,7 @@ class Cluster:
                 await task
             await client.close()
 
-    def _build(self, client: KubeClient) -> Operator:
+    def _build(self, client: KubeClient, onlooker: Onlooker) -> Operator:
         return Operator(
             Parts(
                 kube=client,
@@ -241,6 +244,7 @@ class Cluster:
                 namespace=self.namespace,
                 identity=f"operator-{self.runs}",
                 watch_namespaces=(self.namespace,),
+                onlooker=onlooker,
                 lease_seconds=3,
             )
         )

@@ -59,7 +59,8 @@ def _file_deployment(namespace: str) -> dict[str, object]:
 
 async def test_process_installs_reports_and_ends_cleanly(cluster: Cluster, kwok: ControlPlane) -> None:
     namespace = cluster.namespace
-    async with _process(kwok.kubeconfig, namespace) as (process, health, metrics):
+    (page,) = free_ports(1)
+    async with _process(kwok.kubeconfig, namespace, SLMOPS_PAGE_PORT=str(page)) as (process, health, metrics):
         await cluster.kube.apply(DEPLOYMENTS, namespace=namespace, body=_file_deployment(namespace))
         revision = await cluster.until_promoted("v1")
         await cluster.until_settled(revision, 4)
@@ -73,6 +74,12 @@ async def test_process_installs_reports_and_ends_cleanly(cluster: Cluster, kwok:
                 assert answer.status == 200
             async with session.get(f"http://127.0.0.1:{metrics}/metrics") as answer:
                 text = await answer.text()
+            async with session.get(f"http://127.0.0.1:{page}/api/deployments/{namespace}/{NAME}") as answer:
+                shown = await answer.json()
+            open_page = await session.get(f"http://127.0.0.1:{page}/api/events")
+            await open_page.content.readline()
+        assert (shown["row"]["ready"], shown["leads"], shown["nodesKnown"]) == (4, True, True)
+        assert [len(site["cells"]) for site in shown["grid"]["sites"]] == [4]
         assert f'slmops_nodes{{deployment="{NAME}",namespace="{namespace}",state="ready"}} 4.0' in text
         assert 'slmops_kubernetes_requests_total{code="200",resource="nodes",verb="patch"}' in text
 
@@ -138,6 +145,8 @@ async def test_second_process_waits_for_the_lease(cluster: Cluster, kwok: Contro
     ("settings", "message"),
     [
         ({"SLMOPS_RUNTIME_IMAGE": ""}, "SLMOPS_RUNTIME_IMAGE is not set"),
+        ({"SLMOPS_PAGE_PORT": "80a"}, "SLMOPS_PAGE_PORT=80a: must be a port number"),
+        ({"SLMOPS_PAGE_HOST": "localhost"}, "SLMOPS_PAGE_HOST=localhost: must be an IP address"),
         ({"SLMOPS_METRICS_PORT": "http"}, "SLMOPS_METRICS_PORT=http: must be a port number"),
         ({"SLMOPS_PROMETHEUS_URL": "prom:9090"}, "SLMOPS_PROMETHEUS_URL=prom:9090: must be a URL"),
     ],

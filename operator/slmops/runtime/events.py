@@ -60,12 +60,15 @@ class EventPoster:
         instance: str,
         may_write: Callable[[], bool],
         on_drop: Callable[[], None] = lambda: None,
+        on_post: Callable[[Subject, Transition, float], None] = lambda *post: None,
     ) -> None:
+        """`on_post` is called with each event that is queued and the time, in seconds since the epoch."""
         self._kube = kube
         self._clock = clock
         self._instance = instance
         self._may_write = may_write
         self._on_drop = on_drop
+        self._on_post = on_post
         self._queue: asyncio.Queue[_Post] = asyncio.Queue(QUEUE_LIMIT)
         self._posted: dict[tuple[str, str, str], float] = {}
 
@@ -77,6 +80,7 @@ class EventPoster:
             return
         self._posted.pop(identity, None)
         self._posted[identity] = now
+        self._on_post(subject, transition, now)
         while len(self._posted) > _REMEMBERED:
             del self._posted[next(iter(self._posted))]
         try:

@@ -24,6 +24,7 @@ from slmops.runtime.models.execute import ModelExecutor
 from slmops.runtime.models.keeper import ModelKeeper
 from slmops.runtime.models.worker import ModelServices
 from slmops.runtime.models.world import ModelWorld
+from slmops.runtime.onlooker import Onlooker
 from slmops.runtime.resource import DeploymentKey, key_of_body
 from slmops.runtime.worker import Planner, Services, Worker
 from slmops.runtime.world import World
@@ -52,6 +53,8 @@ class Parts:
     metrics: OperatorMetrics = field(default_factory=OperatorMetrics)
     on_gone: Callable[[DeploymentKey], None] = lambda key: None
     """Called when a deployment is gone, for what others remember of it."""
+    onlooker: Onlooker = field(default_factory=Onlooker)
+    """Who looks on: the fleet page."""
     lease_seconds: float = DURATION_SECONDS
     sweep_seconds: float = SWEEP_SECONDS
 
@@ -68,6 +71,7 @@ class Operator:
             namespaces=parts.watch_namespaces,
             on_wake=self._wake,
             on_profile=lambda: self.models.wake_all(),
+            onlooker=parts.onlooker,
         )
         self.guard = LeaseGuard(
             parts.kube,
@@ -84,6 +88,7 @@ class Operator:
             read_profiles=lambda: self.world.profiles,
             read_in_use=lambda key: self.world.versions_in_use(key.namespace, key.name),
             read_look_asked_at=lambda key: self.world.look_asked_at(key.namespace, key.name),
+            on_seen=lambda: parts.onlooker.changed(None),
         )
         self.world.models = model_world
         self._events = EventPoster(
@@ -92,6 +97,7 @@ class Operator:
             instance=parts.identity,
             may_write=self.guard.held,
             on_drop=parts.metrics.events_dropped.inc,
+            on_post=parts.onlooker.event_posted,
         )
         looks = asyncio.Semaphore(PARALLEL_LOOKS)
         resolutions = asyncio.Semaphore(PARALLEL_RESOLUTIONS)
@@ -146,6 +152,7 @@ class Operator:
                 begin = asyncio.Event()
                 group.create_task(self.models.run(begin), name="models")
                 await self.world.wait_synced()
+                self._parts.onlooker.all_changed()
                 # Before the first look at a follower: a model that is not known yet is not one that is gone.
                 await self.models.sweep()
                 await self._sweep_safely()
@@ -197,6 +204,7 @@ class Operator:
 
     def _lease_changed(self) -> None:
         self._parts.metrics.holds_lease.set(1 if self.guard.held() else 0)
+        self._parts.onlooker.all_changed()
         self._wake_all()
         self.models.wake_all()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator's configuration from the environment: read once, complained about in one line."""
 
+import ipaddress
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ from slmwire.paths import AGENT_PORT, DEFAULT_STORE_PATH
 
 DEFAULT_METRICS_PORT: Final = 9090
 DEFAULT_HEALTH_PORT: Final = 8081
+DEFAULT_PAGE_HOST: Final = "127.0.0.1"
 _PULL_POLICIES: Final = ("Always", "IfNotPresent", "Never")
 _LOG_FORMATS: Final = ("json", "text")
 _LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -51,6 +53,10 @@ class Settings:
     """0 serves no metrics."""
     health_port: int
     """0 serves no health endpoint."""
+    page_port: int
+    """0 serves no fleet page."""
+    page_host: str
+    """Address that the fleet page listens on; the loopback one is reached by port forwarding alone."""
     identity: str
     """Of this process among the operator's processes."""
 
@@ -140,6 +146,8 @@ def read_settings(
         ),
         metrics_port=_port("SLMOPS_METRICS_PORT", text("SLMOPS_METRICS_PORT", str(DEFAULT_METRICS_PORT))),
         health_port=_port("SLMOPS_HEALTH_PORT", text("SLMOPS_HEALTH_PORT", str(DEFAULT_HEALTH_PORT))),
+        page_port=_port("SLMOPS_PAGE_PORT", text("SLMOPS_PAGE_PORT", "0")),
+        page_host=_address("SLMOPS_PAGE_HOST", text("SLMOPS_PAGE_HOST", DEFAULT_PAGE_HOST)),
         # In a pod the process number is always the same, so a restarted container takes its Lease
         # over at once; on a workstation it tells two operators apart.
         identity=f"{socket.gethostname()}-{os.getpid()}",
@@ -174,6 +182,15 @@ def _port(name: str, value: str) -> int:
     if not value.isdigit() or not 0 <= int(value) <= 65535:
         raise SettingsError(f"{name}={value}: must be a port number, or 0 for none")
     return int(value)
+
+
+def _address(name: str, value: str) -> str:
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise SettingsError(
+            f"{name}={value}: must be an IP address to listen on, such as 127.0.0.1 or 0.0.0.0"
+        ) from None
 
 
 def _seconds(name: str, value: str) -> float:

@@ -17,6 +17,7 @@ from slmops.planning import times
 from slmops.planning.names import Names
 from slmops.planning.selectors import matches
 from slmops.runtime.models.world import ModelWorld
+from slmops.runtime.onlooker import Onlooker
 from slmops.runtime.resource import DeploymentKey, StoredDeployment, is_newer, key_of_body, parse_deployment
 from slmwire.labels import MANAGED_BY, MANAGED_BY_VALUE, MODEL
 
@@ -70,9 +71,11 @@ class World:
         namespaces: tuple[str, ...],
         on_wake: Callable[[DeploymentKey], None],
         on_profile: Callable[[], None] = lambda: None,
+        onlooker: Onlooker | None = None,
     ) -> None:
         """`on_profile` is called when any DeviceProfile has changed."""
-        self._on_wake = on_wake
+        self._wake_worker = on_wake
+        self._onlooker = onlooker or Onlooker()
         self._on_profile = on_profile
         self.models: ModelWorld | None = None
         """What is known of SLMModels, once somebody looks after them."""
@@ -136,6 +139,11 @@ class World:
             return None
         found = [profile for profile in self._profiles.values() if profile is not None]
         return tuple(sorted(found, key=lambda profile: profile.name))
+
+    @property
+    def are_nodes_known(self) -> bool:
+        """Whether nodes and pods were listed: an operator that waits for the Lease knows of none."""
+        return self._nodes.synced.is_set() and all(reflector.synced.is_set() for reflector in self._pods)
 
     @property
     def node_count(self) -> int:
@@ -232,13 +240,15 @@ class World:
         known = self._deployments.get(key)
         if not is_newer(body, known):
             return False
-        self._deployments[key] = parse_deployment(body, known)
+        stored = self._deployments[key] = parse_deployment(body, known)
+        self._onlooker.status_seen(stored.deployment)
         return True
 
     def forget_deployment(self, key: DeploymentKey) -> None:
         """The deployment is gone."""
         self._deployments.pop(key, None)
         self._members.pop(key, None)
+        self._onlooker.gone(key)
 
     # SLMModels
 
@@ -281,7 +291,12 @@ class World:
 
     # Wakes
 
+    def _on_wake(self, key: DeploymentKey) -> None:
+        self._onlooker.changed(key)
+        self._wake_worker(key)
+
     def _node_changed(self, _: Key, old: NodeView | None, new: NodeView | None) -> None:
+        self._onlooker.changed(None)
         for key in self._deployments:
             members = self._members_of(key)
             name = new.name if new is not None else old.name if old is not None else ""

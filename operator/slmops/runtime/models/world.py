@@ -37,9 +37,12 @@ class ModelWorld:
         read_profiles: Callable[[], Iterable[observed.ProfileView] | None],
         read_in_use: Callable[[ModelKey], frozenset[str]] = lambda key: frozenset(),
         read_look_asked_at: Callable[[ModelKey], float] = lambda key: 0.0,
+        on_seen: Callable[[], None] = lambda: None,
     ) -> None:
         """`read_in_use` names the versions of a model that SLMDeployments name or run, `read_look_asked_at`
-        tells when one of them asked last for another look at the source (0 for never)."""
+        tells when one of them asked last for another look at the source (0 for never); `on_seen` is called
+        when any model is new, differs or is gone."""
+        self._on_seen = on_seen
         self.in_use = read_in_use
         self.look_asked_at = read_look_asked_at
         self._read_profiles = read_profiles
@@ -98,6 +101,7 @@ class ModelWorld:
             return False
         stored = parse_model(body)
         self._models[key] = stored
+        self._on_seen()
         if not stored.status_error:
             offer = to_offer(key.namespace, key.name, stored.model.status)
             if offer != self._offers.get(key):
@@ -108,6 +112,7 @@ class ModelWorld:
     def forget_model(self, key: ModelKey) -> None:
         """The model is gone."""
         self._models.pop(key, None)
+        self._on_seen()
         if self._offers.pop(key, None) is not None:
             self._on_offer(key)
 
