@@ -21,6 +21,9 @@ class OperatorConfig:
     """Prefixes that `cache.hostPath` may lie under."""
     allowed_file_paths: tuple[str, ...] = ()
     """Prefixes that a `file` source may lie under; empty refuses file sources."""
+    prometheus_url: str = ""
+    """The operator's own Prometheus; empty: there is none, and the operator measures for deployments that
+    name no other."""
     allowed_prometheus_urls: tuple[str, ...] = ()
     """Prefixes that `analysis.prometheus.url` may begin with; empty allows only the operator's own."""
     node_settle_seconds: float = 30.0

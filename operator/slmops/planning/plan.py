@@ -37,6 +37,7 @@ from slmops.planning.operations import Standing
 from slmops.planning.placement import cause_of, find_wishes, place_nodes
 from slmops.planning.places import Places, say_closed
 from slmops.planning.pod_metrics import pod_readings
+from slmops.planning.provider import with_judge
 from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
 from slmops.planning.requests import begins, heed_annotations
 from slmops.planning.resolution import Resolution, due_requests, keep_wanted, resolve, sources_of
@@ -318,6 +319,7 @@ def _due_measurements(
     return due_measurements(
         spec.rollout.analysis,
         decision.rollout,
+        config=observed.config,
         namespace=observed.deployment.namespace,
         deployment=observed.deployment.name,
         stable=decision.stable_revision,
@@ -386,7 +388,7 @@ def _status(
             variant.model_copy(update={"nodes": assigned.count(variant.name)})
             for variant in resolution.variants
         ],
-        rollout=decision.rollout,
+        rollout=with_judge(decision, fleet.spec.rollout.analysis, observed.config),
         failed_revisions=list(decision.failed),
         conditions=conditions.merge_conditions(
             old.conditions, says, generation=deployment.generation, now=now

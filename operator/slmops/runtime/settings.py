@@ -34,8 +34,6 @@ class Settings:
     """What the process was told."""
 
     planner: OperatorConfig
-    prometheus_url: str
-    """Empty: none configured, rollouts that ask it hold."""
     prometheus_credentials_dir: str
     """Folder that its Secret is mounted at; empty: no credentials."""
     prometheus_tenant: str
@@ -108,6 +106,7 @@ def read_settings(
                 "SLMOPS_ALLOWED_HOST_PATHS", text("SLMOPS_ALLOWED_HOST_PATHS", "/var/lib/slmops")
             ),
             allowed_file_paths=_paths("SLMOPS_ALLOWED_FILE_PATHS", text("SLMOPS_ALLOWED_FILE_PATHS")),
+            prometheus_url=url,
             allowed_prometheus_urls=_urls(
                 "SLMOPS_ALLOWED_PROMETHEUS_URLS", text("SLMOPS_ALLOWED_PROMETHEUS_URLS")
             ),
@@ -121,7 +120,6 @@ def read_settings(
                 "SLMOPS_STORE_AGENT_PATH", text("SLMOPS_STORE_AGENT_PATH", DEFAULT_STORE_PATH)
             ),
         ),
-        prometheus_url=url,
         prometheus_credentials_dir=credentials_dir,
         prometheus_tenant=tenant,
         namespace=text("SLMOPS_NAMESPACE", default_namespace),
