@@ -20,7 +20,7 @@ from e2e.rig.tools import tool
 RELEASE: Final = "slmops"
 NAMESPACE: Final = "slmops-system"
 CHART: Final = CHECKOUT / "charts" / "slmops"
-OPERATOR_SELECTOR: Final = "app.kubernetes.io/name=slmops"
+OPERATOR_SELECTOR: Final = "app.kubernetes.io/name=slmops,app.kubernetes.io/component=operator"
 _MANIFEST_TYPES: Final = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.oci.image.manifest.v1+json",
@@ -99,7 +99,7 @@ def helm(cluster: Cluster, *arguments: str, timeout_seconds: float = 240) -> str
 
 def install_operator(
     cluster: Cluster, *, images: OperatorImages | None = None, values: Mapping[str, Any] | None = None,
-    timeout_seconds: float = 180,
+    timeout_seconds: float = 180, chart: Path = CHART,
 ) -> None:  # fmt: skip
     """`helm upgrade --install` and wait until the operator is ready. `values` are put over the defaults."""
     chosen = operator_values(cluster, images or rig_images(cluster)) | dict(values or {})
@@ -107,7 +107,7 @@ def install_operator(
         json.dump(chosen, file)
         file.flush()
         helm(
-            cluster, "upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE,
+            cluster, "upgrade", "--install", RELEASE, str(chart), "--namespace", NAMESPACE,
             "--create-namespace", "--values", str(Path(file.name)),
         )  # fmt: skip
 
@@ -130,6 +130,34 @@ def install_operator(
 def uninstall_operator(cluster: Cluster) -> None:
     """`helm uninstall`; what is not installed is fine."""
     helm(cluster, "uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found", "--wait")
+
+
+def clear_operator(cluster: Cluster) -> None:
+    """Take everything of SLMOps off the cluster: SLMDeployments, release, kinds and namespace.
+
+    An operator must run if there are SLMDeployments.
+    """
+    kinds = find_kinds(cluster)
+    if kinds:
+        delete_deployments(cluster)
+    uninstall_operator(cluster)
+    for kind in kinds:
+        cluster.delete("customresourcedefinition", kind, wait_seconds=60)
+    cluster.delete("namespace", NAMESPACE, wait_seconds=60)
+
+
+def delete_deployments(cluster: Cluster) -> None:
+    """Delete all SLMDeployments and wait until the operator has let them go."""
+    kind = "slmdeployments.slmops.dev"
+    cluster.kubectl("delete", kind, "--all", "--all-namespaces", "--timeout=120s", timeout_seconds=150)
+
+
+def find_kinds(cluster: Cluster) -> list[str]:
+    """Names of the CustomResourceDefinitions of slmops.dev in the cluster."""
+    found = cluster.find_all("customresourcedefinitions.apiextensions.k8s.io")
+    return sorted(
+        item["metadata"]["name"] for item in found if item["metadata"]["name"].endswith(".slmops.dev")
+    )
 
 
 def operator_pod(cluster: Cluster) -> Body:

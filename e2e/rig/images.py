@@ -154,13 +154,13 @@ def read_pip_settings() -> dict[str, str]:
     return settings
 
 
-def build_images(names: tuple[str, ...] = ()) -> list[Image]:
+def build_images(names: tuple[str, ...] = (), *, source: Path = CHECKOUT) -> list[Image]:
     """Build and push what the registry lacks; return the named images, or all but those on request.
 
-    The registry must run. Raises RigError for an unknown name, when a build fails, and when an image is
-    over its limit.
+    `source` is the checkout that they are made of. The registry must run. Raises RigError for an unknown
+    name, when a build fails, and when an image is over its limit.
     """
-    return [_ensure_image(recipe) for recipe in select_recipes(names)]
+    return [_ensure_image(recipe, source) for recipe in select_recipes(names)]
 
 
 def select_recipes(names: tuple[str, ...]) -> tuple[ImageRecipe, ...]:
@@ -173,21 +173,21 @@ def select_recipes(names: tuple[str, ...]) -> tuple[ImageRecipe, ...]:
     )
 
 
-def _ensure_image(recipe: ImageRecipe) -> Image:
+def _ensure_image(recipe: ImageRecipe, source: Path) -> Image:
     base = build_base()
     inputs = (recipe.containerfile, *recipe.inputs)
-    tag = hash_inputs(CHECKOUT, paths=inputs, salt=base.name)
+    tag = hash_inputs(source, paths=inputs, salt=base.name)
     found = _inspect(recipe, tag=tag)
     if found is not None:
         return found
     for path in inputs:
-        if not (CHECKOUT / path).exists():
+        if not (source / path).exists():
             raise RigError(f"{recipe.name} needs {path}, which does not exist")
     with step(f"build image {recipe.name}"):
         local_base = f"localhost/slmops-base:{base.stem.rpartition('-')[2]}"
         _import_base(base, reference=local_base)
         reference = f"{REGISTRY}/{recipe.name}:{tag}"
-        _build(recipe, base=local_base, reference=reference)
+        _build(recipe, source=source, base=local_base, reference=reference)
         added = _measure(reference) - _measure(local_base)
         if added > recipe.limit_bytes:
             raise RigError(
@@ -250,7 +250,7 @@ def _import_base(archive: Path, *, reference: str) -> None:
         _buildah("bud", "--quiet", "--isolation=chroot", "--tag", reference, "--file", file, archive.parent)
 
 
-def _build(recipe: ImageRecipe, *, base: str, reference: str) -> None:
+def _build(recipe: ImageRecipe, *, source: Path, base: str, reference: str) -> None:
     with tempfile.TemporaryDirectory(prefix="slmops-build-") as scratch:
         pip = Path(scratch) / "pip.conf"
         settings = read_pip_settings()
@@ -268,7 +268,7 @@ def _build(recipe: ImageRecipe, *, base: str, reference: str) -> None:
             "--isolation=chroot",
             "--layers",
             "--network=host",
-            f"--ignorefile={CHECKOUT / '.containerignore'}",
+            f"--ignorefile={source / '.containerignore'}",
             f"--build-arg=BASE={base}",
             *((f"--build-arg=ENGINE={recipe.engine}", "--target=engine") if recipe.engine else ()),
             "--secret",
@@ -277,8 +277,8 @@ def _build(recipe: ImageRecipe, *, base: str, reference: str) -> None:
             "--tag",
             reference,
             "--file",
-            CHECKOUT / recipe.containerfile,
-            CHECKOUT,
+            source / recipe.containerfile,
+            source,
         )
 
 

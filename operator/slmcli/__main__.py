@@ -54,7 +54,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         prog="kubectl slm",
         description="Look at SLMDeployments and steer their rollouts.",
         epilog="Exit codes: 0 done, 1 refused, 2 wrong usage, 3 cluster not reachable, forbidden or not "
-        "found, 4 not confirmed in time, 130 interrupted.",
+        "found, 4 not in time, 130 interrupted.",
     )
     _add_shared(parser, default=None)
     shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)

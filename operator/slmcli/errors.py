@@ -15,7 +15,7 @@ class Exit(IntEnum):
     CLUSTER = 3
     """The API cannot be reached, forbids it, or the object is not there."""
     UNCONFIRMED = 4
-    """It was written, but the operator did not say in time what came of it."""
+    """What was waited for did not come in time: the operator's answer to what was written, or a pod."""
     INTERRUPTED = 130
 
 
@@ -35,6 +35,12 @@ class RefusedError(CliError):
     """There is nothing to do what was asked for to."""
 
     code = Exit.REFUSED
+
+
+class LateError(CliError):
+    """What was waited for did not come in time."""
+
+    code = Exit.UNCONFIRMED
 
 
 class NotFoundError(CliError):

@@ -85,8 +85,21 @@ def _because(view: DeploymentView) -> tuple[str, ...]:
     rollout = status.rollout
     if rollout is not None and rollout.message:
         found.append(f"rollout {rollout.revision} {rollout.reason}: {rollout.message}")
+    if rollout is not None and rollout.judged_by is not None:
+        found.append(_judge_text(view, rollout))
     found.append(counts_text(status.nodes))
     return tuple(dict.fromkeys(found))
+
+
+def _judge_text(view: DeploymentView, rollout: RolloutStatus) -> str:
+    """Who measures the rollout, or measured it last."""
+    analysis = view.spec.rollout.analysis if view.spec is not None else None
+    if rollout.judged_by == "Direct":
+        chosen = analysis is not None and analysis.provider == "Direct"
+        why = "as spec.rollout.analysis.provider says" if chosen else "for no Prometheus is named"
+        return f"judged by the operator itself (Direct), {why}: it reads the pods' /metrics"
+    url = analysis.prometheus.url if analysis is not None else None
+    return f"judged by Prometheus {url}" if url else "judged by the operator's Prometheus"
 
 
 Story = tuple[str, tuple[str, ...], tuple[str, ...]]

@@ -59,7 +59,7 @@ async def run(settings: Settings) -> int:
     clock = SystemClock()
     provider = build_provider(
         own=OwnPrometheus(
-            url=settings.prometheus_url,
+            url=settings.planner.prometheus_url,
             credentials_dir=settings.prometheus_credentials_dir,
             tenant=settings.prometheus_tenant,
         ),

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slmcli.awaiting import await_pod
 from slmcli.chat import (
     Answer,
     Conversation,
@@ -21,8 +22,9 @@ from slmcli.chat import (
 from slmcli.errors import CliError, Exit, ForbiddenError, RefusedError, UsageError
 from slmcli.output import add_output_argument, to_document_text, with_head
 from slmcli.safe import clean_lines
-from slmcli.serving import ServingPod, choose_pod, read_serving
+from slmcli.serving import ServingPod
 from slmcli.session import Session
+from slmcli.steer import seconds_argument
 from slmcli.view import DeploymentView, read_deployment
 from slmwire.paths import PATH_CHAT
 
@@ -35,10 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--message", help="ask this and end (default: standard input if it is no terminal, else a talk)"
     )
-    parser.add_argument("--node", help="ask the pod of this node (default: any that is ready)")
+    parser.add_argument("--node", help="ask the pod of this node (default: any)")
     parser.add_argument("--system", default="", metavar="TEXT", help="system prompt")
     parser.add_argument(
         "--temperature", type=_temperature, metavar="T", help="0 to 2 (default: the model's own)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds_argument,
+        default=300.0,
+        metavar="DURATION",
+        help="how long to wait for a ready pod, for example 10m; 0 does not wait (default: 5m)",
     )
     parser.add_argument("--key-file", metavar="FILE", help="file with an API key, where the server wants one")
     parser.add_argument(
@@ -70,7 +79,7 @@ class _Talk:
 
     def ask(self, question: str, show: Callable[[str], None]) -> tuple[ServingPod, Answer]:
         """One question with its answer; CliError, and then it is not part of the conversation."""
-        pod = self.pod or self._find()
+        pod = self.pod or self.find()
         cluster = self.session.cluster
         body = build_request(
             pod.model or (self.view.spec.model.name if self.view.spec is not None else self.view.name),
@@ -85,9 +94,13 @@ class _Talk:
         self.conversation.keep(question, answer.text)
         return pod, answer
 
-    def _find(self) -> ServingPod:
-        pods = read_serving(self.session.cluster.pods(self.view.namespace, self.view.name))
-        return choose_pod(self.view, pods, node=self.arguments.node)
+    def find(self) -> ServingPod:
+        """The pod that the next question goes to; waits for one."""
+        arguments = self.arguments
+        self.view, self.pod = await_pod(
+            self.session, arguments.name, node=arguments.node, timeout_seconds=arguments.timeout
+        )
+        return self.pod
 
 
 def run(arguments: argparse.Namespace, session: Session) -> Exit:
@@ -125,6 +138,7 @@ def _ask_once(talk: _Talk, question: str) -> Exit:
 
 def _converse(talk: _Talk) -> Exit:
     session = talk.session
+    talk.find()
     session.say(f"{talk.view.namespace}/{talk.view.name}: {HELP}")
     while True:
         try:

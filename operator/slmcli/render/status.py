@@ -23,6 +23,7 @@ from slmcli.view import DeploymentView, EventView
 from slmops.api.status import Condition, ConditionType
 
 LOG_ROWS: Final = 6
+JUDGES: Final = {"Prometheus": "Prometheus", "Direct": "the operator itself (Direct), asking the pods"}
 NO_STATUS: Final = (
     "the operator has not looked at it yet; if that lasts, see whether it runs: "
     "kubectl get pods -A -l app.kubernetes.io/name=slmops"
@@ -50,6 +51,8 @@ def render_status(
         lines += _section(render_waves(rollout, width=width))
     if rollout is not None and (metrics := latest_metrics(rollout)):
         lines += _section(render_metrics(metrics, now=now, width=width))
+        if rollout.judged_by is not None:
+            lines.append(cut(Text(f"  judged by {JUDGES[rollout.judged_by]}", style="dim"), width))
         for metric in metrics:
             if (
                 metric.latest is not None

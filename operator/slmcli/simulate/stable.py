@@ -28,7 +28,7 @@ from slmwire.manifest import Manifest, ManifestFile
 
 CONFIG: Final = OperatorConfig(
     runtime_image="simulated", allowed_host_paths=("/",), allowed_file_paths=("/",),
-    allowed_prometheus_urls=("http://", "https://"),
+    prometheus_url="http://simulated", allowed_prometheus_urls=("http://", "https://"),
 )  # fmt: skip
 """What an administrator forbids is not what is asked here."""
 DEFAULT_SIZE_BYTES: Final = 1_000_000_000

@@ -113,8 +113,7 @@ class PrometheusProvider:
         url = settings.url or self._own.url
         if not url:
             raise ProviderError(
-                "no Prometheus is configured: set the chart value prometheus.url, or "
-                "analysis.prometheus.url, or analysis.provider Direct"
+                "no Prometheus is configured: set the chart value prometheus.url or analysis.prometheus.url"
             )
         if settings.url and not is_allowed_url(settings.url, self._allowed_urls):
             raise ProviderError(

@@ -202,10 +202,12 @@ class PrometheusSettings(ApiModel):
 class Analysis(ApiModel):
     """How a wave is judged."""
 
-    provider: Literal["Prometheus", "Direct"] = Field(
-        default="Prometheus",
-        description="Who measures. Direct: the operator scrapes the pods' /metrics itself, for sites without "
-        "Prometheus.",
+    provider: Literal["Prometheus", "Direct"] | None = Field(
+        default=None,
+        description="Who measures. Prometheus: the one of prometheus.url, else the operator's (chart value "
+        "prometheus.url). Direct: the operator scrapes the pods' /metrics itself. Unset is Prometheus where "
+        "there is one, and Direct where neither names any; so is Prometheus, which earlier releases wrote "
+        "into every object. status.rollout.judgedBy says who it was.",
     )
     prometheus: PrometheusSettings = Field(
         default_factory=PrometheusSettings, description="Settings of the Prometheus provider."

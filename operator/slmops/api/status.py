@@ -218,6 +218,11 @@ class RolloutStatus(ApiModel):
     measurements: list[Measurement] = Field(
         default_factory=list, description="The latest measurements.", json_schema_extra=_ATOMIC
     )
+    judged_by: Literal["Prometheus", "Direct"] | None = Field(
+        default=None,
+        description="Who measures or measured last: Prometheus, or Direct for the operator itself. Unset "
+        "where nobody was asked.",
+    )
 
 
 class FailedRevision(ApiModel):

@@ -58,6 +58,9 @@ class OperatorConfig:
     hugging_face_endpoint: str = PUBLIC_HUB
     """Of hf sources that name none."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    prometheus_url: str = ""
+    """The operator's own Prometheus; empty: there is none, and the operator measures for deployments that
+    name no other."""
     allowed_prometheus_urls: tuple[str, ...] = ()
     """Prefixes that `analysis.prometheus.url` may begin with; empty allows only the operator's own."""
     node_settle_seconds: float = 30.0

@@ -31,6 +31,7 @@ from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED
 from slmops.planning.feedback_rules import due_rules, fold_rules, next_due_seconds, restart_rules
 from slmops.planning.operations import Standing
+from slmops.planning.provider import provider_settings
 from slmops.planning.queries import Sides
 from slmops.planning.requests import begins
 
@@ -213,7 +214,8 @@ def due_feedback(
         canary=revision,
         stable=revision,
     )
-    return due_rules(spec.feedback, spec.rollout.analysis, look.status.rules, sides, now=now)
+    provider = provider_settings(spec.rollout.analysis, observed.config, namespace=sides.namespace)
+    return due_rules(spec.feedback, provider, look.status.rules, sides, now=now)
 
 
 def next_feedback_seconds(spec: SLMDeploymentSpec, look: FeedbackLook, *, now: float) -> float | None:

@@ -13,15 +13,14 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from slmops.api.analysis import Analysis, Metric
+from slmops.api.analysis import Metric
 from slmops.api.base import duration_seconds
 from slmops.api.feedback import FeedbackPolicy, FeedbackRule
 from slmops.api.feedback_status import FeedbackRuleStatus
-from slmops.model.observed import MetricQuery, Reading
+from slmops.model.observed import MetricQuery, ProviderSettings, Reading
 from slmops.model.plan import MeasureRequest
 from slmops.planning import times
 from slmops.planning.analysis import Verdict, assess_reading, value_text
-from slmops.planning.judge import provider_settings
 from slmops.planning.metric_rules import preset_of
 from slmops.planning.queries import Sides, build_promql
 from slmops.planning.revision import canonical
@@ -116,21 +115,20 @@ def fold_rules(
 
 def due_rules(
     policy: FeedbackPolicy,
-    analysis: Analysis,
+    provider: ProviderSettings,
     states: Sequence[FeedbackRuleStatus],
     sides: Sides,
     *,
     now: float,
 ) -> tuple[MeasureRequest, ...]:
     """Measurements of rules whose interval has passed; `sides.stable` is the revision they are about."""
-    settings = provider_settings(analysis, namespace=sides.namespace)
     rules = {rule.name: rule for rule in policy.rules}
     return tuple(
         MeasureRequest(
             metric=f"{PREFIX}{state.name}",
             canary=_build_query(rules[state.name], sides, now),
             stable=None,
-            provider=settings,
+            provider=provider,
         )
         for state in states
         if state.name in rules and seconds_until_due(policy, state, now=now) <= 0

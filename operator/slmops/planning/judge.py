@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from slmops.api.analysis import Analysis, Metric
-from slmops.api.base import duration_seconds
 from slmops.api.status import MAX_MEASUREMENTS, Measurement, MetricState, RolloutStatus
-from slmops.model.observed import MetricQuery, ProviderSettings, Reading
+from slmops.model.config import OperatorConfig
+from slmops.model.observed import MetricQuery, Reading
 from slmops.model.plan import MeasureRequest
 from slmops.planning import times
 from slmops.planning.analysis import Verdict, assess_reading, fold_assessment
@@ -23,11 +23,11 @@ from slmops.planning.metric_rules import (
     preset_of,
     seconds_until_due,
 )
+from slmops.planning.provider import provider_settings
 from slmops.planning.queries import Sides, build_promql
 
 MAX_WINDOW_SECONDS: Final = 86400.0
 BASELINE_WINDOW_SECONDS: Final = 600.0
-MAX_TIMEOUT_SECONDS: Final = 15.0
 SOON_SECONDS: Final = 0.1
 """When to look again for what a look alone measures."""
 MEASURED_STEPS: Final = frozenset({"Prefetching", "Flipping", "Soaking", "Analysing"})
@@ -135,7 +135,14 @@ def _missing_baseline(analysis: Analysis, states: dict[str, MetricState]) -> str
 
 
 def due_measurements(
-    analysis: Analysis, rollout: RolloutStatus, *, namespace: str, deployment: str, stable: str, now: float
+    analysis: Analysis,
+    rollout: RolloutStatus,
+    *,
+    config: OperatorConfig,
+    namespace: str,
+    deployment: str,
+    stable: str,
+    now: float,
 ) -> tuple[MeasureRequest, ...]:
     """Measurements whose interval has passed; none outside the steps that look at metrics.
 
@@ -150,7 +157,7 @@ def due_measurements(
     else:
         since = max(now - MAX_WINDOW_SECONDS, times.to_seconds(rollout.wave_started_at))
     sides = Sides(namespace=namespace, deployment=deployment, canary=rollout.revision, stable=stable)
-    settings = provider_settings(analysis, namespace=namespace)
+    provider = provider_settings(analysis, config, namespace=namespace)
 
     def query(metric: Metric, revision: str) -> MetricQuery:
         window_seconds = max(now - since, 1.0)
@@ -174,27 +181,12 @@ def due_measurements(
             metric=metric.name,
             canary=query(metric, rollout.revision),
             stable=query(metric, stable),
-            provider=settings,
+            provider=provider,
         )
         for metric in analysis.metrics
         if not is_read_off_pods(metric)
         and is_wanted(metric, states.get(metric.name), before_wave=before_wave)
         and seconds_until_due(metric, states.get(metric.name), analysis, now=now) <= 0
-    )
-
-
-def provider_settings(analysis: Analysis, *, namespace: str) -> ProviderSettings:
-    """Whom to ask, and as whom."""
-    if analysis.provider == "Direct":
-        return ProviderSettings(kind="Direct", namespace=namespace)
-    prometheus = analysis.prometheus
-    return ProviderSettings(
-        kind="Prometheus",
-        namespace=namespace,
-        url=prometheus.url or "",
-        secret=prometheus.secret_ref.name if prometheus.secret_ref else "",
-        tenant=prometheus.tenant or "",
-        timeout_seconds=min(duration_seconds(prometheus.timeout), MAX_TIMEOUT_SECONDS),
     )
 
 

@@ -26,6 +26,7 @@ def plan_measurements(
     return rules + due_measurements(
         spec.rollout.analysis,
         decision.rollout,
+        config=observed.config,
         namespace=observed.deployment.namespace,
         deployment=observed.deployment.name,
         stable=decision.stable_revision,

@@ -20,6 +20,7 @@ from slmops.api import SLMDeploymentSpec
 from slmops.api.rollout import Window
 from slmops.planning import times
 from slmops.planning.nodes import NodeState, pod_problem
+from slmops.planning.operations import Standing
 from slmops.planning.waves import site_of, stable_order
 from slmops.planning.windows import is_open, next_opening
 from slmwire.labels import Role
@@ -88,6 +89,13 @@ def say_closed(windows: Sequence[Window], now: float) -> str:
     opening = next_opening(windows, now)
     when = f"the next one opens at {times.to_text(opening)}" if opening else "none opens within two weeks"
     return f"no window of spec.distribution.windows is open; {when}"
+
+
+def say_fetch_closed(spec: SLMDeploymentSpec, standing: Standing, now: float) -> str:
+    """Why no node may fetch ahead now. The way back by hand is open at any time: nodes keep earlier models,
+    and find out by fetching that they have them."""
+    is_undone = standing.pinned is not None and standing.pinned.revision == standing.target != standing.stable
+    return "" if is_undone else say_closed(spec.distribution.windows, now)
 
 
 def assign_places(

@@ -32,8 +32,9 @@ from slmops.planning.objects import (
 )
 from slmops.planning.operations import Standing
 from slmops.planning.placement import cause_of, find_wishes, place_nodes
-from slmops.planning.places import Places, say_closed
+from slmops.planning.places import Places, say_fetch_closed
 from slmops.planning.pod_metrics import pod_readings
+from slmops.planning.provider import with_judge
 from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
 from slmops.planning.requests import begins, heed_annotations
 from slmops.planning.residency import find_forbidden
@@ -75,7 +76,7 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
         finding = working.finding
         return _refuse(observed, finding.reason, f"{finding.message}; nothing that runs is touched", now)
     finding = find_rollout_problem(deployment.spec) or find_analysis_problem(deployment.spec, observed.config)
-    finding = finding or find_feedback_problem(deployment.spec)
+    finding = finding or find_feedback_problem(deployment.spec, observed.config)
     working = replace(working, spec=in_force(working.spec, deployment.annotations))
     outcome = _plan_accepted(observed, working, stored, finding, now, memory)
     if not feedback.begins_anew(deployment.status, outcome.status):
@@ -245,15 +246,8 @@ def _decide(
         now=now,
         blocked=blocked,
         frozen=frozen,
-        fetch_closed=_say_fetch_closed(spec, standing, now),
+        fetch_closed=say_fetch_closed(spec, standing, now),
     )
-
-
-def _say_fetch_closed(spec: SLMDeploymentSpec, standing: Standing, now: float) -> str:
-    """Why no node may fetch ahead now. The way back by hand is open at any time: nodes keep earlier models,
-    and find out by fetching that they have them."""
-    is_undone = standing.pinned is not None and standing.pinned.revision == standing.target != standing.stable
-    return "" if is_undone else say_closed(spec.distribution.windows, now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -393,7 +387,7 @@ def _status(
             variant.model_copy(update={"nodes": assigned.count(variant.name)})
             for variant in resolution.variants
         ],
-        rollout=decision.rollout,
+        rollout=with_judge(decision, fleet.spec.rollout.analysis, observed.config),
         failed_revisions=list(decision.failed),
         previous_stable=feedback.previous_stable(old, decision.stable_revision),
         feedback=rules.status,

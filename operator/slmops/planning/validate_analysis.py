@@ -13,8 +13,8 @@ from slmops.api.base import duration_seconds
 from slmops.model.config import OperatorConfig
 from slmops.model.urls import is_allowed_url
 from slmops.planning.finding import Finding
-from slmops.planning.judge import MAX_TIMEOUT_SECONDS
 from slmops.planning.metric_rules import asks_each_side, is_read_off_pods, is_sequential
+from slmops.planning.provider import MAX_TIMEOUT_SECONDS, choose_provider
 from slmops.planning.queries import find_query_problem
 
 _WHERE: Final = "spec.rollout.analysis"
@@ -31,8 +31,15 @@ def _invalid(field: str, message: str) -> Finding:
 
 
 def _direct(analysis: Analysis, config: OperatorConfig) -> Finding | None:
-    if analysis.provider != "Direct":
+    if choose_provider(analysis, config) != "Direct":
         return None
+    chosen = analysis.provider == "Direct"
+    why = "provider: Direct" if chosen else "no Prometheus is named, so the operator measures itself (Direct)"
+    name_one = (
+        "use provider: Prometheus"
+        if chosen
+        else "name one: prometheus.url here, or the chart value prometheus.url"
+    )
     prometheus = analysis.prometheus
     for field, value in (
         ("url", prometheus.url),
@@ -41,14 +48,12 @@ def _direct(analysis: Analysis, config: OperatorConfig) -> Finding | None:
     ):
         if value is not None:
             return _invalid(
-                f"prometheus.{field}",
-                "provider: Direct asks no Prometheus; leave it out or use provider: Prometheus",
+                f"prometheus.{field}", f"{why}: this belongs to a Prometheus; leave it out, or {name_one}"
             )
     for index, metric in enumerate(analysis.metrics):
         if metric.query is not None:
             return _invalid(
-                f"metrics[{index}].query",
-                "provider: Direct knows no PromQL; use a preset or provider: Prometheus",
+                f"metrics[{index}].query", f"{why}, which knows no PromQL; use a preset, or {name_one}"
             )
     return None
 

@@ -4,16 +4,19 @@ rules from being measured; the stable revision is looked after."""
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.feedback import FeedbackRule
+from slmops.model.config import OperatorConfig
 from slmops.planning.finding import Finding
+from slmops.planning.provider import choose_provider
 from slmops.planning.queries import find_query_problem
 
 
-def find_feedback_problem(spec: SLMDeploymentSpec) -> Finding | None:
+def find_feedback_problem(spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
     """First finding, with reason InvalidQuery; None when all is well."""
     if spec.feedback is None:
         return None
+    provider = choose_provider(spec.rollout.analysis, config)
     for index, rule in enumerate(spec.feedback.rules):
-        problem = _find_problem(rule, provider=spec.rollout.analysis.provider)
+        problem = _find_problem(rule, provider=provider)
         if rule.action == "NewModelVersion" and spec.model.from_ is None:
             problem = "action: NewModelVersion needs spec.model.from, the SLMModel that is to look again"
         if problem:
@@ -28,7 +31,10 @@ def _find_problem(rule: FeedbackRule, *, provider: str) -> str:
     if rule.max is None and rule.min is None:
         return "max: set max or min, or the rule judges nothing"
     if metric.query is not None and provider == "Direct":
-        return "metric.query: provider: Direct knows no PromQL; use a preset or provider: Prometheus"
+        return (
+            "metric.query: without a Prometheus (provider Direct) there is no PromQL; use a preset or name a "
+            "Prometheus"
+        )
     for field, text in (("query", metric.query), ("samplesQuery", metric.samples_query)):
         if text is None:
             continue

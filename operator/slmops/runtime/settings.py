@@ -38,8 +38,6 @@ class Settings:
     """What the process was told."""
 
     planner: OperatorConfig
-    prometheus_url: str
-    """Empty: none configured, rollouts that ask it hold."""
     prometheus_credentials_dir: str
     """Folder that its Secret is mounted at; empty: no credentials."""
     prometheus_tenant: str
@@ -119,6 +117,7 @@ def read_settings(
             allowed_source_hosts=_hosts("SLMOPS_ALLOWED_SOURCE_HOSTS", text("SLMOPS_ALLOWED_SOURCE_HOSTS")),
             hugging_face_endpoint=text("HF_ENDPOINT", PUBLIC_HUB),
             network=_network(text, namespace=text("SLMOPS_NAMESPACE", default_namespace)),
+            prometheus_url=url,
             allowed_prometheus_urls=_urls(
                 "SLMOPS_ALLOWED_PROMETHEUS_URLS", text("SLMOPS_ALLOWED_PROMETHEUS_URLS")
             ),
@@ -132,7 +131,6 @@ def read_settings(
                 "SLMOPS_STORE_AGENT_PATH", text("SLMOPS_STORE_AGENT_PATH", DEFAULT_STORE_PATH)
             ),
         ),
-        prometheus_url=url,
         prometheus_credentials_dir=credentials_dir,
         prometheus_tenant=tenant,
         namespace=text("SLMOPS_NAMESPACE", default_namespace),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from e2e.checks.chart import find_loose_ends
 from e2e.checks.helm import CHART, helm, objects, render_chart
@@ -60,10 +61,27 @@ def notes(*arguments: str) -> str:
 
 
 def test_the_notes_begin_with_three_commands_that_lead_to_a_model() -> None:
-    commands = re.findall(r"^  (kubectl .*)$", notes(), re.MULTILINE)
-    assert [command.split()[1] for command in commands[:3]] == ["label", "apply", "get"]
-    named = re.search(r"-f (\S+)", commands[1])
+    text = notes()
+    commands = re.findall(r"^  (kubectl .*)$", text, re.MULTILINE)
+    assert [command.split()[1:3] for command in commands[:3]] == [
+        ["apply", "-f"],
+        ["slm", "chat"],
+        ["slm", "status"],
+    ]
+    named = re.search(r"-f (\S+)", commands[0])
     assert named is not None and (ROOT / named[1]).is_file()
+    bodies = list(yaml.safe_load_all((ROOT / named[1]).read_text()))
+    assert f"{bodies[1]['metadata']['name']} -n {bodies[1]['metadata']['namespace']}" in commands[1]
+    in_release = [command for command in commands[3:] if "get pods" in command or "logs" in command]
+    assert len(in_release) == 2 and all("-n edge" in command for command in in_release)
+
+
+def test_the_notes_name_the_images_that_are_pulled() -> None:
+    given = "image.registry=r.example,runtimeImage.digest=sha256:" + "a" * 64
+    text = notes("--set", given, "--set", "runtime.engineImages.openvino=r.example/openvino:2")
+    assert "r.example/slmops-operator:0.1.0" in text and f"slmops-runtime@sha256:{'a' * 64}" in text
+    assert re.search(r"openvino +r.example/openvino:2", text)
+    assert "No registry is set" in notes() and "No registry is set" not in text
 
 
 @pytest.mark.parametrize(
@@ -71,6 +89,8 @@ def test_the_notes_begin_with_three_commands_that_lead_to_a_model() -> None:
     [
         (("--set", "storeAgent.enabled=false"), "storeAgent.enabled is off"),
         (("--set", "prometheus.url=http://p:9090"), "set podMonitor.enabled=true"),
+        (("--set", "prometheus.url=http://p:9090"), "judged with the metrics of http://p:9090"),
+        (("--set", "crds.keep=false"), "deletes the CustomResourceDefinitions"),
         (("--set", "monitoring.dashboards.enabled=true"), "set monitoring.prometheusRule.enabled=true"),
         (("--set", "rbac.readSecrets=false"), "rbac.readSecrets is off"),
     ],
@@ -78,3 +98,8 @@ def test_the_notes_begin_with_three_commands_that_lead_to_a_model() -> None:
 def test_the_notes_follow_the_values(values: tuple[str, ...], said: str) -> None:
     assert said in notes(*values)
     assert said not in notes()
+
+
+def test_without_a_prometheus_the_notes_warn_and_say_who_judges() -> None:
+    assert "WARNING: no Prometheus is set" in notes() and "(Direct)" in notes()
+    assert "WARNING" not in notes("--set", "prometheus.url=http://p:9090")

@@ -45,7 +45,7 @@ from tests.unit.planning.fleet_samples import sample_of
 from tests.unit.planning.fleet_spec import manifest_of, merged
 
 EPOCH = 1_750_000_000.25
-CONFIG = OperatorConfig(runtime_image="slmops/runtime:test")
+CONFIG = OperatorConfig(runtime_image="slmops/runtime:test", prometheus_url="http://prometheus:9090")
 MAX_QUICK_LOOKS = 5
 
 
@@ -92,6 +92,7 @@ class FleetSim:
         self.has_finalizer = False
         self.deleting_since: float | None = None
         self.gone = False
+        self.config = CONFIG
         self.provider_error = ""
         self.answer_seconds: dict[str, float] = {}
         """How long the provider takes for a metric, where it is not 0.3 s."""
@@ -231,7 +232,7 @@ class FleetSim:
                 deleting_since=self.deleting_since,
                 has_finalizer=self.has_finalizer,
             ),
-            config=CONFIG,
+            config=self.config,
             nodes=cluster.node_views(),
             pods=cluster.pod_views(),
             owned=cluster.owned_views(self._drifted()),

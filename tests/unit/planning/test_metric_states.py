@@ -21,6 +21,7 @@ from slmops.planning.judge import (
     next_measurement_seconds,
     terminate_measurements,
 )
+from tests.unit.planning.fleet_sim import CONFIG
 from tests.unit.planning.metric_readings import (
     BOTH,
     MAX,
@@ -186,7 +187,9 @@ def test_interval_of_a_metric_goes_before_that_of_the_analysis() -> None:
     analysis, status = Analysis(metrics=[MAX, slow]), rollout(metrics=states)
 
     def due(now: float) -> list[str]:
-        requests = due_measurements(analysis, status, namespace="a", deployment="b", stable="old", now=now)
+        requests = due_measurements(
+            analysis, status, config=CONFIG, namespace="a", deployment="b", stable="old", now=now
+        )
         return [request.metric for request in requests]
 
     assert due(NOW + 9) == [] and due(NOW + 10) == ["m"] and due(NOW + 60) == ["m", "slow"]
@@ -201,7 +204,7 @@ def test_what_is_read_off_the_pods_asks_for_another_look() -> None:
     assert next_measurement_seconds(analysis, rollout(metrics=[measured]), now=NOW + 4) == 6
     assert next_measurement_seconds(analysis, rollout("Prefetching"), now=NOW) is None
     assert not due_measurements(
-        analysis, rollout(), namespace="a", deployment="b", stable="old", now=NOW + 99
+        analysis, rollout(), config=CONFIG, namespace="a", deployment="b", stable="old", now=NOW + 99
     )
 
 

@@ -14,6 +14,7 @@ from slmops.model.observed import Reading, Sample
 from slmops.planning import times
 from slmops.planning.analysis import Assessment, Verdict, assess_reading, fold_assessment
 from slmops.planning.judge import due_measurements, fold_readings, judge_metrics, next_measurement_seconds
+from tests.unit.planning.fleet_sim import CONFIG
 
 NOW = 1_750_000_000.0
 
@@ -244,7 +245,9 @@ def test_history_of_measurements_is_bounded() -> None:
 def test_measurements_are_due_once_an_interval(age_seconds: float, due: bool) -> None:
     found = rollout(states=[state(passes=1)])
     now = NOW + age_seconds
-    requests = due_measurements(REQUIRED, found, namespace="a", deployment="b", stable="old", now=now)
+    requests = due_measurements(
+        REQUIRED, found, config=CONFIG, namespace="a", deployment="b", stable="old", now=now
+    )
     assert bool(requests) is due
     wait = next_measurement_seconds(REQUIRED, found, now=now)
     assert wait == (None if due else pytest.approx(10 - age_seconds))
@@ -253,7 +256,13 @@ def test_measurements_are_due_once_an_interval(age_seconds: float, due: bool) ->
 def test_window_begins_with_the_wave_and_is_a_day_at_most() -> None:
     for age_seconds, window in ((0.2, 1.0), (90.0, 90.0), (90000.0, 86400.0)):
         (request,) = due_measurements(
-            REQUIRED, rollout(), namespace="a", deployment="b", stable="old", now=NOW + age_seconds
+            REQUIRED,
+            rollout(),
+            config=CONFIG,
+            namespace="a",
+            deployment="b",
+            stable="old",
+            now=NOW + age_seconds,
         )
         assert request.stable is not None
         assert request.canary.window_seconds == request.stable.window_seconds == window
@@ -264,17 +273,23 @@ def test_window_begins_with_the_wave_and_is_a_day_at_most() -> None:
 @pytest.mark.parametrize("step", ["Installing", "RollingBack", "Completed", "Failed", "Cancelled"])
 def test_nothing_is_measured_outside_the_waves(step: str) -> None:
     found = rollout(step)
-    assert not due_measurements(REQUIRED, found, namespace="a", deployment="b", stable="old", now=NOW + 99)
+    assert not due_measurements(
+        REQUIRED, found, config=CONFIG, namespace="a", deployment="b", stable="old", now=NOW + 99
+    )
     assert next_measurement_seconds(REQUIRED, found, now=NOW) is None
 
 
 def test_before_a_wave_only_what_is_compared_is_measured_and_only_once() -> None:
     analysis = Analysis(metrics=[MAX, Metric(name="s", preset="EvaluationScore", max_degradation="0.1")])
     found = rollout("Prefetching")
-    (request,) = due_measurements(analysis, found, namespace="a", deployment="b", stable="old", now=NOW)
+    (request,) = due_measurements(
+        analysis, found, config=CONFIG, namespace="a", deployment="b", stable="old", now=NOW
+    )
     assert request.metric == "s"
     assert judge_metrics(analysis, found).missing_baseline
     seen = Reading(metric="s", canary={}, stable={}, at=NOW)
     after = fold_readings(analysis, found, [seen])
     assert not judge_metrics(analysis, after).missing_baseline, "no data does not stop a wave"
-    assert not due_measurements(analysis, after, namespace="a", deployment="b", stable="old", now=NOW + 99)
+    assert not due_measurements(
+        analysis, after, config=CONFIG, namespace="a", deployment="b", stable="old", now=NOW + 99
+    )

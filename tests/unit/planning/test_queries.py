@@ -18,12 +18,15 @@ from slmops.model.config import OperatorConfig
 from slmops.model.observed import ProviderSettings
 from slmops.model.urls import is_allowed_url
 from slmops.planning import times
-from slmops.planning.judge import due_measurements, provider_settings
+from slmops.planning.judge import due_measurements
+from slmops.planning.provider import provider_settings
 from slmops.planning.queries import Sides, build_matchers, build_promql, find_query_problem
 from slmops.planning.validate_analysis import find_analysis_problem
 from tests.unit.planning.fleet_spec import spec_body
 
 NOW = 1_750_000_000.0
+CONFIG = OperatorConfig(runtime_image="image", prometheus_url="http://prometheus:9090")
+NO_PROMETHEUS = OperatorConfig(runtime_image="image")
 SIDES = Sides(namespace="shop", deployment="orders", canary="new", stable="old")
 NEW = 'slm_namespace="shop",slm_deployment="orders",slm_revision="new"'
 OLD = 'slm_namespace="shop",slm_deployment="orders",slm_revision="old"'
@@ -97,9 +100,7 @@ def problem(config: OperatorConfig | None = None, **analysis: Any) -> tuple[str,
     metrics = analysis.pop("metrics", [{"name": "m", "preset": "ErrorRate", "max": "0.1"}])
     body = spec_body(metrics=metrics)
     body["rollout"]["analysis"] |= analysis
-    found = find_analysis_problem(
-        SLMDeploymentSpec.model_validate(body), config or OperatorConfig(runtime_image="image")
-    )
+    found = find_analysis_problem(SLMDeploymentSpec.model_validate(body), config or CONFIG)
     return (found.reason, found.message) if found else ("", "")
 
 
@@ -226,7 +227,13 @@ def test_requests_say_whom_to_ask_what_and_since_when() -> None:
         revision="new", step="Soaking", step_started_at=at, wave_started_at=at, started_at=at
     )
     (request,) = due_measurements(
-        analysis, rollout, namespace="shop", deployment="orders", stable="old", now=NOW + 300
+        analysis,
+        rollout,
+        config=NO_PROMETHEUS,
+        namespace="shop",
+        deployment="orders",
+        stable="old",
+        now=NOW + 300,
     )
     assert request.provider == ProviderSettings(
         kind="Prometheus",
@@ -245,4 +252,37 @@ def test_requests_say_whom_to_ask_what_and_since_when() -> None:
 
 def test_direct_needs_no_settings() -> None:
     analysis = Analysis(provider="Direct")
-    assert provider_settings(analysis, namespace="shop") == ProviderSettings(kind="Direct", namespace="shop")
+    for config in (CONFIG, NO_PROMETHEUS):
+        assert provider_settings(analysis, config, namespace="shop") == ProviderSettings(
+            kind="Direct", namespace="shop"
+        )
+
+
+@pytest.mark.parametrize(
+    # Releases before this one wrote Prometheus into every object, so it may not mean more than unset.
+    "provider",
+    [{}, {"provider": "Prometheus"}],
+)
+def test_where_no_prometheus_is_named_the_operator_measures_itself(provider: dict[str, Any]) -> None:
+    def kind(config: OperatorConfig, **prometheus: str) -> str:
+        analysis = Analysis.model_validate(provider | {"prometheus": prometheus})
+        return provider_settings(analysis, config, namespace="shop").kind
+
+    assert kind(NO_PROMETHEUS) == "Direct"
+    assert kind(CONFIG) == "Prometheus"
+    assert kind(NO_PROMETHEUS, url="https://metrics.example") == "Prometheus"
+
+
+@pytest.mark.parametrize(
+    ("analysis", "field"),
+    [
+        ({"metrics": [{"name": "e", "preset": "ErrorRate", "max": "0.1"}, QUERY]}, "metrics[1].query"),
+        ({"prometheus": {"secretRef": {"name": "login"}}}, "prometheus.secretRef"),
+        ({"prometheus": {"tenant": "shop"}, "provider": "Prometheus"}, "prometheus.tenant"),
+    ],
+)
+def test_what_only_a_prometheus_can_do_is_refused_without_one(analysis: dict[str, Any], field: str) -> None:
+    reason, message = problem(NO_PROMETHEUS, **analysis)
+    assert reason == "InvalidQuery" and message.startswith(f"spec.rollout.analysis.{field}: ")
+    assert "no Prometheus is named" in message and "the chart value prometheus.url" in message
+    assert problem(NO_PROMETHEUS) == ("", "")

@@ -17,7 +17,11 @@ def test_defaults() -> None:
     assert found.planner.runtime_image == "registry/runtime:1"
     assert found.planner.allowed_host_paths == ("/var/lib/slmops",)
     assert found.planner.allowed_file_paths == ()
-    assert (found.namespace, found.watch_namespaces, found.prometheus_url) == ("slmops-system", (), "")
+    assert (found.namespace, found.watch_namespaces, found.planner.prometheus_url) == (
+        "slmops-system",
+        (),
+        "",
+    )
     assert (found.prometheus_credentials_dir, found.prometheus_tenant) == ("", "")
     assert found.planner.allowed_prometheus_urls == ()
     assert (found.metrics_port, found.health_port) == (9090, 8081)

@@ -160,8 +160,8 @@ def test_no_pod_is_a_clear_error(cluster: ScriptedCluster, capsys: pytest.Captur
     leaving["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
     prefetch = build_pod("n5", STABLE, role="prefetch")
     cluster.running = [build_server_pod("n3", ready=False), leaving, prefetch]
-    ran = _ask(cluster, capsys, "-m", "hi")
-    assert ran.code == 1 and "kubectl slm explain orders" in ran.err
+    ran = _ask(cluster, capsys, "-m", "hi", "--timeout", "0")
+    assert ran.code == 1 and "kubectl slm explain orders" in ran.err and ran.slept == 0
 
 
 @pytest.mark.parametrize(

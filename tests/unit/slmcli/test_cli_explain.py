@@ -201,3 +201,24 @@ def test_at_rest_nothing_is_waited_for() -> None:
 def test_names_are_quoted_for_the_shell() -> None:
     standing = _standing(build_status(), name="a;b")
     assert "'a;b'" in _commands(standing)
+
+
+@pytest.mark.parametrize(
+    ("judge", "analysis", "says"),
+    [
+        ("Direct", {}, "the operator itself (Direct), for no Prometheus is named"),
+        ("Direct", {"provider": "Direct"}, "as spec.rollout.analysis.provider says"),
+        ("Prometheus", {}, "judged by the operator's Prometheus"),
+        (
+            "Prometheus",
+            {"prometheus": {"url": "https://m.example"}},
+            "judged by Prometheus https://m.example",
+        ),
+    ],
+)
+def test_it_says_who_judges(judge: str, analysis: Body, says: str) -> None:
+    spec = build_spec()
+    spec["rollout"]["analysis"] |= analysis
+    standing = _standing(build_status(build_rollout(judgedBy=judge)), spec=spec)
+    assert any(says in text for text in standing.because)
+    assert not any("judged by" in text for text in _standing(build_status()).because)

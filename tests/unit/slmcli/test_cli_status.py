@@ -44,6 +44,15 @@ def test_a_rollout_in_progress_is_shown_whole() -> None:
     assert "within bounds" in _shown(build_body(build_status()), wide=("messages",))
 
 
+@pytest.mark.parametrize(
+    ("judge", "says"),
+    [("Direct", "judged by the operator itself (Direct)"), ("Prometheus", "judged by Prom")],
+)
+def test_who_measured_is_shown_with_the_metrics(judge: str, says: str) -> None:
+    assert says in _shown(build_body(build_status(build_rollout(judgedBy=judge))))
+    assert "judged by" not in _shown(build_body(build_status()))
+
+
 def test_no_status_yet_says_where_to_look() -> None:
     text = _shown(build_body())
     assert "has not looked at it yet" in text
