@@ -212,26 +212,33 @@ def kind_of(entry: Mapping[str, Any]) -> str:
     return f"{entry['kind']}.{entry['version']}.{group}" if group else str(entry["kind"])
 
 
+def read_all(cluster: Cluster, resources: list[Mapping[str, Any]]) -> list[Body]:
+    """The objects that an Application's status names, with who owns which field."""
+    found: list[Body] = []
+    for namespace in sorted({str(entry.get("namespace", "")) for entry in resources}):
+        names = [
+            f"{kind_of(entry)}/{entry['name']}"
+            for entry in resources
+            if entry.get("namespace", "") == namespace
+        ]
+        where = ["-n", namespace] if namespace else []
+        text = cluster.kubectl("get", *where, *names, "--show-managed-fields", "-o", "json")
+        body = json.loads(text)
+        found += body["items"] if body["kind"] == "List" else [body]
+    return found
+
+
 def let_go(cluster: Cluster, resources: list[Mapping[str, Any]]) -> None:
     """Take Argo CD's marks off objects that somebody else goes on to manage: its annotation, and its part in
     who owns which field. `resources` are entries of an Application's status."""
-    for entry in resources:
-        kind = kind_of(entry)
-        found = cluster.get(kind, entry["name"], namespace=entry.get("namespace", ""))
-        if found is None:
-            continue
-        text = cluster.kubectl(
-            "get", kind, entry["name"], *(["-n", entry["namespace"]] if entry.get("namespace") else []),
-            "--show-managed-fields", "-o", "json",
-        )  # fmt: skip
-        owners = json.loads(text)["metadata"]["managedFields"]
+    for body in read_all(cluster, resources):
+        metadata = body["metadata"]
+        owners = [owner for owner in metadata["managedFields"] if owner["manager"] != MANAGER]
         patch: list[Mapping[str, Any]] = [
-            {
-                "op": "replace",
-                "path": "/metadata/managedFields",
-                "value": [o for o in owners if o["manager"] != MANAGER],
-            }
+            {"op": "replace", "path": "/metadata/managedFields", "value": owners}
         ]
-        if TRACKING in found["metadata"].get("annotations", {}):
+        if TRACKING in metadata.get("annotations", {}):
             patch.append({"op": "remove", "path": f"/metadata/annotations/{TRACKING.replace('/', '~1')}"})
-        cluster.patch(kind, entry["name"], patch, namespace=entry.get("namespace", ""))
+        group, _, version = body["apiVersion"].rpartition("/")
+        kind = kind_of({"kind": body["kind"], "version": version, "group": group})
+        cluster.patch(kind, metadata["name"], patch, namespace=metadata.get("namespace", ""))

@@ -5,7 +5,7 @@ of a bad version; Git alone says what happens next. The Applications are those o
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from e2e.lib.gitops import (
     Application,
     ApplicationHistory,
     GitRepository,
-    kind_of,
     let_go,
+    read_all,
     sync_and_health,
 )
 from e2e.lib.manifests import EDGE, PILOT_WAVE
@@ -140,14 +140,14 @@ def test_it_takes_over_the_operator_that_helm_installed_and_restarts_nothing(
     let_go(cluster, status["resources"])
 
 
-def contents_of(cluster: Cluster, resources: list[dict[str, Any]]) -> dict[str, Any]:
+def contents_of(cluster: Cluster, resources: list[Mapping[str, Any]]) -> dict[str, Any]:
     """What the resources of an Application hold beside metadata and status."""
-    found = {}
-    for entry in resources:
-        body = cluster.need(kind_of(entry), entry["name"], namespace=entry.get("namespace", ""))
-        content = {key: value for key, value in body.items() if key not in ("metadata", "status")}
-        found[f"{entry['kind']}/{entry['name']}"] = content
-    return found
+    return {
+        f"{body['kind']}/{body['metadata']['name']}": {
+            key: value for key, value in body.items() if key not in ("metadata", "status")
+        }
+        for body in read_all(cluster, resources)
+    }
 
 
 def test_what_git_says_is_installed_and_nobody_fights(
