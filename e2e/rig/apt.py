@@ -3,10 +3,13 @@
 
 import shutil
 from pathlib import Path
+from typing import Final
 
 from e2e.rig.paths import RIG_SOURCE
 from e2e.rig.progress import step
 from e2e.rig.shell import RigError, run
+
+_SERVICES: Final = frozenset({"prometheus", "redis-server"})
 
 
 def parse_packages(text: str) -> list[str]:
@@ -24,7 +27,7 @@ def parse_installed(status: str) -> set[str]:
 def install_packages() -> list[str]:
     """Install what is missing and return its names; does nothing, fast, when all is there.
 
-    A Prometheus service that the package starts is stopped again: the rig runs its own.
+    Services that packages start are stopped again: the rig runs its own.
     """
     wanted = parse_packages((RIG_SOURCE / "apt.txt").read_text())
     if shutil.which("dpkg-query") is None:
@@ -38,7 +41,8 @@ def install_packages() -> list[str]:
         run(["apt-get", "update", "-q"], env=quiet, timeout_seconds=600)
         install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing]
         run(install, env=quiet, timeout_seconds=1800)
-        # The package enables and, where an init system runs, starts a service on port 9090.
-        if "prometheus" in missing and Path("/run/systemd/system").is_dir():
-            run(["systemctl", "disable", "--now", "prometheus"], check=False)
+        # A package enables and, where an init system runs, starts its service.
+        services = sorted(_SERVICES & set(missing))
+        if services and Path("/run/systemd/system").is_dir():
+            run(["systemctl", "disable", "--now", *services], check=False)
     return missing

@@ -64,9 +64,10 @@ def pids_in(root: str) -> set[int]:
     """Processes anywhere below the node's root."""
     found: set[int] = set()
     for hierarchy in hierarchies():
-        for procs in (hierarchy / root.strip("/")).rglob("cgroup.procs"):
+        # os.walk passes over groups that go away meanwhile; rglob raises.
+        for directory, _, _ in os.walk(hierarchy / root.strip("/")):
             try:
-                found.update(int(pid) for pid in procs.read_text().split())
+                found.update(int(pid) for pid in Path(directory, "cgroup.procs").read_text().split())
             except OSError:
                 continue  # the group went away between listing and reading
     return found - {0, os.getpid()}

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from e2e.rig.access import ClusterAccess
 from e2e.rig.apt import install_packages
+from e2e.rig.argocd import ArgoCD
 from e2e.rig.control_plane import ControlPlane, Store, instance_lock
 from e2e.rig.dns import build_dns_objects, dns_image, image_archive
 from e2e.rig.fleet import apply_fleet, start_fleet
@@ -118,6 +119,11 @@ class Rig(ClusterAccess):
         return self.control_plane.authority.pair.certificate
 
     @property
+    def argocd(self) -> ArgoCD:
+        """Argo CD, which runs only for those who call its `up`."""
+        return ArgoCD(self.control_plane)
+
+    @property
     def edge_nodes(self) -> tuple[str, ...]:
         """Names of the edge nodes."""
         return tuple(name for name in self.nodes if name != "server-0")
@@ -152,6 +158,7 @@ class Rig(ClusterAccess):
         with instance_lock(self.name), step("take the rig down", key="down"):
             with ThreadPoolExecutor(max_workers=4) as pool:
                 list(pool.map(Node.stop, self.nodes.values()))
+            self.argocd.down()
             stop_all([self.control_plane.daemon(part) for part in PARTS], grace_seconds=5)
             self.control_plane.stop()
             remove_mount_points(self.control_plane)

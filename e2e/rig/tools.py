@@ -7,6 +7,7 @@ appears by rename, so a killed build leaves nothing that looks finished.
 
 import fcntl
 import hashlib
+import json
 import platform
 import re
 import shutil
@@ -94,6 +95,20 @@ FAMILIES: Final = (
         name="argo-rollouts",
         module="github.com/argoproj/argo-rollouts",
         binaries=("rollouts-controller",),
+        by_name_only=True,
+    ),
+    # The last series whose module zip holds all that it is built from: from 3.2 on a folder is missing.
+    Family(
+        name="argo-cd",
+        module="github.com/argoproj/argo-cd/v3",
+        binaries=("argocd",),
+        installed_as="cmd",
+        by_name_only=True,
+    ),
+    Family(
+        name="kustomize",
+        module="sigs.k8s.io/kustomize/kustomize/v5",
+        binaries=("kustomize",),
         by_name_only=True,
     ),
 )
@@ -199,6 +214,13 @@ def build_family(family: Family) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         partial.replace(target)
     return target
+
+
+def module_source(family: Family) -> Path:
+    """Folder with the source of the family's main module, downloaded first if need be."""
+    query = ["go", "mod", "download", "-json", family.module]
+    answer = run(query, cwd=source_dir(family), env={"GOFLAGS": "-mod=mod", "GOWORK": "off"}).stdout
+    return Path(json.loads(answer)["Dir"])
 
 
 def tool(binary: str) -> Path:
