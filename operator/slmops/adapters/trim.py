@@ -18,6 +18,7 @@ from slmops.model.observed import DistributionView, NodeView, OwnedKind, PodView
 from slmops.planning.distribution import content_of
 from slmwire import labels
 from slmwire.reasons import Termination, parse_termination
+from slmwire.scheme import Scheme, read_scheme
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class OwnedPod:
     view: PodView
     ip: str = ""
     """Of a serving pod that has one: where its metrics are read."""
+    scheme: Scheme = "http"
+    """What its server speaks."""
 
 
 def trim_node(body: Mapping[str, Any]) -> NodeView:
@@ -134,6 +137,7 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
         deployment=tags.get(labels.DEPLOYMENT, ""),
         view=view,
         ip=str(status.get("podIP") or "") if role is labels.Role.SERVE else "",
+        scheme=read_scheme(spec),
     )
 
 

@@ -15,6 +15,7 @@ from slmops.model.plan import (
     Plan,
 )
 from slmops.planning import build, conditions
+from slmops.planning.access import scheme_of
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
@@ -148,7 +149,7 @@ def _plan_accepted(
             *new_revision,
             *told,
             *placement.workloads,
-            *_service(names, spec, observed),
+            *_service(names, fleet, observed),
             *placement.patches,
             *placement.deletions,
         ),
@@ -325,18 +326,19 @@ def _due_measurements(
     )
 
 
-def _service(names: Names, spec: SLMDeploymentSpec, observed: Observed) -> tuple[ApplyObject, ...]:
+def _service(names: Names, fleet: Fleet, observed: Observed) -> tuple[ApplyObject, ...]:
+    """The Service where it has to be written. `fleet.stable` is the one after this look: what its pods speak
+    is what the Service says of itself."""
+    deployment, revisions = observed.deployment, fleet.revisions
     view = next((v for v in observed.owned if v.kind is OwnedKind.SERVICE and v.name == names.name), None)
-    if (
-        view is not None
-        and not view.drifted
-        and observed.deployment.generation == (observed.deployment.status.observed_generation)
-    ):
+    scheme = scheme_of(fleet.stable, fleet.spec)
+    before = scheme_of(revisions.get(deployment.status.stable_revision), fleet.spec)
+    same_spec = deployment.generation == deployment.status.observed_generation
+    if view is not None and not view.drifted and same_spec and scheme == before:
         return ()
     why = "missing" if view is None else "spec or Service changed"
-    return (
-        ApplyObject(kind=OwnedKind.SERVICE, name=names.name, body=build.build_service(names, spec), why=why),
-    )
+    body = build.build_service(names, fleet.spec, scheme)
+    return (ApplyObject(kind=OwnedKind.SERVICE, name=names.name, body=body, why=why),)
 
 
 def _status(

@@ -13,6 +13,7 @@ from slmops.api.source import SOURCE_KINDS, Source
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Deployment
 from slmops.planning.finding import Finding
+from slmops.planning.validate_access import find_access_problem
 from slmops.planning.validate_distribution import find_distribution_problem
 
 MAX_NAME_LENGTH: Final = 40
@@ -169,6 +170,10 @@ def _distribution(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) ->
     return find_distribution_problem(spec)
 
 
+def _access(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    return find_access_problem(spec)
+
+
 def is_host_path_allowed(spec: SLMDeploymentSpec, config: OperatorConfig) -> bool:
     """Whether the administrator lets pods mount `cache.hostPath` of the nodes."""
     return _is_below(spec.cache.host_path, config.allowed_host_paths)
@@ -196,4 +201,5 @@ _CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding 
     _tolerations,
     _durations,
     _distribution,
+    _access,
 )
