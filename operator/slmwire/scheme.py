@@ -14,7 +14,7 @@ SERVER: Final = "server"
 
 
 def read_scheme(pod_spec: Mapping[str, Any]) -> Scheme:
-    """What the server in a pod of this `spec` speaks, as the API server stores it; http if it says nothing."""
+    """What the server in a pod of this `spec` speaks; http if the pod says nothing."""
     for container in pod_spec.get("containers") or ():
         if container.get("name") == SERVER:
             ports = container.get("ports") or ()

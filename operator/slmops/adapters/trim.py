@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from slmops.api.base import quantity_value
 from slmops.api.profile import DeviceProfileSpec
 from slmops.model.observed import DistributionView, NodeView, OwnedKind, PodView, ProfileView
+from slmops.planning.access import is_unstarted
 from slmops.planning.distribution import content_of
 from slmwire import labels
 from slmwire.reasons import Termination, parse_termination
@@ -127,6 +128,7 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
         last_exit_reason=str(failure.get("reason", "")),
         last_exit_code=int(failure.get("exitCode") or 0),
         termination=_termination(containers),
+        unstarted=is_unstarted(status),
         unschedulable=scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable",
         deleting="deletionTimestamp" in metadata,
         site=tags.get(labels.SITE, ""),

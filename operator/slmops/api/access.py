@@ -58,10 +58,8 @@ def apart() -> dict[str, Any]:
     """CEL rule for spec.service: who renews certificates need not be able to write API keys."""
     return validations(
         cel(
-            "!has(self.auth) || !has(self.tls) || "
-            "self.auth.apiKeysSecretRef.name != self.tls.secretRef.name",
-            "auth.apiKeysSecretRef and tls.secretRef name the same Secret; keep API keys in a Secret of their "
-            "own",
+            "!has(self.auth) || !has(self.tls) || self.auth.apiKeysSecretRef.name != self.tls.secretRef.name",
+            "auth.apiKeysSecretRef and tls.secretRef name one Secret; keep API keys in a Secret of their own",
         )
         | {"fieldPath": ".auth"}
     )

@@ -9,7 +9,7 @@ from slmops.api.base import quantity_value
 from slmops.api.spec import Source, Variant
 from slmops.api.variant import AUTO
 from slmops.model.config import OperatorConfig
-from slmops.planning.access import build_ports, with_access
+from slmops.planning.access import build_ports, with_access, with_access_check
 from slmops.planning.distribution_mount import DISTRIBUTION_MOUNT, distribution_volume, limit_env
 from slmops.planning.names import Names
 from slmops.planning.revision import Revision, RevisionVariant
@@ -64,10 +64,11 @@ def build_templates(
     for variant in spec.variants:
         fetch = _Fetch(names, spec, config, revision, variant)
         reference = references[variant.name]
-        serve, prefetch = _serve_template(fetch, digests[variant.name]), _prefetch_template(fetch)
+        serve = as_image_volume(variant, _serve_template(fetch, digests[variant.name]), reference=reference)
+        prefetch = as_image_volume(variant, _prefetch_template(fetch), reference=reference)
         result[variant.name] = (
-            with_access(as_image_volume(variant, serve, reference=reference), spec.service),
-            as_image_volume(variant, prefetch, reference=reference),
+            with_access(serve, spec.service),
+            with_access_check(prefetch, spec.service, like=serve),
         )
     return result
 

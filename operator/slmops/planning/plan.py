@@ -15,7 +15,7 @@ from slmops.model.plan import (
     Plan,
 )
 from slmops.planning import build, conditions
-from slmops.planning.access import scheme_of
+from slmops.planning.access import scheme_of, seconds_to_problem
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
@@ -161,6 +161,7 @@ def _plan_accepted(
             requeue_seconds(spec, decision, resolution, target, now, turn_at=placement.places.turn_at),
             placement.settles_in_seconds,
             told_in_seconds,
+            seconds_to_problem(fleet.matched, revisions, now),
         ),
     )
 
@@ -354,7 +355,7 @@ def _status(
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
-    problems = conditions.find_problems(fleet)
+    problems = conditions.find_problems(fleet, now)
     counts = conditions.count_nodes(fleet, problems, decision, target)
     resolved = conditions.say_resolved(resolution)
     ready = conditions.say_ready(fleet, counts, problems)
