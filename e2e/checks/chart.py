@@ -228,6 +228,13 @@ def check_forms() -> str:
             "crds.install": "CustomResourceDefinition" not in kinds,
             "rbac.readSecrets": not any("secrets" in rule["resources"] for rule in rules),
             "podMonitor.enabled": kinds.count("PodMonitor") == 3,
+            "servers are scraped by what their port's name says": [
+                (endpoint["port"], endpoint.get("scheme", "http"), "tlsConfig" in endpoint)
+                for body in bodies
+                if body["kind"] == "PodMonitor" and body["metadata"]["name"].endswith("-models")
+                for endpoint in body["spec"]["podMetricsEndpoints"]
+            ]
+            == [("http", "http", False), ("https", "https", True)],
             "storeAgent": _is_agent(agent, image="registry.example.com/a/runtime:7")
             and environment["SLMOPS_STORE_AGENT_PORT"] == "9999"
             and environment["SLMOPS_STORE_AGENT_PATH"] == "/data/slmops",

@@ -148,8 +148,8 @@ def is_unstarted(status: Mapping[str, Any]) -> bool:
     conditions = {c.get("type"): c.get("status") for c in status.get("conditions") or ()}
     if status.get("phase") != "Pending" or conditions.get("PodScheduled") != "True":
         return False
-    if "PodReadyToStartContainers" in conditions:
-        return conditions["PodReadyToStartContainers"] == "False"
+    if (ready := conditions.get("PodReadyToStartContainers")) is not None:
+        return str(ready) == "False"
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     states = [(c.get("state") or {}).get("waiting") or {} for c in containers]
     return bool(states) and all(waiting.get("reason") in _BEFORE_START for waiting in states)

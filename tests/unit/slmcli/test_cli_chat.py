@@ -302,7 +302,7 @@ def test_a_real_server_with_tls_behind_an_api_server(
     authority = Authority(tmp_path / "pki")
     authority.create()
     pair = authority.issue("orders", common_name="orders", dns_names=["orders.shop.svc"])
-    flags = ("--tls-cert-file", str(pair.certificate), "--tls-key-file", str(pair.key))
+    flags: tuple[str, ...] = ("--tls-cert-file", str(pair.certificate), "--tls-key-file", str(pair.key))
     flags += ("--model", "orders", "--evaluate", "false", "--api-keys-file", str(tmp_path / "keys"))
     body = build_server_pod("n1")
     body["spec"]["containers"][0]["ports"] = [{"name": "https", "containerPort": 8080}]

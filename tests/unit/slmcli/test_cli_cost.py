@@ -328,7 +328,7 @@ def test_a_real_server_behind_an_api_server(
     scheme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pod = f"orders-{STABLE}-n1"
-    flags = ("--model", "orders", "--evaluate", "false")
+    flags: tuple[str, ...] = ("--model", "orders", "--evaluate", "false")
     flags += _tls_flags(tmp_path) if scheme == "https" else ()
     with ServerProcess(ORDERS / "v1-int4", tmp_path, *flags) as server, serve(ScriptedApi()) as api:
         server.scheme = scheme
