@@ -177,6 +177,37 @@ def test_tls_goes_out_in_waves_and_the_service_follows_the_stable_revision() -> 
     assert _ports(sim) == [plain]
 
 
+def test_killed_at_any_write_the_service_says_what_the_pods_speak() -> None:
+    before = installed(2, waves=[{"name": "all", "percent": 100}])
+
+    def switched(kill_after: int | None) -> FleetSim:
+        sim = deepcopy(before)
+        sim.kill_at = None if kill_after is None else sim.writes + kill_after
+        sim.edit(service=TLS)
+        sim.settle()
+        assert sim.step == "Completed" and sim.kills == (kill_after is not None)
+        return sim
+
+    undisturbed = switched(None)
+    assert [port["name"] for port in _ports(undisturbed)] == ["https"]
+    for number in range(undisturbed.writes - before.writes):
+        assert _ports(switched(number)) == _ports(undisturbed), number
+
+
+def test_a_rollback_to_plain_http_leaves_the_service_as_it_was() -> None:
+    sim = installed()
+    plain = _ports(sim)
+    sim.edit(service=TLS)
+    sim.cluster.behaviours["v1"].crashes_on = frozenset(sim.cluster.nodes)
+    sim.settle()
+    assert sim.step == "Failed" and _ports(sim) == plain, "spec asks for TLS, the pods speak HTTP"
+
+
+def test_replicas_get_keys_and_tls_too() -> None:
+    serve, _ = pods_of(spec_of(BOTH, placement={"mode": "Replicas"}))
+    assert mounted(serve)["server"] == {"orders-keys", "orders-tls"}
+
+
 def test_a_missing_secret_takes_no_serving_pod_away() -> None:
     sim = installed(memory_bytes=GIB + GIB // 2, onDeadline="Rollback", prefetchDeadline="10m")
     before = revisions(sim)
