@@ -240,6 +240,13 @@ def check_forms() -> str:
             "fleetPage": environment["SLMOPS_PAGE_PORT"] == "8888"
             and environment["SLMOPS_PAGE_HOST"] == "127.0.0.1"
             and not any(port["name"] == "page" for port in container["ports"]),
+            "servers are scraped by what their port's name says": [
+                (endpoint["port"], endpoint.get("scheme", "http"), "tlsConfig" in endpoint)
+                for body in bodies
+                if body["kind"] == "PodMonitor" and body["metadata"]["name"].endswith("-models")
+                for endpoint in body["spec"]["podMetricsEndpoints"]
+            ]
+            == [("http", "http", False), ("https", "https", True)],
             "storeAgent": _is_agent(agent, image="registry.example.com/a/runtime:7")
             and environment["SLMOPS_STORE_AGENT_PORT"] == "9999"
             and environment["SLMOPS_STORE_AGENT_PATH"] == "/data/slmops",

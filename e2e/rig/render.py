@@ -210,6 +210,7 @@ def render_prometheus(*, kubeconfig: Path) -> str:
             "scrape_configs": [
                 {
                     "job_name": "slmserve",
+                    "tls_config": {"insecure_skip_verify": True},
                     "kubernetes_sd_configs": discovery,
                     "relabel_configs": [
                         keep(f"{meta}_label_app_kubernetes_io_managed_by", "slmops"),
@@ -218,6 +219,11 @@ def render_prometheus(*, kubeconfig: Path) -> str:
                         # Init containers and ports without a number would be targets of their own.
                         keep(f"{meta}_container_init", "false"),
                         keep(f"{meta}_container_port_number", "8080"),
+                        {
+                            "source_labels": [f"{meta}_container_port_name"],
+                            "regex": "(https?)",
+                            "target_label": "__scheme__",
+                        },
                         *where,
                     ],
                 },

@@ -5,6 +5,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from slmwire.scheme import Scheme
+
 Body = dict[str, Any]
 
 
@@ -15,6 +17,7 @@ class PodAddress:
     namespace: str
     pod: str
     port: int
+    scheme: Scheme = "http"
 
 
 class Cluster(Protocol):

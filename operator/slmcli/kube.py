@@ -297,7 +297,9 @@ class KubeCluster:
 
 def _proxied(address: PodAddress, path: str) -> str:
     namespace, pod = (quote(part, safe="") for part in (address.namespace, address.pod))
-    return f"/api/v1/namespaces/{namespace}/pods/{pod}:{address.port}/proxy{path}"
+    # The API server checks no certificate of a pod; what is between it and the pod is encrypted.
+    scheme = "https:" if address.scheme == "https" else ""
+    return f"/api/v1/namespaces/{namespace}/pods/{scheme}{pod}:{address.port}/proxy{path}"
 
 
 def _deployments(namespace: str, name: str = "") -> str:

@@ -14,6 +14,7 @@ from slmcli.times import seconds_of
 from slmcli.view import Body, DeploymentView
 from slmops.api.base import quantity_value
 from slmops.model.observed import NodeView, PodView
+from slmops.planning.access import is_unstarted
 from slmops.planning.names import Names
 from slmops.planning.nodes import NodeState, Problem, read_nodes
 from slmops.planning.selectors import matches
@@ -66,6 +67,8 @@ def observe_pod(body: Body) -> PodView:
         last_exit_reason=str(failure.get("reason", "")),
         last_exit_code=int(failure.get("exitCode") or 0),
         termination=_said(ends),
+        unstarted=is_unstarted(status),
+        ended=status.get("phase") in ("Failed", "Succeeded"),
         unschedulable=scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable",
         deleting="deletionTimestamp" in metadata,
     )

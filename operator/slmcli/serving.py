@@ -14,6 +14,7 @@ from slmcli.view import Body, DeploymentView
 from slmwire import env
 from slmwire.labels import Role
 from slmwire.paths import HTTP_PORT
+from slmwire.scheme import SERVER, read_scheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +46,8 @@ def _read(body: Body) -> ServingPod | None:
     view = observe_pod(body)
     if view.role is not Role.SERVE or view.deleting:
         return None
-    container = _named((body.get("spec") or {}).get("containers"), "server")
-    status = _named((body.get("status") or {}).get("containerStatuses"), "server")
+    container = _named((body.get("spec") or {}).get("containers"), SERVER)
+    status = _named((body.get("status") or {}).get("containerStatuses"), SERVER)
     running = (status.get("state") or {}).get("running") or {}
     ports = container.get("ports") or [{}]
     said = {entry.get("name"): str(entry.get("value") or "") for entry in container.get("env") or ()}
@@ -55,6 +56,7 @@ def _read(body: Body) -> ServingPod | None:
             namespace=str(body["metadata"].get("namespace") or ""),
             pod=view.name,
             port=int(ports[0].get("containerPort") or HTTP_PORT),
+            scheme=read_scheme(body.get("spec") or {}),
         ),
         node=view.node,
         revision=view.revision,

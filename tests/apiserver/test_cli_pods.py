@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from e2e.rig import RigError
+from e2e.rig.pki import Authority
 from e2e.rig.progress import wait_until
 from slmwire import labels
 from tests.apiserver.test_cli import STABLE, Shop, shop
@@ -28,15 +30,32 @@ __all__ = ["shop"]
 KEY = "sk-edge-1"
 
 
+@contextmanager
+def _serve(directory: Path, *flags: str, scheme: str = "http") -> Iterator[ServerProcess]:
+    """One that wants a key."""
+    (directory / "keys").write_text(f"{KEY}\n")
+    keys = ("--api-keys-file", str(directory / "keys"))
+    own = ("--model", "orders", "--evaluate", "false", "--host", "0.0.0.0")
+    with ServerProcess(ORDERS / "v1-int4", directory, *own, *keys, *flags) as process:
+        process.scheme = scheme
+        process.wait_ready()
+        yield process
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    """One that wants a key."""
-    (tmp_path / "keys").write_text(f"{KEY}\n")
-    flags = ["--model", "orders", "--evaluate", "false", "--host", "0.0.0.0"]
-    with ServerProcess(
-        ORDERS / "v1-int4", tmp_path, *flags, "--api-keys-file", str(tmp_path / "keys")
-    ) as process:
-        process.wait_ready()
+    with _serve(tmp_path) as process:
+        yield process
+
+
+@pytest.fixture
+def secure(tmp_path: Path) -> Iterator[ServerProcess]:
+    """Its certificate is of an authority that nobody knows, and names the Service alone."""
+    authority = Authority(tmp_path / "pki")
+    authority.create()
+    pair = authority.issue("orders", common_name="orders", dns_names=["orders.shop.svc"])
+    flags = ("--tls-cert-file", str(pair.certificate), "--tls-key-file", str(pair.key))
+    with _serve(tmp_path, *flags, scheme="https") as process:
         yield process
 
 
@@ -53,7 +72,8 @@ def _node(shop: Shop) -> str:
     return f"{shop.namespace}-far"
 
 
-def _make_pod(shop: Shop, port: int) -> None:
+def _make_pod(shop: Shop, server: ServerProcess) -> None:
+    port = {"name": server.scheme, "containerPort": server.port}
     account = {"name": "default", "namespace": shop.namespace}
     shop.plane.kubectl.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
     tags = {labels.DEPLOYMENT: "orders", labels.REVISION: STABLE, labels.VARIANT: "int4"}
@@ -68,7 +88,7 @@ def _make_pod(shop: Shop, port: int) -> None:
         "spec": {
             "nodeName": _node(shop),
             "automountServiceAccountToken": False,
-            "containers": [{"name": "server", "image": "x", "ports": [{"containerPort": port}]}],
+            "containers": [{"name": "server", "image": "x", "ports": [port]}],
         },
     }
     shop.plane.kubectl.apply(pod)
@@ -129,22 +149,36 @@ def _log_in(shop: Shop, folder: Path) -> Path:
     return path
 
 
+def _ask(shop: Shop, config: Path, *argv: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "slmcli", "-n", shop.namespace, *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"KUBECONFIG": str(config), "PYTHONPATH": "operator:."},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_pods_with_tls_are_reached_by_https(shop: Shop, secure: ServerProcess, tmp_path: Path) -> None:
+    _make_pod(shop, secure)
+    chat = ("chat", "orders", "-m", "one coffee please", "-o", "json")
+    code, out, err = _ask(shop, shop.plane.kubeconfig, *chat, "--key-file", str(tmp_path / "keys"))
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    code, out, _ = _ask(shop, shop.plane.kubeconfig, "cost", "orders", "-o", "json")
+    assert code == 0 and json.loads(out)["total"]["countedOutputTokens"] == answer["generatedTokens"]
+
+
 def test_the_pods_are_reached_with_no_more_than_the_docs_ask_for(
     shop: Shop, server: ServerProcess, tmp_path: Path
 ) -> None:
-    _make_pod(shop, server.port)
+    _make_pod(shop, server)
     config = _log_in(shop, tmp_path)
 
     def ask(*argv: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "slmcli", "-n", shop.namespace, *argv],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-            env=os.environ | {"KUBECONFIG": str(config), "PYTHONPATH": "operator:."},
-        )
-        return done.returncode, done.stdout, done.stderr
+        return _ask(shop, config, *argv)
 
     chat = ("chat", "orders", "--temperature", "0", "-m", "one coffee please", "-o", "json")
     key = ("--key-file", str(tmp_path / "keys"))

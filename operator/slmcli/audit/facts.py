@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from slmcli.safe import clean_tree
 from slmcli.view import Body
-from slmwire import env, labels
+from slmops.planning.access import CHECK
+from slmwire import env, labels, paths
+from slmwire.scheme import SERVER
 
 TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
@@ -20,6 +22,14 @@ class Mount:
     kind: Literal["hostPath", "secret"]
     what: str
     access: Literal["read-only", "writable"]
+    path: str
+    """Where the container has it."""
+
+    @property
+    def is_access(self) -> bool:
+        """API keys or the certificate of the server, where the operator mounts them (spec.service)."""
+        ours = self.path in (paths.API_KEYS_DIR, paths.TLS_DIR) and self.access == "read-only"
+        return ours and self.container in (SERVER, CHECK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,11 +125,12 @@ def _mounts(spec: Mapping[str, Any]) -> Iterable[Mount]:
         for mount in container.get("volumeMounts") or ():
             volume = volumes.get(mount.get("name")) or {}
             access: Literal["read-only", "writable"] = "read-only" if mount.get("readOnly") else "writable"
+            name, where = container["name"], str(mount.get("mountPath") or "")
             if "hostPath" in volume:
                 path = str((volume["hostPath"] or {}).get("path", ""))
-                yield Mount(container=container["name"], kind="hostPath", what=path, access=access)
-            for name in _secrets(volume):
-                yield Mount(container=container["name"], kind="secret", what=name, access=access)
+                yield Mount(container=name, kind="hostPath", what=path, access=access, path=where)
+            for secret in _secrets(volume):
+                yield Mount(container=name, kind="secret", what=secret, access=access, path=where)
 
 
 def _secrets(volume: Mapping[str, Any]) -> Iterable[str]:

@@ -9,11 +9,13 @@ from slmcli.audit.cures import anywhere_cure, policy_cure
 from slmcli.audit.facts import TELEMETRY, ContainerFacts, PodFacts
 from slmcli.audit.report import SEVERITIES, Audit, Finding, Severity
 from slmops.api.source import Source
+from slmops.planning.access import CHECK
 from slmwire import env
 from slmwire.labels import Role
+from slmwire.scheme import SERVER
 
 _DNS = re.compile(r"\b(UDP|TCP) 53\b")
-_OURS = frozenset({"server", "fetch", "choose", "release"})
+_OURS = frozenset({SERVER, CHECK, "fetch", "choose", "release"})
 
 
 def assess_findings(audit: Audit) -> tuple[Finding, ...]:
@@ -143,13 +145,14 @@ def _services(audit: Audit) -> Iterable[Finding]:
                 cure="use type ClusterIP, or put a gateway with its own authentication before it",
             )
         if service.traffic != "Local":
+            plain = [container for _, container in _servers(audit) if _is_plain(container)]
             yield Finding(
-                severity="medium",
+                severity="medium" if plain else "low",
                 reason="TrafficLeavesNode",
                 subject=f"Service {service.name}",
-                message="internalTrafficPolicy is Cluster: prompts may go to another node's pod, unencrypted "
-                "unless the network plugin encrypts",
-                cure="spec.service.trafficPolicy: Local (mode Replicas needs Cluster)",
+                message="internalTrafficPolicy is Cluster: prompts may go to another node's pod, "
+                + ("unencrypted unless the network plugin encrypts" if plain else "by TLS"),
+                cure="spec.service.trafficPolicy: Local (mode Replicas needs Cluster), or spec.service.tls",
             )
 
 
@@ -167,13 +170,13 @@ def _credentials(audit: Audit) -> Iterable[Finding]:
         (pod, f"{entry.container}: Secret {entry.what}")
         for pod in audit.observed.pods
         for entry in pod.mounts
-        if entry.kind == "secret" and entry.container != "fetch"
+        if entry.kind == "secret" and entry.container != "fetch" and not entry.is_access
     ):
         yield Finding(
             severity="medium",
             reason="SecretMounted",
             subject=_names(pods),
-            message=f"container {what} is mounted, beside those of the model's source",
+            message=f"container {what} is mounted, beside those of the model's source and of spec.service",
             cure="find out who added it",
         )
     for pods, what in _grouped(
@@ -336,13 +339,16 @@ def _images(audit: Audit) -> Iterable[Finding]:
         )
 
 
+def _servers(audit: Audit) -> list[tuple[PodFacts, ContainerFacts]]:
+    return [(pod, c) for pod in audit.observed.pods for c in pod.containers if c.name == SERVER]
+
+
+def _is_plain(container: ContainerFacts) -> bool:
+    return env.TLS_CERT_FILE not in container.env
+
+
 def _openness(audit: Audit) -> Iterable[Finding]:
-    servers = [
-        (pod, container)
-        for pod in audit.observed.pods
-        for container in pod.containers
-        if container.name == "server"
-    ]
+    servers = _servers(audit)
     on = [pod for pod, container in servers if container.env.get(TELEMETRY, "1") not in ("1", "true", "True")]
     if on:
         yield Finding(
@@ -359,16 +365,17 @@ def _openness(audit: Audit) -> Iterable[Finding]:
             reason="NoKeys",
             subject=_names(keyless),
             message="the pod names no file of API keys: whoever reaches the server may ask it",
-            cure="confine who reaches it by a NetworkPolicy",
+            cure="set spec.service.auth, or confine who reaches it by a NetworkPolicy",
         )
-    plain = [pod for pod, container in servers if env.TLS_CERT_FILE not in container.env]
+    plain = [pod for pod, container in servers if _is_plain(container)]
     if plain:
         yield Finding(
             severity="low",
             reason="PlainHttp",
             subject=_names(plain),
             message="the server speaks HTTP: prompts are readable on the way unless the network encrypts",
-            cure="keep traffic on the node (trafficPolicy Local), or encrypt the pod network",
+            cure="set spec.service.tls, keep traffic on the node (trafficPolicy Local), or encrypt the pod "
+            "network",
         )
 
 

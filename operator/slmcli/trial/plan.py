@@ -128,6 +128,10 @@ def plan_trial(wanted: Wanted, machine: Machine, *, variant: str | None, resolve
     chosen = _choose(spec, wanted.profiles, machine, known_files, how="best" if variant is None else "named")
     if spec.model.signature is not None:
         notes.append("spec.model.signature is not checked here; the operator does that")
+    if spec.service.auth is not None or spec.service.tls is not None:
+        notes.append(
+            "spec.service.auth and tls are left out here: it answers on this machine alone, over HTTP"
+        )
     source = chosen.source
     try:
         resolved = with_adapters(known_files[source_hash(source)], adapters_of(chosen))

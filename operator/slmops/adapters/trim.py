@@ -15,10 +15,12 @@ from pydantic import ValidationError
 from slmops.api.base import quantity_value
 from slmops.api.profile import DeviceProfileSpec
 from slmops.model.observed import DistributionView, NodeView, OwnedKind, PodView, ProfileView
+from slmops.planning.access import is_unstarted
 from slmops.planning.distribution import content_of
 from slmops.planning.network import digest_of
 from slmwire import labels
 from slmwire.reasons import Termination, parse_termination
+from slmwire.scheme import Scheme, read_scheme
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +58,8 @@ class OwnedPod:
     view: PodView
     ip: str = ""
     """Of a serving pod that has one: where its metrics are read."""
+    scheme: Scheme = "http"
+    """What its server speaks."""
 
 
 def trim_node(body: Mapping[str, Any]) -> NodeView:
@@ -127,6 +131,7 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
         last_exit_reason=str(failure.get("reason", "")),
         last_exit_code=int(failure.get("exitCode") or 0),
         termination=_termination(containers),
+        unstarted=is_unstarted(status),
         unschedulable=scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable",
         deleting="deletionTimestamp" in metadata,
         site=tags.get(labels.SITE, ""),
@@ -137,6 +142,7 @@ def trim_pod(body: Mapping[str, Any]) -> OwnedPod:
         deployment=tags.get(labels.DEPLOYMENT, ""),
         view=view,
         ip=str(status.get("podIP") or "") if role is labels.Role.SERVE else "",
+        scheme=read_scheme(spec),
     )
 
 

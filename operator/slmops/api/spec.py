@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from slmops.api.access import Auth, Tls, apart
 from slmops.api.analysis import Analysis, Metric
 from slmops.api.base import (
     ApiModel,
@@ -240,12 +241,23 @@ class Runtime(ApiModel):
 class Service(ApiModel):
     """The Service in front of the pods."""
 
+    model_config = ConfigDict(json_schema_extra=apart())
+
     port: int = Field(default=80, ge=1, le=65535, description="Port of the Service.")
     traffic_policy: Literal["Local", "Cluster"] = Field(
         default="Local",
         description="Local answers on each node with that node's pod, so prompts do not leave the node; "
         "Cluster spreads over all nodes. With placement.mode Replicas it is Cluster always: most nodes have "
         "no pod of their own.",
+    )
+    auth: Auth | None = Field(
+        default=None,
+        description="Who may ask; unset lets everybody who reaches the pods. A change is a new revision.",
+    )
+    tls: Tls | None = Field(
+        default=None,
+        description="Makes the pods speak HTTPS, and nothing else, on their port; unset is plain HTTP. A "
+        "change is a new revision: while it goes out, pods of both kinds stand behind the Service.",
     )
 
 

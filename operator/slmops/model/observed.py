@@ -59,6 +59,8 @@ class PodView:
     last_exit_code: int = 0
     termination: Termination | None = None
     """Latest termination message written by a container of ours that ended with an error."""
+    unstarted: bool = False
+    """It has a node, but its volumes or its network are not there yet: no container could begin."""
     unschedulable: bool = False
     """Condition PodScheduled is False with reason Unschedulable."""
     deleting: bool = False

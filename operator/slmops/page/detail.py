@@ -42,6 +42,8 @@ class DeploymentSnapshot:
     """What the document of a deployment is made of; refers to no live object."""
 
     observed: Observed
+    now: float
+    """Seconds since the epoch at which it was taken."""
     series: Mapping[SeriesKey, tuple[Point, ...]] = field(default_factory=dict)
     events: tuple[EventRow, ...] = ()
     leads: bool = True
@@ -62,7 +64,7 @@ def build_deployment(snapshot: DeploymentSnapshot) -> Detail:
         update=status.update_revision,
         canary=status.canary,
         rollout=_build_rollout(status.rollout, hold_of(status)) if status.rollout is not None else None,
-        grid=build_grid(snapshot.observed, spec),
+        grid=build_grid(snapshot.observed, spec, snapshot.now),
         plots=build_plots(spec.rollout.analysis if spec is not None else None, status, snapshot.series),
         conditions=tuple(
             ConditionRow(
@@ -117,7 +119,7 @@ def assess_wave(rollout: RolloutStatus, index: int, wave: WaveStatus) -> str:
     return "failed" if rollout.step == "Failed" and index == rollout.wave else "unreached"
 
 
-def build_grid(observed: Observed, spec: SLMDeploymentSpec | None) -> Grid:
+def build_grid(observed: Observed, spec: SLMDeploymentSpec | None, now: float) -> Grid:
     """Every node that placement selects or that carries the deployment's labels, by site."""
     states = tuple(str(state) for state in CELL_STATES)
     if spec is None:
@@ -136,7 +138,7 @@ def build_grid(observed: Observed, spec: SLMDeploymentSpec | None) -> Grid:
     replicas = spec.placement.mode == "Replicas"
     judge = Judge(
         fleet=fleet,
-        problems=find_problems(fleet),
+        problems=find_problems(fleet, now),
         stable=status.stable_revision,
         rollout=status.rollout,
         replicas=replicas,

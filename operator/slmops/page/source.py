@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Takes the page's snapshots from what a running operator has in memory; asks nobody for anything."""
 
+import time
 from collections.abc import Callable
 
 from slmops.model.config import OperatorConfig
@@ -47,6 +48,7 @@ class WorldSource:
         history = self._feed.history(key)
         snapshot = DeploymentSnapshot(
             observed=observe(self._world, stored, config=self._config, resolutions={}, readings=()),
+            now=time.time(),
             series=history.copy_series(),
             events=tuple(history.events),
             leads=self._leads(),

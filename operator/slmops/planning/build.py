@@ -9,6 +9,7 @@ from slmops.api.base import quantity_value
 from slmops.api.spec import Source, Variant
 from slmops.api.variant import AUTO
 from slmops.model.config import OperatorConfig
+from slmops.planning.access import build_ports, with_access, with_access_check
 from slmops.planning.distribution_mount import DISTRIBUTION_MOUNT, distribution_volume, limit_env
 from slmops.planning.names import Names
 from slmops.planning.revision import Revision, RevisionVariant
@@ -25,6 +26,7 @@ from slmops.planning.source_pods import (
 )
 from slmwire import env, labels, paths
 from slmwire.labels import Role
+from slmwire.scheme import Scheme
 
 SERVER_USER: Final = 65532
 TERMINATION_GRACE_SECONDS: Final = 30
@@ -62,9 +64,11 @@ def build_templates(
     for variant in spec.variants:
         fetch = _Fetch(names, spec, config, revision, variant)
         reference = references[variant.name]
+        serve = as_image_volume(variant, _serve_template(fetch, digests[variant.name]), reference=reference)
+        prefetch = as_image_volume(variant, _prefetch_template(fetch), reference=reference)
         result[variant.name] = (
-            as_image_volume(variant, _serve_template(fetch, digests[variant.name]), reference=reference),
-            as_image_volume(variant, _prefetch_template(fetch), reference=reference),
+            with_access(serve, spec.service),
+            with_access_check(prefetch, spec.service, like=serve),
         )
     return result
 
@@ -371,8 +375,8 @@ def build_controller_revision(names: Names, *, revision: str, number: int, data:
     }
 
 
-def build_service(names: Names, spec: SLMDeploymentSpec) -> Body:
-    """Service over the serving pods of all revisions."""
+def build_service(names: Names, spec: SLMDeploymentSpec, scheme: Scheme = "http") -> Body:
+    """Service over the serving pods of all revisions, `scheme` is what most of them speak."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -387,13 +391,6 @@ def build_service(names: Names, spec: SLMDeploymentSpec) -> Body:
                 "Cluster" if spec.placement.mode == "Replicas" else spec.service.traffic_policy
             ),
             "selector": object_labels(names, role=Role.SERVE),
-            "ports": [
-                {
-                    "name": "http",
-                    "port": spec.service.port,
-                    "targetPort": paths.HTTP_PORT,
-                    "protocol": "TCP",
-                }
-            ],
+            "ports": build_ports(spec, scheme),
         },
     }

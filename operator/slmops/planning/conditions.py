@@ -19,6 +19,7 @@ from slmops.api.status import (
 )
 from slmops.model.observed import Deployment
 from slmops.planning import times
+from slmops.planning.access import PATIENCE_SECONDS, find_wait
 from slmops.planning.decision import ACTIVE, BLOCKS, FEEDBACK_HOLD, Decision
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet
@@ -86,7 +87,7 @@ def _offline(states: Iterable[NodeState]) -> frozenset[str]:
     return frozenset(state.name for state in states if not state.online)
 
 
-def find_problems(fleet: Fleet) -> dict[str, Problem]:
+def find_problems(fleet: Fleet, now: float) -> dict[str, Problem]:
     """One problem for each node that has one, the gravest first found."""
     problems: dict[str, Problem] = {name: _no_site(fleet) for name in fleet.left_out}
     problems |= {n: Problem(reason=SITE_NOT_ALLOWED, message=why) for n, why in fleet.forbidden.items()}
@@ -102,6 +103,8 @@ def find_problems(fleet: Fleet) -> dict[str, Problem]:
         found += [p for r in state.prefetch if (p := state.prefetch_problem(r)) is not None]
         if found:
             problems[state.name] = found[0]
+        elif (wait := find_wait(state, fleet.revisions)) and now - wait.since >= PATIENCE_SECONDS:
+            problems[state.name] = Problem(reason="VolumesNotReady", message=wait.message)
     return problems
 
 
@@ -277,7 +280,8 @@ def _awaited(fleet: Fleet, state: NodeState) -> str:
     if not state.serve and fetches_ahead(fleet.spec):
         return "fetching the model" if state.prefetch else "waits until it may fetch the model"
     if not state.serve or any(p.role is Role.SERVE and not p.deleting for p in state.pods):
-        return "starting"
+        wait = find_wait(state, fleet.revisions)
+        return f"starting; {wait.message}" if wait else "starting"
     # Admission refuses pods to the controller alone, which says so in Events that are not ours to read.
     kind = "daemonset" if state.suits is None else "replicaset"
     return (

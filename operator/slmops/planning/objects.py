@@ -4,10 +4,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from slmops.api import SLMDeploymentSpec
 from slmops.model.observed import Observed, OwnedKind, OwnedView
 from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning import build
+from slmops.planning.access import scheme_of
 from slmops.planning.fleet import Fleet
 from slmops.planning.moves import Wish
 from slmops.planning.names import MOVING_KEY, PREFETCH_SUFFIX, Names
@@ -93,19 +93,19 @@ def apply_workloads(
     return tuple(result)
 
 
-def apply_service(names: Names, spec: SLMDeploymentSpec, observed: Observed) -> tuple[ApplyObject, ...]:
-    """The Service, where it is missing, was changed by somebody else or spec has changed."""
+def apply_service(names: Names, fleet: Fleet, observed: Observed) -> tuple[ApplyObject, ...]:
+    """The Service where it has to be written. `fleet.stable` is the one after this look: what its pods speak
+    is what the Service says of itself."""
+    deployment, revisions = observed.deployment, fleet.revisions
     view = next((v for v in observed.owned if v.kind is OwnedKind.SERVICE and v.name == names.name), None)
-    if (
-        view is not None
-        and not view.drifted
-        and observed.deployment.generation == (observed.deployment.status.observed_generation)
-    ):
+    scheme = scheme_of(fleet.stable, fleet.spec)
+    before = scheme_of(revisions.get(deployment.status.stable_revision), fleet.spec)
+    same_spec = deployment.generation == deployment.status.observed_generation
+    if view is not None and not view.drifted and same_spec and scheme == before:
         return ()
     why = "missing" if view is None else "spec or Service changed"
-    return (
-        ApplyObject(kind=OwnedKind.SERVICE, name=names.name, body=build.build_service(names, spec), why=why),
-    )
+    body = build.build_service(names, fleet.spec, scheme)
+    return (ApplyObject(kind=OwnedKind.SERVICE, name=names.name, body=body, why=why),)
 
 
 def delete_unneeded(

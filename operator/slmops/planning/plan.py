@@ -9,6 +9,7 @@ from slmops.api.status import ConditionType
 from slmops.model.observed import Observed
 from slmops.model.plan import Action, AddFinalizer, Plan
 from slmops.planning import conditions, feedback
+from slmops.planning.access import seconds_to_problem
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
@@ -158,7 +159,7 @@ def _plan_accepted(
             *told,
             *placement.policies,
             *placement.workloads,
-            *apply_service(names, spec, observed),
+            *apply_service(names, fleet, observed),
             *placement.patches,
             *placement.deletions,
         ),
@@ -171,6 +172,7 @@ def _plan_accepted(
             placement.settles_in_seconds,
             told_in_seconds,
             feedback.next_feedback_seconds(spec, rules, now=now),
+            seconds_to_problem(fleet.matched, revisions, now),
         ),
     )
 
@@ -351,7 +353,7 @@ def _status(
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
-    problems = conditions.find_problems(fleet)
+    problems = conditions.find_problems(fleet, now)
     counts = conditions.count_nodes(fleet, problems, decision, target)
     resolved = conditions.say_resolved(resolution)
     ready = conditions.say_ready(fleet, counts, problems)

@@ -50,8 +50,9 @@ def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
     """First 10 hex digits of the hash of what changes the pods.
 
     `digests` maps each variant's name to its manifest digest. Placement's node selector (with mode
-    PerNode), rollout, distribution, service and history do not change pods; cache limits take effect with
-    the next revision; the operator's defaults are left out so that changing one rolls nothing out.
+    PerNode), rollout, distribution, the Service itself and history do not change pods; cache limits take
+    effect with the next revision; the operator's defaults are left out so that changing one rolls nothing
+    out.
     """
     body = {
         # Who must have signed the files, and who named them, does not change the files.
@@ -72,6 +73,10 @@ def revision_of(spec: SLMDeploymentSpec, digests: Mapping[str, str]) -> str:
     if rules_of(spec):
         # Which class takes what decides which pod a node gets. Nothing may be added without classes.
         body |= {"profiles": [rule.to_body() for rule in rules_of(spec)]}
+    access = {"auth": spec.service.auth, "tls": spec.service.tls}
+    if given := {name: part.to_body() for name, part in access.items() if part is not None}:
+        # Which Secrets, not what is in them: the server takes that up by itself.
+        body |= {"access": given}
     return hashlib.sha256(canonical(body).encode()).hexdigest()[:REVISION_LENGTH]
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step of the wave under way: fetch ahead, flip, soak, analyse, and what ends it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -9,6 +9,7 @@ from slmops.api.base import duration_seconds
 from slmops.api.spec import Rollout
 from slmops.api.status import MAX_FAILED_REVISIONS, FailedRevision, RolloutStatus, WaveStatus
 from slmops.planning import times
+from slmops.planning.access import find_wait
 from slmops.planning.decision import (
     Decision,
     Hold,
@@ -21,6 +22,7 @@ from slmops.planning.decision import (
 )
 from slmops.planning.fleet import Fleet, WaveView, canary_problem, failures_elsewhere, view_wave
 from slmops.planning.judge import Judgement, judge_metrics, terminate_measurements
+from slmops.planning.nodes import NodeState
 from slmops.planning.revision import Revision
 
 _PASSED: Final = "the deadline passed: "
@@ -95,6 +97,7 @@ def _prefetching(
             message = f"{len(view.pending_prefetch)} node(s) lack the model: {decision.fetch_closed}"
             return replace(decision, hold=Hold(reason="OutsideWindow", message=message))
         message = f"{len(view.pending_prefetch)} node(s) still fetch the model: {names}"
+        message += _say_wait(view.pending_prefetch, fleet)
         return replace(decision, hold=Hold(reason="Prefetching", message=message))
     # A wave that waits for people or for a window is not late, however long they take.
     gate = _gate(decision, rollout, fleet)
@@ -207,9 +210,16 @@ def _wait(decision: Decision, rollout: RolloutStatus, fleet: Fleet, hold: Hold, 
 
 
 def _deadline(decision: Decision, rollout: RolloutStatus, fleet: Fleet, text: str, now: float) -> Decision:
+    text += _say_wait(fleet.members(rollout.wave), fleet)
     if fleet.spec.rollout.on_deadline == "Rollback":
         return _fail(decision, rollout, fleet, "DeadlineExceeded", text, now)
     return replace(decision, hold=Hold(reason="DeadlineExceeded", message=text))
+
+
+def _say_wait(states: Iterable[NodeState], fleet: Fleet) -> str:
+    """What the first node lacks whose pod waits for Secrets; empty if there is none."""
+    waits = ((state.name, find_wait(state, fleet.revisions)) for state in states)
+    return next((f"; {name}: {wait.message}" for name, wait in waits if wait is not None), "")
 
 
 def _pass_wave(decision: Decision, rollout: RolloutStatus, now: float, verdict: str) -> Decision:

@@ -15,6 +15,7 @@ def observe_targets(world: World, namespace: str, deployment: str, revision: str
             ip=pod.ip,
             variant=pod.view.variant,
             node=pod.view.node,
+            scheme=pod.scheme,
             ready=pod.view.ready,
             created_at=pod.view.created_at,
         )

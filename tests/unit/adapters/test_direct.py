@@ -3,13 +3,16 @@
 
 import asyncio
 import math
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from e2e.rig.pki import Authority
 from slmops.adapters.direct import (
     FRESH_SECONDS,
     MAX_SIDES,
@@ -24,7 +27,9 @@ from slmops.model.observed import MetricQuery, Preset, ProviderSettings, Sample
 from slmops.ports.metrics import ProviderError
 from slmserve.config import Identity
 from slmserve.metrics import Metrics
+from slmwire.scheme import Scheme
 from tests.unit.adapters.metrics_server import Answer, hang, serve
+from tests.unit.slmserve.process import ORDERS, ServerProcess
 
 DIRECT = ProviderSettings(kind="Direct")
 
@@ -77,11 +82,19 @@ class Bench:
         revision: str = "r",
         created_at: float = 0.0,
         ready: bool = True,
+        tls: ssl.SSLContext | None = None,
+        scheme: Scheme | None = None,
     ) -> None:
-        """A pod that answers as scripted."""
-        server = await self._stack.enter_async_context(serve(answer))
+        """A pod that answers as scripted; `scheme` is what it is taken for, where that is not the truth."""
+        server = await self._stack.enter_async_context(serve(answer, tls=tls))
         target = PodTarget(
-            name=name, ip="127.0.0.1", port=server.port, variant=variant, created_at=created_at, ready=ready
+            name=name,
+            ip="127.0.0.1",
+            port=server.port,
+            scheme=scheme or ("https" if tls else "http"),
+            variant=variant,
+            created_at=created_at,
+            ready=ready,
         )
         self.pods.setdefault(f"d/{revision}", []).append(target)
 
@@ -119,6 +132,52 @@ def _serve(metrics: Metrics, code: int, *, count: int, seconds: float = 0.2) -> 
         metrics.observe_request("chat", seconds)
         metrics.observe_first_token(seconds / 2, 3)
         metrics.count_generated(10)
+
+
+def _server_context(directory: Path, **names: Any) -> ssl.SSLContext:
+    """A server's own certificate, of an authority that nobody knows."""
+    authority = Authority(directory / "pki")
+    authority.create()
+    pair = authority.issue("orders", common_name="orders", **names)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    return context
+
+
+async def test_pods_of_both_kinds_during_a_rollout_to_tls(tmp_path: Path) -> None:
+    async with bench() as found:
+        # A certificate names the Service, never the pod's address.
+        tls = _server_context(tmp_path, dns_names=["orders.shop.svc"])
+        secure, plain = await found.pod("secure", tls=tls), await found.pod("plain")
+        _serve(secure, 200, count=30)
+        _serve(plain, 500, count=10)
+        sample = (await found.read())["int4"]
+        assert sample.value == pytest.approx(0.25) and sample.samples == 40
+
+
+async def test_a_pod_that_is_taken_for_what_it_is_not_says_so(tmp_path: Path) -> None:
+    for scheme, tls in (("http", _server_context(tmp_path)), ("https", None)):
+        async with bench() as found:
+            await found.pod("a", tls=tls, scheme=scheme)
+            with pytest.raises(ProviderError, match="none of 1 pods answered: a: "):
+                await found.read()
+
+
+async def test_the_real_server_over_tls_with_keys(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "pki")
+    authority.create()
+    pair = authority.issue("orders", common_name="orders", dns_names=["orders.shop.svc"])
+    (tmp_path / "keys").write_text("alpha\n")
+    files = ("--tls-cert-file", str(pair.certificate), "--tls-key-file", str(pair.key))
+    keys = ("--api-keys-file", str(tmp_path / "keys"))
+    with ServerProcess(ORDERS / "v1-int4", tmp_path, *files, *keys) as server:
+        server.scheme = "https"
+        await asyncio.to_thread(server.wait_ready)
+        async with bench() as found:
+            target = PodTarget(name="a", ip="127.0.0.1", port=server.port, scheme="https", variant="int4")
+            found.pods["d/r"] = [target]
+            sample = (await found.read(Preset.EVALUATION_SCORE))["int4"]
+    assert sample.value is not None and sample.value > 0.9, "metrics need no key"
 
 
 async def test_every_preset_of_what_happened_since() -> None:

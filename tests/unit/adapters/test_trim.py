@@ -116,6 +116,29 @@ def test_only_a_serving_pod_s_address_is_kept() -> None:
     assert trim_pod(body | {"status": {}}).ip == ""
 
 
+def test_what_a_pod_s_server_speaks() -> None:
+    body = _pod()
+    assert trim_pod(body).scheme == "http"
+    ports = [{"name": "https", "containerPort": 8080}]
+    body["spec"]["containers"] = [{"name": "sidecar", "ports": ports}]
+    assert trim_pod(body).scheme == "http"
+    body["spec"]["containers"].append({"name": "server", "ports": ports})
+    assert trim_pod(body).scheme == "https"
+
+
+def test_a_pod_whose_volumes_are_not_there() -> None:
+    body = _pod(
+        phase="Pending",
+        conditions=[
+            {"type": "PodScheduled", "status": "True"},
+            {"type": "PodReadyToStartContainers", "status": "False"},
+        ],
+    )
+    assert trim_pod(body).view.unstarted
+    body["status"]["phase"] = "Running"
+    assert not trim_pod(body).view.unstarted
+
+
 def test_unscheduled_pod_belongs_to_the_node_it_is_meant_for() -> None:
     body = _pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}])
     field = {"key": "metadata.name", "operator": "In", "values": ["far"]}

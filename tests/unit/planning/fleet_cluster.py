@@ -22,6 +22,8 @@ CONTROLLER_SECONDS = 0.2
 """How long the DaemonSet controller takes to follow a label."""
 GRACE_SECONDS = 1.0
 CRASH_SECONDS = 3.0
+MOUNT_SECONDS = 20.0
+"""How often a kubelet tries again to mount what is missing."""
 
 
 @dataclass(kw_only=True)
@@ -89,11 +91,13 @@ class SimPod:
     digest: str
     version: str
     created_at: float
+    secrets: frozenset[str] = frozenset()
+    """Secrets without which the kubelet begins no container."""
     scheduled: bool = False
     phase_at: float = 0.0
     """When the present phase ends."""
     phase: str = "Pending"
-    """Pending, Fetching, Starting, Ready or Broken."""
+    """Pending, Mounting, Fetching, Starting, Ready or Broken."""
     restarts: int = 0
     reason: str = ""
     termination: Termination | None = None
@@ -115,6 +119,7 @@ class SimPod:
             last_exit_code=1 if self.restarts else 0,
             termination=self.termination,
             unschedulable=not self.scheduled,
+            unstarted=self.phase == "Mounting",
             deleting=self.gone_at is not None,
         )
 
@@ -127,6 +132,7 @@ class Cluster:
         self.nodes: dict[str, SimNode] = {}
         self.objects: dict[tuple[OwnedKind, str], dict[str, Any]] = {}
         self.pods: list[SimPod] = []
+        self.missing_secrets: set[str] = set()
         self.pod_gone: list[tuple[str, str, float]] = []
         self.changed_labels_at = 0.0
 
@@ -268,6 +274,11 @@ class Cluster:
             digest=f"{revision}/{marks.get(VARIANT, '')}",
             version=self.version_of(revision),
             created_at=now,
+            secrets=frozenset(
+                volume["secret"]["secretName"]
+                for volume in template["spec"]["volumes"]
+                if "secret" in volume and not volume["secret"].get("optional")
+            ),
         )
 
     def _run_pod(self, pod: SimPod, now: float) -> None:
@@ -277,6 +288,11 @@ class Cluster:
             if node.memory_bytes and used + node.others_bytes + pod.memory_bytes > node.memory_bytes:
                 return
             pod.scheduled = True
+            pod.phase, pod.phase_at = "Mounting", now
+        if pod.phase == "Mounting" and pod.phase_at <= now:
+            if pod.secrets & self.missing_secrets:
+                pod.phase_at = now + MOUNT_SECONDS
+                return
             pod.phase = "Fetching"
             pod.phase_at = now + (0.1 if pod.digest in node.cache else node.fetch_seconds)
         while pod.phase in ("Fetching", "Starting", "Broken") and pod.phase_at <= now:

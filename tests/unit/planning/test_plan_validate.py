@@ -48,6 +48,11 @@ def limits(**fields: Any) -> dict[str, Any]:
     return {"distribution": fields}
 
 
+def service(*, keys: str = "", tls: str = "") -> dict[str, Any]:
+    auth = {"auth": {"apiKeysSecretRef": {"name": keys}}} if keys else {}
+    return {"service": auth | ({"tls": {"secretRef": {"name": tls}}} if tls else {})}
+
+
 REST = {"name": "all", "percent": 100}
 LAB = {"name": "lab", "nodeSelector": {"matchLabels": {"site": "lab"}}}
 
@@ -57,6 +62,8 @@ def test_a_sensible_spec_has_no_finding() -> None:
     assert findings(waves(LAB, {"name": "half", "percent": 50}, {"name": "rest", "percent": 100})) is None
     grow = {"name": "grow", "exponential": {"startPercent": 5}}
     assert findings(waves({"name": "one", "count": 1}, LAB, grow)) is None
+    own = {"http": {"secretRef": {"name": "hub"}}}
+    assert findings(service(keys="orders-keys", tls="orders-tls") | variant(source=own)) is None
     assert findings(windows(timeZone="Europe/Berlin")) is None
     assert findings({"placement": {"tolerations": [{"key": "gpu", "value": "yes"}]}}) is None
     assert findings(variant(source={"http": None, "file": {"path": "/models/a", "files": [FILE]}})) is None
@@ -68,6 +75,24 @@ def test_a_sensible_spec_has_no_finding() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason", "field", "cure"),
     [
+        (
+            service(keys="orders", tls="orders"),
+            "InvalidSpec",
+            "spec.service.auth.apiKeysSecretRef",
+            "a Secret of their own",
+        ),
+        (
+            service(keys="hub") | variant(source={"http": {"secretRef": {"name": "hub"}}}),
+            "InvalidSpec",
+            "spec.service.auth.apiKeysSecretRef",
+            "spec.variants[0].source",
+        ),
+        (
+            service(tls="hub") | variant(source={"http": {"secretRef": {"name": "hub"}}}),
+            "InvalidSpec",
+            "spec.service.tls.secretRef",
+            "use a Secret of its own",
+        ),
         (waves({"name": "half", "percent": 50}), "InvalidWaves", "spec.rollout.waves", "percent: 100"),
         (waves(LAB), "InvalidWaves", "spec.rollout.waves", "percent: 100"),
         (

@@ -30,8 +30,11 @@ async def test_serving_pods_of_the_revision_with_an_address() -> None:
     kube = FakeKube()
     leaving = _pod("leaving")
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    secure = _pod("secure")
+    secure["spec"]["containers"] = [{"name": "server", "ports": [{"name": "https"}]}]
     for body in (
         _pod("a"),
+        secure,
         _pod("unborn", ip=""),
         _pod("fetch", role="prefetch"),
         _pod("old", **{REVISION: "r0"}),
@@ -46,5 +49,14 @@ async def test_serving_pods_of_the_revision_with_an_address() -> None:
         task.cancel()
     assert observe_targets(world, NAMESPACE, NAME, "r1") == (
         PodTarget(name="a", ip="10.42.0.7", variant="int4", node="node-a", ready=True, created_at=60.0),
+        PodTarget(
+            name="secure",
+            ip="10.42.0.7",
+            variant="int4",
+            node="node-secure",
+            scheme="https",
+            ready=True,
+            created_at=60.0,
+        ),
     )
     assert observe_targets(world, NAMESPACE, "unknown", "r1") == ()

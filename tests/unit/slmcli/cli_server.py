@@ -3,11 +3,12 @@
 
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +39,8 @@ class ScriptedApi:
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
     behind: dict[str, str] = field(default_factory=dict)
-    """URL of the server in each pod that the proxy subresource reaches, by `POD:PORT`."""
+    """URL of the server in each pod that the proxy subresource reaches, by `POD:PORT`, or by
+    `https:POD:PORT` where it speaks TLS."""
 
     def script(self, path: str, *answers: tuple[int, Any]) -> None:
         """(HTTP status, body); a list of bodies is a watch stream, text is sent as it is."""
@@ -93,7 +95,12 @@ def serve(api: ScriptedApi) -> Iterator[ScriptedApi]:
         def _forward(self, url: str, asked: Asked) -> None:
             """As an API server does: piece by piece, and Authorization stays here."""
             parts = urlsplit(url)
-            link = HTTPConnection(parts.netloc)
+            # Whose certificate it is an API server does not ask a pod either.
+            link = (
+                HTTPSConnection(parts.netloc, context=ssl._create_unverified_context())  # noqa: S323
+                if parts.scheme == "https"
+                else HTTPConnection(parts.netloc)
+            )
             kept = {k: v for k, v in asked.headers.items() if k not in ("authorization", "host")}
             body = None if asked.body is None else json.dumps(asked.body).encode()
             kept |= {} if body is None else {"content-length": str(len(body))}

@@ -49,9 +49,9 @@ KEY = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"
 POLICIES = Path(__file__).parents[3] / "manifests/examples/network-policy.yaml"
 
 
-def build_pods(*, role: int = 0, image: str = IMAGE, node: str = "n1") -> Body:
+def build_pods(*, role: int = 0, image: str = IMAGE, node: str = "n1", service: Body | None = None) -> Body:
     """The pod that the operator's template makes on a node: `role` 0 serves, 1 fetches ahead."""
-    spec = SLMDeploymentSpec.model_validate(build_spec("v1"))
+    spec = SLMDeploymentSpec.model_validate(build_spec("v1") | {"service": service or {}})
     templates = build_templates(
         Names("shop", "orders"),
         spec,
@@ -140,6 +140,36 @@ def test_what_the_operator_makes_is_clean_but_for_keys_and_tls() -> None:
     assert [v.in_use for v in audit.variants] == ["yes"]
     assert audit.egress["serve"].describe("Egress") == "egress denied"
     assert audit.egress["prefetch"].is_restricted
+
+
+ACCESS: Body = {
+    "auth": {"apiKeysSecretRef": {"name": "orders-keys"}},
+    "tls": {"secretRef": {"name": "orders-tls"}},
+}
+
+
+def test_keys_and_tls_that_the_operator_gave_are_no_finding() -> None:
+    pods = [build_pods(service=ACCESS), build_pods(service=ACCESS, role=1)]
+    assert _found(pods=pods) == {}
+    between = _found(pods=[*pods, build_pods(node="n2")])
+    assert set(between) == {"NoKeys", "PlainHttp"} and "n2" in between["NoKeys"].subject
+
+
+def test_traffic_to_another_node_is_less_of_a_matter_by_tls() -> None:
+    services = [_service(internalTrafficPolicy="Cluster")]
+    found = _found(services=services)["TrafficLeavesNode"]
+    assert found.severity == "medium" and "unencrypted" in found.message
+    found = _found(services=services, pods=[build_pods(service=ACCESS)])["TrafficLeavesNode"]
+    assert found.severity == "low" and "TLS" in found.message
+
+
+@pytest.mark.parametrize("where", ["/etc/slmops-keys", "/somewhere"])
+def test_those_secrets_in_another_container_are_a_finding(where: str) -> None:
+    body = build_pods(service=ACCESS)
+    mount = {"name": "api-keys", "mountPath": where, "readOnly": True}
+    body["spec"]["containers"].append({"name": "proxy", "image": IMAGE, "volumeMounts": [mount]})
+    found = _found(pods=[body])["SecretMounted"]
+    assert "proxy: Secret orders-keys" in found.message
 
 
 def _change(change: Callable[[Body], object]) -> list[Body]:

@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from e2e.rig.pki import Authority
 from slmcli.__main__ import run
 from slmcli.chat import read_answer, read_events, read_key
 from slmcli.cluster import PodAddress
@@ -31,7 +32,15 @@ from slmcli.pod_errors import describe_refusal
 from slmcli.safe import clean_lines
 from slmcli.serving import read_serving
 from tests.unit.slmcli.cli_double import Ran, ScriptedCluster, run_cli
-from tests.unit.slmcli.cli_objects import EVIL, STABLE, UPDATE, Body, build_body, build_pod, build_status
+from tests.unit.slmcli.cli_objects import (
+    EVIL,
+    STABLE,
+    UPDATE,
+    Body,
+    build_body,
+    build_pod,
+    build_status,
+)
 from tests.unit.slmcli.cli_server import ScriptedApi, serve, write_kubeconfig
 from tests.unit.slmserve.process import ORDERS, ROOT, ServerProcess
 
@@ -284,6 +293,30 @@ def test_a_real_server_behind_an_api_server(tmp_path: Path, capsys: pytest.Captu
     asked = [entry for entry in api.asked if entry.path.endswith("/proxy/v1/chat/completions")]
     assert asked[-1].headers["authorization"] == "Bearer secret-token"
     assert asked[-1].headers["api-key"] == "alpha"
+
+
+def test_a_real_server_with_tls_behind_an_api_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "keys").write_text("alpha\n")
+    authority = Authority(tmp_path / "pki")
+    authority.create()
+    pair = authority.issue("orders", common_name="orders", dns_names=["orders.shop.svc"])
+    flags: tuple[str, ...] = ("--tls-cert-file", str(pair.certificate), "--tls-key-file", str(pair.key))
+    flags += ("--model", "orders", "--evaluate", "false", "--api-keys-file", str(tmp_path / "keys"))
+    body = build_server_pod("n1")
+    body["spec"]["containers"][0]["ports"] = [{"name": "https", "containerPort": 8080}]
+    with ServerProcess(ORDERS / "v1-int4", tmp_path, *flags) as server, serve(ScriptedApi()) as api:
+        server.scheme = "https"
+        server.wait_ready()
+        config = str(write_kubeconfig(tmp_path / "config", api.url))
+        api.behind[f"https:orders-{STABLE}-n1:8080"] = server.url
+        where = "/apis/slmops.dev/v1alpha1/namespaces/shop/slmdeployments/orders"
+        api.script(where, (200, build_body(build_status())))
+        api.script("/api/v1/namespaces/shop/pods", (200, {"items": [body]}))
+        key = ("--key-file", str(tmp_path / "keys"))
+        assert run(["chat", "orders", "--kubeconfig", config, "-m", "one coffee please", *key]) == 0
+        assert capsys.readouterr().out.strip()
 
 
 class _Terminal:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from e2e.rig.pki import Authority
 from slmcli.__main__ import run
 from slmcli.cost.collect import NotCounted
 from slmcli.cost.estimate import PodUse, estimate_costs
@@ -318,20 +319,33 @@ def test_amounts(value: float | None, text: str) -> None:
     assert amount_text(value) == text
 
 
-def test_a_real_server_behind_an_api_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def _tls_flags(directory: Path) -> tuple[str, ...]:
+    authority = Authority(directory / "pki")
+    authority.create()
+    pair = authority.issue("orders", common_name="orders", dns_names=["orders.shop.svc"])
+    return ("--tls-cert-file", str(pair.certificate), "--tls-key-file", str(pair.key))
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_real_server_behind_an_api_server(
+    scheme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pod = f"orders-{STABLE}-n1"
-    with (
-        ServerProcess(ORDERS / "v1-int4", tmp_path, "--model", "orders", "--evaluate", "false") as server,
-        serve(ScriptedApi()) as api,
-    ):
+    flags: tuple[str, ...] = ("--model", "orders", "--evaluate", "false")
+    flags += _tls_flags(tmp_path) if scheme == "https" else ()
+    with ServerProcess(ORDERS / "v1-int4", tmp_path, *flags) as server, serve(ScriptedApi()) as api:
+        server.scheme = scheme
         server.wait_ready()
         body = {"model": "orders", "prompt": "one coffee", "max_tokens": 5, "temperature": 0}
-        usage = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30).json()["usage"]
+        asked = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30, verify=False)  # noqa: S501
+        usage = asked.json()["usage"]
         config = str(write_kubeconfig(tmp_path / "config", api.url))
-        api.behind[f"{pod}:8080"] = server.url
+        api.behind[f"{'https:' if scheme == 'https' else ''}{pod}:8080"] = server.url
         where = "/apis/slmops.dev/v1alpha1/namespaces/shop/slmdeployments/orders"
         api.script(where, (200, build_body(build_status())))
         old = _pod("n1")
+        if scheme == "https":
+            old["spec"]["containers"][0]["ports"] = [{"name": "https", "containerPort": 8080}]
         old["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = "2026-01-01T00:00:00Z"
         api.script("/api/v1/namespaces/shop/pods", (200, {"items": [old]}))
         api.script("/api/v1/nodes", (200, {"items": [build_node("n1")]}))

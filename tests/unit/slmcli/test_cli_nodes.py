@@ -137,6 +137,8 @@ _CONTAINERS = st.lists(
     node=st.sampled_from(["n", ""]),
     created=_TIMES,
     scheduled=st.sampled_from(["True", "False"]),
+    phase=st.sampled_from(["Pending", "Running", "Failed"]),
+    begun=st.sampled_from(["True", "False", ""]),
     deleting=st.booleans(),
 )
 def test_pods_are_read_as_the_operator_reads_them(
@@ -147,6 +149,8 @@ def test_pods_are_read_as_the_operator_reads_them(
     node: str,
     created: str,
     scheduled: str,
+    phase: str,
+    begun: str,
     deleting: bool,
 ) -> None:
     fields = [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["intended"]}]}]
@@ -160,7 +164,11 @@ def test_pods_are_read_as_the_operator_reads_them(
         | ({"deletionTimestamp": ago(1)} if deleting else {}),
         "spec": {"affinity": {"nodeAffinity": required}} | ({"nodeName": node} if node else {}),
         "status": {
-            "conditions": [{"type": "PodScheduled", "status": scheduled, "reason": "Unschedulable"}],
+            "phase": phase,
+            "conditions": [
+                {"type": "PodScheduled", "status": scheduled, "reason": "Unschedulable"},
+                *([{"type": "PodReadyToStartContainers", "status": begun}] if begun else []),
+            ],
             "initContainerStatuses": initial,
             "containerStatuses": main,
         },

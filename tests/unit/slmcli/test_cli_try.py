@@ -125,6 +125,7 @@ def test_settings_are_those_of_manifest_and_profile(tmp_path: Path) -> None:
         profiles=(profile,),
         runtime={"slots": 2, "maxQueue": 7, "contextLength": 64},
         evaluation={"enabled": False},
+        service={"auth": {"apiKeysSecretRef": {"name": "orders-keys"}}},
         model={"name": "orders", "version": "v1", "signature": {"publicKeys": [
             "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"]}},
     )  # fmt: skip
@@ -139,7 +140,7 @@ def test_settings_are_those_of_manifest_and_profile(tmp_path: Path) -> None:
     assert environment["SLM_CONTEXT_LENGTH"] == "512" and environment["SLM_MAX_QUEUE"] == "7"
     assert environment["SLM_EVALUATE"] == "false" and environment["HOME"] == "/h"
     assert "SLM_API_KEYS_FILE" not in environment
-    assert plan.notes == ("spec.model.signature is not checked here; the operator does that",)
+    assert [note.split(" ", 1)[0] for note in plan.notes] == ["spec.model.signature", "spec.service.auth"]
 
 
 def test_a_variant_that_cannot_be_asked_is_left_out(tmp_path: Path) -> None:
