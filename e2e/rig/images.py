@@ -71,6 +71,7 @@ RECIPES: Final = (
         containerfile="Containerfile.optimizer",
         inputs=(
             "locks/optimizer.txt",
+            "locks/optimizer-torch.txt",
             "e2e/rig/prune.sh",
             "operator/slmopt",
             "operator/slmfetch",

@@ -49,6 +49,10 @@ if is("ModelResolved", "False") then
   local waits = reason("ModelResolved") == "NoAcceptedVersion"
   return answer(waits and "Progressing" or "Degraded", found.ModelResolved)
 end
+-- A way back that a rule began is a rollout, which says itself how it goes.
+if is("FeedbackHealthy", "False") and reason("FeedbackHealthy") ~= "RollingBack" then
+  return answer("Degraded", found.FeedbackHealthy)
+end
 
 -- Why a rollout stands still, and is meant to or goes on by itself.
 local suspended = { Paused = true, AwaitingApproval = true, OutsideWindow = true }

@@ -87,7 +87,7 @@ def table(text: str) -> dict[Triple, str]:
 EXPECTED: Final = table("""
     Accepted True Accepted: Healthy
     Accepted False InvalidSpec InvalidName HostPathNotAllowed FilePathNotAllowed InvalidWaves: Degraded
-    Accepted False InvalidWindow: Degraded
+    Accepted False InvalidWindow SourceHostNotAllowed: Degraded
     Accepted False InvalidQuery ProviderNotAllowed NoVariantFits: Degraded
     ModelResolved True Resolved: Healthy
     ModelResolved False SourceUnavailable AccessDenied RateLimited IntegrityMismatch Unfit: Degraded
@@ -104,10 +104,15 @@ EXPECTED: Final = table("""
     Progressing False Paused AwaitingApproval OutsideWindow: Suspended
     Progressing False QuorumMissing NoBaseline NoData Inconclusive ProviderError NotAccepted: Progressing
     Progressing False DeadlineExceeded StableUnhealthy NoMatchingNodes ModelNotResolved: Degraded
+    Progressing False FeedbackHold: Degraded
     RolloutSucceeded True Promoted: Healthy
-    RolloutSucceeded False AnalysisFailed NodesFailed DeadlineExceeded Aborted: Degraded
+    RolloutSucceeded False AnalysisFailed NodesFailed DeadlineExceeded Aborted FeedbackFailed: Degraded
     RolloutSucceeded False Pinned: Suspended
     RolloutSucceeded Unknown InProgress: Progressing
+    FeedbackHealthy True Healthy: Healthy
+    FeedbackHealthy Unknown Measuring Pending NoData Inconclusive ProviderError NotServing: Healthy
+    FeedbackHealthy False RuleViolated FeedbackHold RollbackBlocked: Degraded
+    FeedbackHealthy False RollingBack: Healthy
 """)
 """What each condition means when the others are as in STILL."""
 UNSURE: Final = {("ModelResolved", "Unknown", "Resolving"), ("SignatureVerified", "Unknown", "Verifying")}
@@ -432,7 +437,7 @@ def test_a_model_whose_source_does_not_answer_is_degraded() -> None:
 
 MODEL_EXPECTED: Final = table("""
     Accepted True Accepted: Healthy
-    Accepted False InvalidSpec FilePathNotAllowed OptimizerImageMissing: Degraded
+    Accepted False InvalidSpec FilePathNotAllowed OptimizerImageMissing SourceHostNotAllowed: Degraded
     SourceResolved True Resolved: Healthy
     SourceResolved Unknown Resolving: Progressing
     SourceResolved False DatasetUnfit SourceUnavailable AccessDenied RateLimited IntegrityMismatch: Degraded

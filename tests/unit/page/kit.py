@@ -21,6 +21,7 @@ Body = dict[str, Any]
 SITE: Final = "topology.kubernetes.io/zone"
 START: Final = 1_700_000_000.0
 VARIANT_NAME: Final = "int4"
+TEMPLATE: Final = {"metadata": {"labels": {ROLE: "serve"}}, "spec": {"containers": []}}
 
 
 def at(seconds: float) -> str:
@@ -123,8 +124,8 @@ class KitFleet:
             },
             "sourceHash": "h",
             "reference": "r",
-            "serve": {},
-            "prefetch": {},
+            "serve": TEMPLATE,
+            "prefetch": TEMPLATE,
         }
         self.world.take_in_owned(
             OwnedKind.CONTROLLER_REVISION,

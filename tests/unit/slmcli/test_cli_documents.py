@@ -45,7 +45,7 @@ KEYS = {
     "ChatAnswer": "namespace name model modelVersion revision variant node pod answer finishReason "
     "promptTokens generatedTokens firstTokenSeconds seconds tokensPerSecond",
     "AuditReport": "namespace name at model stableVersion stableRevision pods variants signature egress "
-    "ingress services byDesign findings",
+    "ingress services byDesign findings allowedSites managedPolicies",
     "CostReport": "at periodSeconds currency cloudName items total notCounted",
 }
 ITEM_KEYS = {
