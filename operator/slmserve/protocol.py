@@ -13,11 +13,15 @@ MAX_HEAD_BYTES: Final = 64 << 10
 """Request line and headers; what one read brings beyond it is tolerated."""
 HEAD_SECONDS: Final = 30.0
 """From the connection, or from the first byte of a later request, to the end of its headers."""
+MAX_PIPELINED: Final = 32
+"""Requests of a connection that are not answered yet. Those that one read brings wait in memory, and uvicorn
+reads again after each answer."""
 _PHRASES: Final = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Hangs up, with an error in OpenAI form, on a head that is too large, too slow or malformed."""
+    """Hangs up, with an error in OpenAI form, on a head that is too large, too slow or malformed, and on
+    more requests at once than `MAX_PIPELINED`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,9 +68,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
+        if self.cycle is not None and self.transport.is_closing():
+            return  # the parser goes through the rest of what was read
         super().on_headers_complete()
         waiting = [cycle for cycle in self._cycles if not cycle.response_complete]
         self._cycles = waiting if self.cycle is None or self.cycle in waiting else [*waiting, self.cycle]
+        if len(self._cycles) > MAX_PIPELINED:
+            self.pipeline.clear()
+            self._refuse(
+                400,
+                f"more than {MAX_PIPELINED} requests of this connection wait for their answers; "
+                "use more connections, or send one after the other",
+            )
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "this is not an HTTP/1.1 request that the server understands")

@@ -95,6 +95,22 @@ def test_pipelined_requests_are_all_answered(orders_server: ServerProcess) -> No
     assert answer.count(b"data: [DONE]") == 3
 
 
+def test_a_flood_of_pipelined_requests_ends_the_connection(orders_server: ServerProcess) -> None:
+    """Each waits in memory, as many as ten thousand for one that is answered."""
+    logged = [line for line in orders_server.log_lines() if line["level"] == "error"]
+    with _connect(orders_server) as connection:
+        try:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" * 5_000)
+        except OSError:
+            pass  # it was cut off before it had all of them
+        answer = _receive(connection)
+    assert answer.count(b"HTTP/1.1 200 OK") <= protocol.MAX_PIPELINED
+    if b"HTTP/1.1 400" in answer:  # not when it would be read as a part of an answer
+        assert "more connections" in _error(answer.partition(b"HTTP/1.1 400")[2])["message"]
+    assert httpx.get(f"{orders_server.url}/healthz", timeout=5).status_code == 200
+    assert [line for line in orders_server.log_lines() if line["level"] == "error"] == logged
+
+
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:
     raise AssertionError("no request was complete")
 
