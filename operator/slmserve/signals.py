@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from slmserve.config import PHRASE_MARKS
 from slmserve.drift import DriftGauge
 from slmserve.metrics import LENGTH_BUCKETS, Metrics
 from slmserve.scripts import main_script
@@ -94,7 +95,7 @@ def _length_class(tokens: int) -> int:
 def _normalise(text: str) -> str:
     """Case, kinds of quotes and spaces are no difference; marks before the first letter are none either."""
     plain = _SPACES.sub(" ", text.translate(_QUOTES)).casefold()
-    return plain.lstrip(" \"'*_#>-")
+    return plain.lstrip(PHRASE_MARKS)
 
 
 class AnswerWatch:
