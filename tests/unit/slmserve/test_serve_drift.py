@@ -12,13 +12,13 @@ from openai import OpenAI
 from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models
 
+from slmops.api.feedback import FeedbackPolicy
 from slmserve.config import ConfigError, Identity, parse_config
 from slmserve.drift import LEAST_REQUESTS, MEMORY_REQUESTS, REFERENCE_REQUESTS, DriftGauge, stability_index
 from slmserve.metrics import Metrics
 from slmserve.scripts import main_script
 from slmserve.signals import AnswerWatch, Signals
 from slmserve.tokenizer import TextCodec
-from slmops.api.feedback import FeedbackPolicy
 from slmwire import env
 from slmwire.metrics import DRIFT_SIGNALS, SCRIPT_LEAST, SCRIPTS
 from tests.unit.slmserve.process import ServerProcess
