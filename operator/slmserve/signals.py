@@ -60,7 +60,8 @@ class Signals:
             self._metrics.count_script(script if self._scripts[script] > SCRIPT_LEAST else "other")
         if codec.fallback_tokens:
             looked_at = tokens[-_MOST_TOKENS:]
-            lacking = sum(1 for token in looked_at if int(token) in codec.fallback_tokens)
+            plain = looked_at.tolist() if isinstance(looked_at, np.ndarray) else looked_at
+            lacking = sum(map(codec.fallback_tokens.__contains__, plain))
             self._metrics.count_fallback(lacking)
             share = lacking / max(1, len(looked_at))
             self._gauges["fallback"].observe(bisect_right(_FALLBACK_SHARES, share))
