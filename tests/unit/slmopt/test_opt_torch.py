@@ -94,7 +94,7 @@ def test_a_cache_as_long_as_the_model_can_use(
 @pytest.mark.parametrize("config", ["", "{", "[]", '{"text_config": 1, "max_position_embeddings": "x"'])
 def test_a_configuration_that_is_none_is_named(libraries: Path, tmp_path: Path, config: str) -> None:
     source, target = _checkpoint(tmp_path, config)
-    with pytest.raises(OptimizeError, match="config.json is no JSON object"):
+    with pytest.raises(OptimizeError, match=r"config\.json is no JSON object"):
         convert_litert(source, target, "dynamic_wi8_afp32")
 
 
