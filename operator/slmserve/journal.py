@@ -2,6 +2,7 @@
 """Logging: one JSON object per line on standard output, never a prompt or an answer."""
 
 import asyncio
+import errno
 import json
 import logging
 import sys
@@ -53,9 +54,15 @@ def describe_exception(error: BaseException) -> str:
     while behind is not None and len(found) < _MOST_CAUSES:
         frames = traceback.extract_tb(behind.__traceback__)[-4:]
         places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
-        found.append(f"{type(behind).__name__} at {' < '.join(reversed(places)) or 'an unknown place'}")
+        found.append(f"{_kind_of(behind)} at {' < '.join(reversed(places)) or 'an unknown place'}")
         behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
     return ", from ".join(found)
+
+
+def _kind_of(error: BaseException) -> str:
+    """A full disk and a missing right are of one type; the system's code of them quotes nobody."""
+    code = errno.errorcode.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+    return f"{type(error).__name__} {code}".rstrip()
 
 
 def log_uncaught() -> None:

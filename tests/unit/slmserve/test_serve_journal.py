@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What libraries say by the ways of Python that write texts by themselves is told by its place alone."""
 
+import errno
 import json
 import os
 import re
@@ -70,3 +71,16 @@ def test_an_exception_is_described_with_what_caused_it_and_no_message() -> None:
     told = re.sub(r":\d+", "", describe_exception(caught.value))
     place = "test_serve_journal.py"
     assert told == f"RuntimeError at {place} < {place}, from KeyError at {place}"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.ENOSPC, "zqjxk", "/zqjxk"), "OSError ENOSPC"),
+        (PermissionError(errno.EACCES, "zqjxk"), "PermissionError EACCES"),
+        (OSError("zqjxk"), "OSError"),
+        (OSError(99_999, "zqjxk"), "OSError"),
+    ],
+)
+def test_what_the_system_refused_is_told_by_its_code(error: OSError, kind: str) -> None:
+    assert describe_exception(error) == f"{kind} at an unknown place"
