@@ -82,8 +82,10 @@ def log_uncaught() -> None:
         if failed.exc_value is not None:
             _log.error("an error could not be raised: %s", describe_exception(failed.exc_value))
 
-    def warning(_: object, category: type[Warning], filename: str, line: int, *__: object) -> None:
-        _log.warning("a %s at %s:%d", category.__name__, Path(filename).name, line)
+    def warning(
+        _: object, category: type[Warning], filename: str, lineno: int, *__: object, **___: object
+    ) -> None:
+        _log.warning("a %s at %s:%d", category.__name__, Path(filename).name, lineno)
 
     warnings.showwarning = warning
     logging.raiseExceptions = False  # where standard output is gone
