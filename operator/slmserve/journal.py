@@ -11,7 +11,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 _log = logging.getLogger(__name__)
 _MOST_CAUSES: Final = 3
@@ -83,7 +83,12 @@ def log_uncaught() -> None:
             _log.error("an error could not be raised: %s", describe_exception(failed.exc_value))
 
     def warning(
-        _: object, category: type[Warning], filename: str, lineno: int, *__: object, **___: object
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
     ) -> None:
         _log.warning("a %s at %s:%d", category.__name__, Path(filename).name, lineno)
 
