@@ -43,7 +43,7 @@ export(
     model=checkpoint,
     output_dir=made,
     quantization_recipe=kind,
-    prefill_lengths=[length for length in (16, 64, 256) if length <= context],
+    prefill_lengths=[length for length in (16, 64, 256) if length <= context] or [context],
     cache_length=context,
     bundle_litert_lm=False,  # the engine takes tokenizer and template from their own files
 )
@@ -99,9 +99,20 @@ def _carry(source: Path, target: Path) -> None:
 
 def _litert_context(checkpoint: Path) -> int:
     """Tokens of a row: the model's own limit, or what a fixed cache of it can bear."""
-    config = json.loads((checkpoint / "config.json").read_bytes())
-    limit = config.get("max_position_embeddings") if isinstance(config, dict) else None
-    return min(limit, MAX_LITERT_CONTEXT) if isinstance(limit, int) and limit > 0 else MAX_LITERT_CONTEXT
+    try:
+        config = json.loads((checkpoint / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise unfit("the checkpoint has no config.json; put it beside its *.safetensors") from None
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise unfit("the checkpoint's config.json is no JSON object; fetch it again, or make it anew")
+    inner = config.get("text_config")  # of a model that takes more than text
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        limit = part.get("max_position_embeddings")
+        if type(limit) is int and limit > 0:
+            return min(limit, MAX_LITERT_CONTEXT)
+    return MAX_LITERT_CONTEXT
 
 
 def convert_litert(source: Path, target: Path, kind: str) -> None:

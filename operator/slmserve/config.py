@@ -144,6 +144,10 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
+PHRASE_MARKS: Final = " \"'*_#>-"
+"""Before the first letter of an answer and of a phrase these are no difference."""
+
+
 def _phrases(text: str) -> tuple[str, ...]:
     try:
         phrases = json.loads(text or "[]")
@@ -151,6 +155,10 @@ def _phrases(text: str) -> tuple[str, ...]:
         phrases = None
     if not isinstance(phrases, list) or not all(isinstance(p, str) and p.strip() for p in phrases):
         raise ConfigError('--refusal-phrases must be a JSON list of texts, such as ["I cannot help"]')
+    for phrase in phrases:
+        # Nothing of it would be left, and every answer begins with nothing.
+        if all(letter.isspace() or letter in f"{PHRASE_MARKS}\u2018\u2019\u201c\u201d" for letter in phrase):
+            raise ConfigError(f"--refusal-phrases has {phrase!r}, which has no letter; leave it out")
     return tuple(phrases)
 
 

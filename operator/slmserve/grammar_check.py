@@ -12,6 +12,8 @@ import resource
 import sys
 from typing import Final
 
+from slmserve.sandbox import forbid_dumps
+
 _MEMORY_BYTES: Final = 2 << 30
 
 
@@ -20,7 +22,7 @@ def main() -> int:
     cpu_seconds = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_dumps()
     os.nice(5)
     from slmserve.constraints import build_limits, find_fault
 

@@ -10,20 +10,28 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from slmserve.errors import ApiError
 
 MAX_HEAD_BYTES: Final = 64 << 10
-"""Request line and headers; what one read brings beyond it is tolerated."""
+"""Request line and headers, and what surrounds a body: sizes of its chunks, their extensions, trailers. What
+one read brings beyond it is tolerated."""
 HEAD_SECONDS: Final = 30.0
 """From the connection, or from the first byte of a later request, to the end of its headers."""
+MAX_PIPELINED: Final = 32
+"""Requests of a connection that are not answered yet. Those that one read brings wait in memory, and uvicorn
+reads again after each answer."""
 _PHRASES: Final = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Hangs up, with an error in OpenAI form, on a head that is too large, too slow or malformed."""
+    """Hangs up, with an error in OpenAI form, on a head that is too large, too slow or malformed, and on
+    more requests at once than `MAX_PIPELINED`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_head = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._in_body = self._body_came = False
+        self._frame_bytes = 0
+        """Since the last piece of a body, in reads that brought none."""
         self._cycles: list[RequestResponseCycle] = []
         """Requests whose answers are not complete."""
 
@@ -37,7 +45,12 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._body_came = False
         super().data_received(data)
+        if self._in_body and not self._body_came and not self.transport.is_closing():
+            self._frame_bytes += len(data)
+            if self._frame_bytes > MAX_HEAD_BYTES:
+                self._refuse(431, f"trailers and sizes of chunks are larger than {MAX_HEAD_BYTES} bytes")
         if self._in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -62,11 +75,34 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._begin_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers come here, too; nothing reads them, and uvicorn would keep them all.
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._end_head()
+        self._in_body, self._frame_bytes = True, 0
+        if self.cycle is not None and self.transport.is_closing():
+            return  # the parser goes through the rest of what was read
         super().on_headers_complete()
         waiting = [cycle for cycle in self._cycles if not cycle.response_complete]
         self._cycles = waiting if self.cycle is None or self.cycle in waiting else [*waiting, self.cycle]
+        if len(self._cycles) > MAX_PIPELINED:
+            self.pipeline.clear()
+            self._refuse(
+                400,
+                f"more than {MAX_PIPELINED} requests of this connection wait for their answers; "
+                "use more connections, or send one after the other",
+            )
+
+    def on_body(self, body: bytes) -> None:
+        self._body_came, self._frame_bytes = True, 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "this is not an HTTP/1.1 request that the server understands")

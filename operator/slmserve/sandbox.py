@@ -69,7 +69,7 @@ def confine(mode: SandboxMode) -> Confinement:
     if mode is SandboxMode.OFF:
         _log.info("the sandbox is off: this server may open connections")
         return Confinement.OPEN
-    _forbid_dumps()
+    forbid_dumps()
     try:
         architecture = own_architecture()
         install(architecture, build_program(architecture))
@@ -87,8 +87,12 @@ def confine(mode: SandboxMode) -> Confinement:
     return Confinement.CONFINED
 
 
-def _forbid_dumps() -> None:
-    """No file of the memory, which holds prompts, when native code crashes; nor one of the node's service."""
+def forbid_dumps() -> None:
+    """No file of the memory, which holds prompts, when native code crashes; nor one of the node's service.
+
+    A process that this one starts may be dumped to that service again, so one that reads what users wrote
+    calls this, too.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None).prctl(_SET_DUMPABLE, *(ctypes.c_ulong(0) for _ in range(4)))
 

@@ -10,7 +10,8 @@ what is denied, so that a new version of an engine's library cannot break on it.
   their address lies in memory, where a filter cannot look, and nothing of the server needs them.
 - io_uring, whose operations pass no filter; the keyring, with which the kernel asks for names of machines;
   network file systems and `setns`, and `bpf`, for those that run with more rights than the operator gives.
-- `ptrace` and its like: another process of the same user may have no filter.
+- `ptrace` and its like: another process of the same user may have no filter. `/proc/PID/mem` is a file, which
+  no filter tells from others: there the node's Yama, where it has one, is what keeps such a process apart.
 - Every other instruction set (32-bit, x32), whose calls have other numbers.
 
 `execve` stays: a grammar that may take long is compiled in a process of its own. It has the filter, too.

@@ -28,7 +28,10 @@ _STARTS: Final = tuple(first for first, _, _ in _BLOCKS)
 
 def main_script(text: str) -> str:
     """Script of most letters at the begin of `text`: one of slmwire.metrics.SCRIPTS."""
-    counts = Counter(_script_of(ord(letter)) for letter in text[:_LOOKED_AT] if letter.isalpha())
+    begin = text[:_LOOKED_AT]
+    if begin.isascii():
+        return "latin" if any(map(str.isalpha, begin)) else "none"
+    counts = Counter(_script_of(ord(letter)) for letter in begin if letter.isalpha())
     if not counts:
         return "none"
     # Japanese is told by its kana, of which a text has few beside the han.

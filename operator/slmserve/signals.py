@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from slmserve.config import PHRASE_MARKS
 from slmserve.drift import DriftGauge
 from slmserve.metrics import LENGTH_BUCKETS, Metrics
 from slmserve.scripts import main_script
@@ -59,7 +60,8 @@ class Signals:
             self._metrics.count_script(script if self._scripts[script] > SCRIPT_LEAST else "other")
         if codec.fallback_tokens:
             looked_at = tokens[-_MOST_TOKENS:]
-            lacking = sum(1 for token in looked_at if int(token) in codec.fallback_tokens)
+            plain = looked_at.tolist() if isinstance(looked_at, np.ndarray) else looked_at
+            lacking = sum(map(codec.fallback_tokens.__contains__, plain))
             self._metrics.count_fallback(lacking)
             share = lacking / max(1, len(looked_at))
             self._gauges["fallback"].observe(bisect_right(_FALLBACK_SHARES, share))
@@ -94,7 +96,7 @@ def _length_class(tokens: int) -> int:
 def _normalise(text: str) -> str:
     """Case, kinds of quotes and spaces are no difference; marks before the first letter are none either."""
     plain = _SPACES.sub(" ", text.translate(_QUOTES)).casefold()
-    return plain.lstrip(" \"'*_#>-")
+    return plain.lstrip(PHRASE_MARKS)
 
 
 class AnswerWatch:

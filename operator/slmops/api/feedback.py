@@ -9,8 +9,10 @@ from slmops.api.analysis import Query
 from slmops.api.base import ApiModel, Decimal, Duration, Name, cel, exactly_one_of, keyed, validations
 
 MAX_RULES: Final = 10
-Phrase = Annotated[str, StringConstraints(pattern=r"\S", min_length=3, max_length=80)]
-"""The begin of an answer."""
+Phrase = Annotated[
+    str, StringConstraints(pattern="[^\\s\"'*_#>\u2018\u2019\u201c\u201d-]", min_length=3, max_length=80)
+]
+"""The begin of an answer. Spaces and marks are passed over there, so these alone would be every answer."""
 
 
 def _between(least: str, most: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 """Nothing that we run tries to reach an address that it was not told, or asks for a name.
 
 The libraries of the engines and of the operator bring telemetry, update checks and name look-ups along;
-what the kernel sees of each process is the proof that these are off.
+what the kernel sees of each process is the proof that these are off. Servers are watched where all kinds of
+requests are sent to them: `slmserve/test_serve_secrets.py`.
 """
 
 import json
@@ -13,17 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
-import pytest
-
 from slmfetch.store import Store
 from tests.unit.netwatch.fake_cluster import serve_cluster
 from tests.unit.netwatch.watch import Attempt, read_report
 from tests.unit.slmfetch.kit import environment, finish, manifest_of, noise, tree_content, wait_until
 from tests.unit.slmfetch.origin import serve_origin
-from tests.unit.slmserve.conformance.engines import ENGINES_UNDER_TEST, EngineUnderTest
-from tests.unit.slmserve.encoder_model import build_encoder
-from tests.unit.slmserve.process import ORDERS, ROOT, ServerProcess
+from tests.unit.slmserve.process import ORDERS, ROOT
 
 _WATCH = (sys.executable, "-m", "tests.unit.netwatch.watch")
 _PATH = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT}"}
@@ -97,44 +93,6 @@ def test_telemetry_of_onnxruntime_is_off_outside_of_the_image_too() -> None:
     for given, expected in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
         told = subprocess.check_output([sys.executable, "-c", code], env=environ | _PATH | given, text=True)
         assert told.strip() == expected
-
-
-def _watched_server(model_dir: Path, folder: Path, *flags: str) -> tuple[ServerProcess, Path]:
-    """Without its sandbox, which would deny before the watch could see."""
-    report = folder / "report"
-    environ = _PATH | _image_environment() | {"SLM_SANDBOX": "off"}
-    server = ServerProcess(model_dir, folder, *flags, environ=environ, under=(*_WATCH, str(report)))
-    return server, report
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [*ENGINES_UNDER_TEST, EngineUnderTest(engine="encoder", build=build_encoder)],
-    ids=lambda entry: entry.engine,
-)
-def test_a_server_reaches_for_nobody(entry: EngineUnderTest, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    model_dir = entry.build(tmp_path / "model")
-    server, report = _watched_server(model_dir, tmp_path, "--model", "m", "--engine", entry.engine)
-    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^[ab]{1,3}$"}}}
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    ask = {"model": "m", "messages": [{"role": "user", "content": "one tea"}], "max_tokens": 16}
-    with server:
-        server.wait_ready(120)
-        answered = [
-            httpx.post(f"{server.url}{path}", json=body, timeout=60).status_code
-            for path, body in (
-                ("/v1/chat/completions", ask),
-                ("/v1/chat/completions", ask | {"stream": True}),
-                ("/v1/chat/completions", ask | {"response_format": form}),
-                ("/v1/embeddings", {"model": "m", "input": "one tea"}),
-            )
-        ]
-        assert 200 in answered
-        assert server.metrics()["slmserve_sandbox"] == 0
-        server.terminate()
-        assert server.wait_end() == 0
-    assert read_report(report) == []
 
 
 def test_measuring_engines_reaches_for_nobody(tmp_path: Path) -> None:

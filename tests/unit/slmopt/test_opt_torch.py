@@ -7,6 +7,7 @@ tested is what it is called with, where it comes from, and what becomes of what 
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +69,40 @@ def test_an_image_without_the_libraries_says_which_has_them(
     monkeypatch.setenv(LIBRARIES, str(tmp_path))
     with pytest.raises(OptimizeError, match=r"litert_torch.*slmops-optimizer:<version>-torch"):
         convert_litert(ORDERS, tmp_path, "dynamic_wi8_afp32")
+
+
+@pytest.mark.parametrize(
+    ("config", "context", "prefill"),
+    [
+        ({"max_position_embeddings": 2048}, 2048, [16, 64, 256]),
+        ({"max_position_embeddings": 10**6}, MAX_LITERT_CONTEXT, [16, 64, 256]),
+        ({"max_position_embeddings": 8}, 8, [8]),
+        ({"text_config": {"max_position_embeddings": 512}}, 512, [16, 64, 256]),
+        ({"max_position_embeddings": True}, MAX_LITERT_CONTEXT, [16, 64, 256]),
+        ({}, MAX_LITERT_CONTEXT, [16, 64, 256]),
+    ],
+)
+def test_a_cache_as_long_as_the_model_can_use(
+    libraries: Path, tmp_path: Path, config: dict[str, Any], context: int, prefill: list[int]
+) -> None:
+    source, target = _checkpoint(tmp_path, json.dumps({"hidden_size": 8} | config))
+    convert_litert(source, target, "dynamic_wi8_afp32")
+    said = json.loads((target / "model.tflite").read_text())
+    assert (said["cache_length"], said["prefill_lengths"]) == (context, prefill)
+
+
+@pytest.mark.parametrize("config", ["", "{", "[]", '{"text_config": 1, "max_position_embeddings": "x"'])
+def test_a_configuration_that_is_none_is_named(libraries: Path, tmp_path: Path, config: str) -> None:
+    source, target = _checkpoint(tmp_path, config)
+    with pytest.raises(OptimizeError, match=r"config\.json is no JSON object"):
+        convert_litert(source, target, "dynamic_wi8_afp32")
+
+
+def _checkpoint(folder: Path, config: str) -> tuple[Path, Path]:
+    """A source with this configuration, and an empty target."""
+    source, target = folder / "source", folder / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / "config.json").write_text(config)
+    (source / "model.safetensors").write_bytes(b"")
+    return source, target

@@ -3,6 +3,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +32,7 @@ from slmserve.template import load_template
 from slmserve.tokenizer import load_codec
 from slmwire.reasons import Reason
 from tests.unit.slmserve.engine_models import SOURCE, build_llama_dir, write_adapter
-from tests.unit.slmserve.process import ServerProcess
+from tests.unit.slmserve.process import ROOT, ServerProcess
 
 _VOCAB = 640
 _CLOSE = 0.05
@@ -333,3 +336,16 @@ def test_a_server_answers_with_the_adapter_that_a_request_names(tmp_path: Path) 
             # At once, the same prompt with and without: neither takes over what the other has computed.
             with ThreadPoolExecutor(3) as pool:
                 assert list(pool.map(ask, ["m", "m:site", "m:same"])) == [plain, other, plain]
+
+
+@pytest.mark.parametrize(("policy", "spins"), [("", "5000"), ("passive", "0")])
+def test_threads_spin_for_a_while_unless_the_device_says_otherwise(policy: str, spins: str) -> None:
+    """What the library's own threads were told, by themselves: it has to be there when it is loaded."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environ |= {"PYTHONPATH": str(ROOT / "operator"), "OMP_DISPLAY_ENV": "VERBOSE"}
+    environ |= {"OMP_WAIT_POLICY": policy} if policy else {}
+    code = "from slmserve.engines.llama_library import open_library; open_library()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drift on the device: sure of a shift, quiet without one, and nothing of what was written."""
 
+import json
 import random
 
 import httpx
@@ -8,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
+from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models
 
+from slmops.api.feedback import FeedbackPolicy
 from slmserve.config import ConfigError, Identity, parse_config
 from slmserve.drift import LEAST_REQUESTS, MEMORY_REQUESTS, REFERENCE_REQUESTS, DriftGauge, stability_index
 from slmserve.metrics import Metrics
@@ -202,6 +205,14 @@ def test_phrases_come_from_the_environment() -> None:
     for wrong in ("I cannot", "{}", "[1]", '[" "]'):
         with pytest.raises(ConfigError, match="JSON list"):
             parse_config([], {env.REFUSAL_PHRASES: wrong})
+
+
+@pytest.mark.parametrize("phrase", ["***", '"""', "- #", "\u201c\u201d\u2019", "-\n-", "*\u00a0*"])
+def test_a_phrase_of_marks_alone_would_be_every_answer(phrase: str) -> None:
+    with pytest.raises(ConfigError, match="has no letter"):
+        parse_config([], {env.REFUSAL_PHRASES: json.dumps([phrase])})
+    with pytest.raises(ValidationError, match="refusalPhrases"):
+        FeedbackPolicy.model_validate({"refusalPhrases": [phrase]})
 
 
 def test_a_server_counts_what_it_is_asked(orders_server: ServerProcess, client: OpenAI) -> None:

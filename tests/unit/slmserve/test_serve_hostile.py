@@ -4,6 +4,7 @@
 import asyncio
 import json
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,42 @@ def test_an_endless_header_is_cut_off(orders_server: ServerProcess) -> None:
     assert httpx.get(f"{orders_server.url}/healthz", timeout=5).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/healthz"])
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"1\r\n{\r\n0\r\nA: ", b"a" * 65_536),
+        (b"1\r\n{\r\n0\r\n", b"A: b\r\n" * 10_000),
+        (b"1;", b"a" * 65_536),
+    ],
+    ids=["a trailer", "trailers", "an extension of a chunk"],
+)
+def test_what_surrounds_a_body_without_end_is_cut_off(
+    orders_server: ServerProcess, path: str, begin: bytes, more: bytes
+) -> None:
+    """Forty megabytes of trailers took a gigabyte, also from a client without a key."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    sent = 0
+    with _connect(orders_server) as connection, suppress(OSError):
+        connection.sendall(head + begin)
+        while sent < 32 * _MIB:
+            connection.sendall(more)
+            sent += len(more)
+    assert sent < 16 * _MIB
+    assert httpx.get(f"{orders_server.url}/healthz", timeout=5).status_code == 200
+
+
+def test_trailers_are_passed_over(orders_server: ServerProcess) -> None:
+    with _connect(orders_server) as connection:
+        body = json.dumps({"model": "orders", "prompt": "a", "max_tokens": 2}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        whole = b"%x\r\n%b\r\n0\r\nA: b\r\nC: d\r\n\r\n" % (len(body), body)
+        last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        connection.sendall((head + whole) * 2 + last)
+        answer = _receive(connection)
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+
+
 def test_a_header_that_is_too_large_is_refused_in_the_form_of_the_api(orders_server: ServerProcess) -> None:
     with _connect(orders_server) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 66_000)
@@ -93,6 +130,20 @@ def test_pipelined_requests_are_all_answered(orders_server: ServerProcess) -> No
         answer = _receive(connection)
     assert answer.count(b"HTTP/1.1 200 OK") == 4
     assert answer.count(b"data: [DONE]") == 3
+
+
+def test_a_flood_of_pipelined_requests_ends_the_connection(orders_server: ServerProcess) -> None:
+    """Each waits in memory, as many as ten thousand for one that is answered."""
+    logged = [line for line in orders_server.log_lines() if line["level"] == "error"]
+    with _connect(orders_server) as connection:
+        with suppress(OSError):  # it may be cut off before it has all of them
+            connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" * 5_000)
+        answer = _receive(connection)
+    assert answer.count(b"HTTP/1.1 200 OK") <= protocol.MAX_PIPELINED
+    if b"HTTP/1.1 400" in answer:  # not when it would be read as a part of an answer
+        assert "more connections" in _error(answer.partition(b"HTTP/1.1 400")[2])["message"]
+    assert httpx.get(f"{orders_server.url}/healthz", timeout=5).status_code == 200
+    assert [line for line in orders_server.log_lines() if line["level"] == "error"] == logged
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:

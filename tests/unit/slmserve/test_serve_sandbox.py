@@ -87,6 +87,25 @@ def test_memory_is_never_dumped(confined: tuple[str, dict[str, Any], bytes], ser
     assert line.split()[-3:-1] == ["0", "0"]
 
 
+def test_the_process_that_reads_a_schema_is_never_dumped() -> None:
+    """It ends by a signal when its time is up, and `execve` makes a process that may be dumped of it again.
+
+    A limit of 0 keeps the kernel from writing a file, not from handing the memory to a service of the node.
+    """
+    code = (
+        "import ctypes; from slmserve import grammar_check as g; g.main(); print(ctypes.CDLL(None).prctl(3))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "5"],
+        input="start: /a/",
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "operator")},
+    )
+    assert done.stdout == "0\n"
+
+
 def test_without_the_sandbox_the_ways_are_open() -> None:
     """Else the tests above would show nothing."""
     confinement, outcomes, _ = _try_ways_out(SandboxMode.OFF)

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words planted in everything that users send are in nothing that the server writes, or answers to others."""
+"""Words planted in everything that users send are in nothing that the server writes, or answers to others.
+
+And it tries to reach nobody meanwhile: telemetry, update checks and name look-ups of the engines' libraries
+are off. The server runs under the watch of `netwatch`, without its sandbox, which would deny before that.
+"""
 
 import base64
 import json
+import re
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,15 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
+from tests.unit.netwatch.watch import Attempt, read_report
 from tests.unit.slmserve.conformance.engines import ENGINES_UNDER_TEST, EngineUnderTest
 from tests.unit.slmserve.encoder_model import build_encoder
 from tests.unit.slmserve.loud import Failure
 from tests.unit.slmserve.process import ROOT, ServerProcess
 
-_UNDER = (sys.executable, "-m", "tests.unit.slmserve.loud")
+_LOUD = "tests.unit.slmserve.loud"
+_FRAGMENT = 12
+"""Letters of a planted word that tell it: names of threads, among others, are cut off."""
 _GOOD_KEY = "sk-" + secrets.token_hex(12)
 _ENCODER = EngineUnderTest(engine="encoder", build=build_encoder)
 
@@ -38,18 +45,20 @@ class _Planter:
         return word
 
     def found_in(self, text: str, model_dir: Path) -> dict[str, str]:
-        """Places whose words a text has: as they are, as hex, as base64, as token ids."""
+        """Places whose words a text has: as they are or in part, as hex, as base64, as token ids."""
         codec = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         plain = text.lower()
+        numbers = f" {' '.join(re.findall(r'[0-9]+', text))} "
+        fragments = set(re.findall(rf"(?=([0-9a-fzq]{{{_FRAGMENT}}}))", plain))
         found = {}
         for word, place in self.words.items():
-            ids = [str(token) for token in codec.encode(word, add_special_tokens=False).ids[1:-1]]
-            forms = [word, word.encode().hex(), ", ".join(ids), " ".join(ids), ",".join(ids)]
+            parts = {word[at : at + _FRAGMENT] for at in range(len(word) - _FRAGMENT + 1)}
+            ids = " ".join(str(token) for token in codec.encode(word, add_special_tokens=False).ids[1:-1])
             # A third of the texts around it shift base64 so that these characters are seen.
-            forms += [
+            forms = [word, word.encode().hex()] + [
                 base64.b64encode(b"\0" * shift + word.encode())[4:-4].decode().lower() for shift in range(3)
             ]
-            if any(form in plain for form in forms):
+            if parts & fragments or f" {ids} " in numbers or any(form in plain for form in forms):
                 found[word] = place
         return found
 
@@ -62,23 +71,58 @@ class _Running:
     planter: _Planter
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Over:
+    """What a server has left behind that had all of it sent and ended."""
+
+    running: _Running
+    emitted: dict[str, str]
+    """Its metrics, and what the system shows of its process."""
+    attempts: list[Attempt]
+    code: int
+
+
 @pytest.fixture(scope="module", params=[*ENGINES_UNDER_TEST, _ENCODER], ids=lambda entry: entry.engine)
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Running]:
+def over(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> _Over:
     entry: EngineUnderTest = request.param
-    folder = tmp_path_factory.mktemp("secrets")
-    model_dir = entry.build(tmp_path_factory.mktemp("model"))
-    (tmp_path_factory.mktemp("mounted") / "keys").write_text(f"{_GOOD_KEY}\n")
-    keys = sorted(folder.parent.glob("mounted*"))[-1] / "keys"
+    folder, apart = tmp_path_factory.mktemp("secrets"), tmp_path_factory.mktemp("apart")
+    (apart / "model").mkdir()
+    model_dir = entry.build(apart / "model")
+    (apart / "keys").write_text(f"{_GOOD_KEY}\n")
     environ = {
         "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT}",
         "TMPDIR": str(folder),
         "HOME": str(folder),
-        "SLM_API_KEYS_FILE": str(keys),
+        "SLM_API_KEYS_FILE": str(apart / "keys"),
+        "SLM_SANDBOX": "off",
     }
-    flags = ("--model", "m", "--engine", entry.engine, "--slots", "2", "--evaluate", "false")
-    with ServerProcess(model_dir, folder, *flags, environ=environ, under=_UNDER) as server:
+    under = (sys.executable, "-m", "tests.unit.netwatch.watch", str(apart / "report"), "-m", _LOUD)
+    flags = ("--model", "m", "--engine", entry.engine, "--slots", "2")
+    with ServerProcess(model_dir, folder, *flags, environ=environ, under=under) as server:
         server.wait_ready(120)
-        yield _Running(server=server, model_dir=model_dir, folder=folder, planter=_Planter())
+        running = _Running(server=server, model_dir=model_dir, folder=folder, planter=_Planter())
+        running.planter.words[_GOOD_KEY] = "a good key"
+        _send_all(running)
+        emitted = {"/metrics": httpx.get(f"{server.url}/metrics").text}
+        process = _child_of(server.process.pid)
+        for name in ("cmdline", "environ", "comm"):
+            emitted[f"/proc/PID/{name}"] = _read(process / name)
+        for path in process.glob("task/*/comm"):
+            emitted[str(path)] = _read(path)
+        server.terminate()
+        code = server.wait_end()
+    attempts = read_report(apart / "report")
+    return _Over(running=running, emitted=emitted, attempts=attempts, code=code)
+
+
+def _child_of(process: int) -> Path:
+    """What the watch started."""
+    [found] = [
+        path.parent
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if _read(path).rpartition(")")[2].split()[1:2] == [str(process)]
+    ]
+    return found
 
 
 def _bodies(planter: _Planter) -> list[tuple[str, dict[str, Any] | bytes]]:
@@ -120,6 +164,7 @@ def _bodies(planter: _Planter) -> list[tuple[str, dict[str, Any] | bytes]]:
     plain = chat("raw")[1]["messages"]
     return [
         chat("plain", user=word("user"), stop=[word("stop")]),
+        chat("streamed", stream=True),
         chat("tools", tools=[tool("offered")]),
         chat("forced", tools=[tool("forced")], tool_choice="required"),
         chat("twice", tools=[tool("twice")] * 2),
@@ -154,7 +199,7 @@ def _send_all(running: _Running) -> None:
     planter, url = running.planter, running.server.url
     authorised = {"Authorization": f"Bearer {_GOOD_KEY}"}
     with httpx.Client(base_url=url, timeout=60) as client:
-        for path, body in _bodies(planter):
+        for count, (path, body) in enumerate(_bodies(planter)):
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             headers = authorised | {
                 "User-Agent": planter.word("user agent"),
@@ -162,8 +207,17 @@ def _send_all(running: _Running) -> None:
                 "Cookie": f"a={planter.word('cookie')}",
                 "Content-Type": "application/json",
             }
-            client.post(path, content=content, headers=headers)
-            _ask_as_another(running, client)
+            answer = client.post(path, content=content, headers=headers)
+            if '"chatcmpl-' in answer.text and '"stream"' not in content.decode():
+                judged = {
+                    "id": answer.json()["id"],
+                    "rating": "down",
+                    "labels": [planter.word("counted label")],
+                }
+                told = client.post("/v1/feedback", json=judged, headers=authorised)
+                assert told.status_code == 200, told.text
+            if count % 4 == 0:
+                _ask_as_another(running, client)
         for headers in (
             {"Authorization": f"Bearer {planter.word('wrong key')}"},
             {"api-key": planter.word("another wrong key")},
@@ -206,29 +260,27 @@ def _read(path: Path) -> str:
         return ""
 
 
-def test_nothing_that_is_planted_comes_up(running: _Running) -> None:
-    server, planter = running.server, running.planter
-    planter.words[_GOOD_KEY] = "a good key"
-    _send_all(running)
-    process = Path(f"/proc/{server.process.pid}")
-    emitted = {"/metrics": httpx.get(f"{server.url}/metrics").text}
-    for name in ("cmdline", "environ", "comm"):
-        emitted[f"/proc/PID/{name}"] = _read(process / name)
-    for path in process.glob("task/*/comm"):
-        emitted[str(path)] = _read(path)
-    server.terminate()
-    assert server.wait_end() == 0
-    log = _read(server.log_file)
+def test_nothing_that_is_planted_comes_up(over: _Over) -> None:
+    running, planter = over.running, over.running.planter
+    assert over.code == 0
+    log = _read(running.server.log_file)
     files = {str(path): _read(path) for path in running.folder.rglob("*") if path.is_file()}
-    assert str(server.log_file) in files
-    assert "slmserve_sandbox" in emitted["/metrics"]
-    for source, text in (emitted | files).items():
+    assert str(running.server.log_file) in files
+    assert "slmserve_sandbox" in over.emitted["/metrics"]
+    assert over.emitted["/proc/PID/cmdline"].count("slmserve")
+    for source, text in (over.emitted | files).items():
         assert planter.found_in(text, running.model_dir) == {}, source
     # What fails inside is logged all the same, by its place.
-    if "encoder" not in emitted["/metrics"]:
+    if "encoder" not in over.emitted["/metrics"]:
         for trace in ("RuntimeError at loud.py", "the event loop met a failure", "a thread failed"):
             assert trace in log, trace
+        assert 'slmserve_feedback_labels_total{label="other"' in over.emitted["/metrics"]
     assert len(planter.words) > 150
+
+
+def test_a_server_reaches_for_nobody(over: _Over) -> None:
+    assert 'code="200"' in over.emitted["/metrics"]
+    assert over.attempts == []
 
 
 def test_the_search_finds_what_is_there(orders_dir: Path) -> None:
@@ -242,6 +294,9 @@ def test_the_search_finds_what_is_there(orders_dir: Path) -> None:
         f"tokens {ids}",
         base64.b64encode(f"abcde {word} xyz".encode()).decode(),
         word.encode().hex(),
+        word[:15],
+        f"ends {word[-13:]}!",
+        f"array({ids})".replace(",", "\n"),
     ):
         assert planter.found_in(text, orders_dir) == {word: "here"}, text
     assert planter.found_in("zq", orders_dir) == {}
@@ -258,12 +313,13 @@ def test_a_start_that_fails_tells_no_secret(orders_dir: Path, tmp_path: Path, br
     folder = tmp_path / "written"
     folder.mkdir()
     environ = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT}", "TMPDIR": str(folder)}
+    under = (sys.executable, "-m", _LOUD)
     if broken == "keys":
         environ["SLM_API_KEYS_FILE"] = str(mounted / "keys")
     else:
         environ["SLM_TLS_CERT_FILE"] = str(mounted / "tls.crt")
         environ["SLM_TLS_KEY_FILE"] = str(mounted / "tls.key")
-    with ServerProcess(orders_dir, folder, environ=environ, under=_UNDER) as server:
+    with ServerProcess(orders_dir, folder, environ=environ, under=under) as server:
         assert server.wait_end() == 1
         written = [server.termination_log, server.log_file]
     for path in written:
