@@ -7,7 +7,6 @@ import sys
 from typing import Final
 
 import kopf
-from aiohttp import web
 from prometheus_client import start_http_server
 
 from slmops.adapters.clock import SystemClock
@@ -19,7 +18,7 @@ from slmops.adapters.sources import build_resolver
 from slmops.adapters.sources.addresses import AddressPolicy
 from slmops.handlers.deployments import build_registry
 from slmops.page.feed import Feed
-from slmops.page.server import Page, PortTaken, start_server
+from slmops.page.server import Page, PortTaken, Serving, start_server
 from slmops.page.source import WorldSource
 from slmops.runtime.logs import setup_logging
 from slmops.runtime.metrics import OperatorMetrics
@@ -85,7 +84,7 @@ async def run(settings: Settings) -> int:
             onlooker=feed if settings.page_port else Onlooker(),
         )
     )
-    page: web.AppRunner | None = None
+    page: Serving | None = None
     try:
         if settings.page_port:
             # It needs no Lease: it only reads.

@@ -3,7 +3,9 @@
 
 import asyncio
 import json
+import logging
 import re
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,6 +23,10 @@ HEARTBEAT_SECONDS: Final = 15.0
 MAX_STREAMS: Final = 16
 MAX_REQUESTS: Final = 64
 """In progress at the same time, streams left out."""
+MAX_CONNECTIONS: Final = 128
+"""Open at the same time. The operator needs files of its own, and a process often may have 1,024."""
+SILENT_SECONDS: Final = 15.0
+"""A connection that sends no whole request, or none after the last, for so long is closed."""
 MAX_KEYS: Final = 50
 """Deployments that an event names; of more it says that anything may have changed."""
 SEND_SECONDS: Final = 10.0
@@ -38,9 +44,13 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",
+    # Private: what a proxy let one user see is not kept by it for others.
+    "Cache-Control": "private, no-cache",
     "Server": "slmops",
 }
+
+
+_log = logging.getLogger("slmops.page")
 
 
 class PortTaken(Exception):
@@ -65,6 +75,7 @@ class Pace:
 
     coalesce_seconds: float = COALESCE_SECONDS
     heartbeat_seconds: float = HEARTBEAT_SECONDS
+    silent_seconds: float = SILENT_SECONDS
 
 
 class Page:
@@ -80,6 +91,7 @@ class Page:
         self._streams = 0
         self._requests = 0
         self._closing = asyncio.Event()
+        self._heard: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
         self._assets = load_assets()
 
     def build_app(self, *, only_local: str = "") -> web.Application:
@@ -99,6 +111,25 @@ class Page:
     async def _close(self, _: web.Application) -> None:
         self._closing.set()
 
+    def admit(self, server: web.Server) -> asyncio.BaseProtocol:
+        """The protocol of a new connection."""
+        if len(server.connections) >= MAX_CONNECTIONS:
+            return _TurnedAway()
+        protocol = server()
+
+        def drop_silent() -> None:
+            transport = protocol.transport
+            if transport is not None and transport not in self._heard:
+                transport.abort()
+
+        asyncio.get_running_loop().call_later(self._pace.silent_seconds, drop_silent)
+        return protocol
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long a connection may be idle."""
+        return self._pace.silent_seconds
+
     @web.middleware
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -110,6 +141,9 @@ class Page:
             response = web.Response(status=error.status, text=f"{error.status} {error.reason}\n")
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
+        except Exception:
+            _log.exception("the fleet page cannot answer %s", request.path)
+            response = web.Response(status=500, text="500 the operator's log says why\n")
         if not response.prepared:
             response.headers.update(_HEADERS)
         return response
@@ -117,6 +151,8 @@ class Page:
     async def _answer(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        if request.transport is not None:
+            self._heard.add(request.transport)
         only_local = request.app[_ONLY_LOCAL]
         if only_local and not _LOCAL.fullmatch(request.headers.get("Host", "")):
             # A foreign page whose name was made to point here would read it otherwise.
@@ -246,15 +282,53 @@ def load_assets() -> Mapping[str, bytes]:
     }
 
 
-async def start_server(page: Page, *, host: str, port: int) -> web.AppRunner:
-    """The page on an address; `cleanup` of what is returned ends it. Raises PortTaken."""
+class _TurnedAway(asyncio.Protocol):
+    """One connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ends it."""
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """A page that is served."""
+
+    runner: web.AppRunner
+    listener: asyncio.Server
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        port: int = self.listener.sockets[0].getsockname()[1]
+        return port
+
+    async def cleanup(self) -> None:
+        """End it, and all connections."""
+        self.listener.close()
+        await self.runner.cleanup()
+
+
+async def start_server(page: Page, *, host: str, port: int) -> Serving:
+    """The page on an address, `::` for all of IPv4, too; port 0 takes a free one. Raises PortTaken."""
     local = host in ("127.0.0.1", "::1")
     why = "reach the fleet page as localhost: it listens for port forwarding alone" if local else ""
-    runner = web.AppRunner(page.build_app(only_local=why), access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        page.build_app(only_local=why),
+        access_log=None,
+        shutdown_timeout=1.0,
+        keepalive_timeout=page.silent_seconds,
+    )
     await runner.setup()
+    server = runner.server
+    assert server is not None
     try:
-        await web.TCPSite(runner, host, port).start()
+        # Without a host asyncio listens on each family that the machine has; on `::` alone not on IPv4.
+        listener = await asyncio.get_running_loop().create_server(
+            lambda: page.admit(server), None if host == "::" else host, port
+        )
     except OSError as error:
         await runner.cleanup()
         raise PortTaken(str(error)) from error
-    return runner
+    return Serving(runner=runner, listener=listener)

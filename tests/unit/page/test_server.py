@@ -287,6 +287,36 @@ async def test_a_port_that_is_taken_is_said() -> None:
             await start_server(other, host="127.0.0.1", port=port)
 
 
+async def test_a_deployment_that_is_gone_is_not_shown_from_memory() -> None:
+    async with served() as page:
+        await page.json("/api/deployments/ns/orders")
+        page.fleet.world.forget_deployment(KEY)
+        async with page.client.get("/api/deployments/ns/orders") as answer:
+            assert answer.status == 404
+
+
+async def test_what_nobody_foresaw_tells_no_more_than_that_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with served() as page:
+
+        def stumble() -> Callable[[], bytes]:
+            raise RuntimeError("secret")
+
+        page.source.take_overview = stumble  # type: ignore[method-assign]
+        async with page.client.get("/api/fleet") as answer:
+            assert answer.status == 500
+            assert "secret" not in await answer.text()
+            assert answer.headers["Server"] == "slmops"
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "secret" in caplog.text
+
+
+async def test_a_proxy_keeps_for_nobody_what_it_let_one_user_see() -> None:
+    async with served() as page, page.client.get("/api/fleet") as answer:
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+
+
 async def test_documents_kept_are_bounded() -> None:
     documents = Documents(rest_factor=0)
     made: list[str] = []
