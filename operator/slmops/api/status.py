@@ -46,10 +46,11 @@ class ConditionType(StrEnum):
     """Nodes are being moved or judged. Reasons: Resolving, Installing, Prefetching, Flipping, Soaking,
     Analysing, RollingBack, Converging (True); Complete, Paused, ModelNotResolved, and what a rollout is
     held by: QuorumMissing, NoBaseline, NoData, Inconclusive, ProviderError, DeadlineExceeded,
-    StableUnhealthy, NoMatchingNodes, AwaitingApproval, OutsideWindow, NotAccepted (False)."""
+    StableUnhealthy, NoMatchingNodes, AwaitingApproval, OutsideWindow, FeedbackHold, NotAccepted (False)."""
     ROLLOUT_SUCCEEDED = "RolloutSucceeded"
     """The revision that spec stands for is the stable one. Reasons: Promoted (True); InProgress
     (Unknown); AnalysisFailed, NodesFailed, DeadlineExceeded, Aborted (False: it was rolled back);
+    FeedbackFailed (False: it was taken back later, for what users said of it);
     Pinned (False: somebody went back to another revision by hand, until spec changes)."""
 
     FEEDBACK_HEALTHY = "FeedbackHealthy"
