@@ -3,11 +3,13 @@
 
 import asyncio
 import logging
+import socket
 import sys
+from contextlib import suppress
 from typing import Final
 
 import kopf
-from prometheus_client import start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 
 from slmops.adapters.clock import SystemClock
 from slmops.adapters.errors import KubeError
@@ -48,7 +50,7 @@ async def run(settings: Settings) -> int:
     try:
         kube = KubeClient(await load_configuration(), on_request=metrics.count_request)
         if settings.metrics_port:
-            start_http_server(settings.metrics_port, registry=metrics.registry)
+            _serve_metrics(settings.metrics_port, metrics.registry)
     except KubeError as error:
         _log.error("%s", error)
         return 1
@@ -101,6 +103,14 @@ async def run(settings: Settings) -> int:
         await kube.close()
 
 
+def _serve_metrics(port: int, registry: CollectorRegistry) -> None:
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # IPv6 may be switched off all the same
+            start_http_server(port, addr="::", registry=registry)
+            return
+    start_http_server(port, registry=registry)
+
+
 async def _run_beside_kopf(operator: Operator, settings: Settings) -> int:
     ended = asyncio.Event()
     loop = asyncio.create_task(operator.run(), name="operator")
@@ -111,12 +121,13 @@ async def _run_beside_kopf(operator: Operator, settings: Settings) -> int:
         await asyncio.wait({loop})
 
     port = settings.health_port
+    host = f"[{settings.health_host}]" if ":" in settings.health_host else settings.health_host
     try:
         await kopf.operator(
             registry=build_registry(operator, on_stop=stop_loop),
             clusterwide=not settings.watch_namespaces,
             namespaces=settings.watch_namespaces,
-            liveness_endpoint=f"http://0.0.0.0:{port}/healthz" if port else None,
+            liveness_endpoint=f"http://{host}:{port}/healthz" if port else None,
             stop_flag=ended,
             # kopf would ask for the user's name otherwise, and the image's user has none.
             identity=settings.identity,  # type: ignore[arg-type]  # a NewType that kopf keeps to itself

@@ -51,6 +51,8 @@ class Settings:
     """0 serves no metrics."""
     health_port: int
     """0 serves no health endpoint."""
+    health_host: str
+    """Address that the health endpoint listens on: all of IPv4, or the pod's own, which may be of IPv6."""
     page_port: int
     """0 serves no fleet page."""
     page_host: str
@@ -144,6 +146,7 @@ def read_settings(
         ),
         metrics_port=_port("SLMOPS_METRICS_PORT", text("SLMOPS_METRICS_PORT", str(DEFAULT_METRICS_PORT))),
         health_port=_port("SLMOPS_HEALTH_PORT", text("SLMOPS_HEALTH_PORT", str(DEFAULT_HEALTH_PORT))),
+        health_host=_address("SLMOPS_HEALTH_HOST", text("SLMOPS_HEALTH_HOST", "0.0.0.0")),
         page_port=_port("SLMOPS_PAGE_PORT", text("SLMOPS_PAGE_PORT", "0")),
         page_host=_address("SLMOPS_PAGE_HOST", text("SLMOPS_PAGE_HOST", DEFAULT_PAGE_HOST)),
         # In a pod the process number is always the same, so a restarted container takes its Lease

@@ -68,7 +68,7 @@ def test_a_service_admits_nobody_that_is_not_named() -> None:
     assert service["spec"]["ports"] == [{"name": "http", "port": 8088, "targetPort": "page"}]
     assert service["spec"]["selector"].items() <= OPERATOR.labels.items()
     assert {"name": "page", "containerPort": PORT} in container(bodies)["ports"]
-    assert environment(bodies)["SLMOPS_PAGE_HOST"] == "0.0.0.0"
+    assert environment(bodies)["SLMOPS_PAGE_HOST"] == "::", "IPv4 and IPv6"
     assert not reaches(PROXY, bodies)
 
 

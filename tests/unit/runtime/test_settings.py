@@ -25,6 +25,7 @@ def test_defaults() -> None:
     assert (found.prometheus_credentials_dir, found.prometheus_tenant) == ("", "")
     assert found.planner.allowed_prometheus_urls == ()
     assert (found.metrics_port, found.health_port) == (9090, 8081)
+    assert found.health_host == "0.0.0.0"
     assert found.planner.store_agent_port == 8491
     assert found.planner.store_agent_path == "/var/lib/slmops"
     assert (found.log_format, found.log_level) == ("json", logging.INFO)
