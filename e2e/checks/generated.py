@@ -25,8 +25,9 @@ _TABLE: Final = re.compile(r"(<!-- values:[^\n]*-->\n).*?(<!-- /values -->)", re
 _INSTALL_HEAD: Final = f"""\
 # SPDX-License-Identifier: Apache-2.0
 # Generated from charts/slmops by `make generate`; do not edit.
-# For clusters without Helm: put your registry before the images and set SLMOPS_PROMETHEUS_URL, then
+# For clusters without Helm: put your registry before the images, then
 #   kubectl apply --server-side -f install.yaml
+# Where a Prometheus is to judge new versions, set SLMOPS_PROMETHEUS_URL of the operator, too.
 apiVersion: v1
 kind: Namespace
 metadata:
