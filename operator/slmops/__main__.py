@@ -91,7 +91,12 @@ async def run(settings: Settings) -> int:
         if settings.page_port:
             # It needs no Lease: it only reads.
             source = WorldSource(operator.world, feed, config=settings.planner, leads=operator.guard.held)
-            page = await start_server(Page(source, feed), host=settings.page_host, port=settings.page_port)
+            page = await start_server(
+                Page(source, feed),
+                host=settings.page_host,
+                port=settings.page_port,
+                hosts=settings.page_hosts,
+            )
         return await _run_beside_kopf(operator, settings)
     except PortTaken as error:
         _log.error("SLMOPS_PAGE_PORT=%d cannot be served: %s", settings.page_port, error)

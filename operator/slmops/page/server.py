@@ -33,7 +33,11 @@ SEND_SECONDS: Final = 10.0
 """A client that takes no event for so long is let go."""
 _TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _NAME: Final = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
-_LOCAL: Final = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+_LOCAL: Final = re.compile(r"localhost|127\.0\.0\.1|\[::1\]")
+ANY_HOST: Final = "*"
+_MISDIRECTED: Final = (
+    "reach the fleet page as localhost, by port forwarding, or by a name of fleetPage.hosts\n"
+)
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -94,10 +98,11 @@ class Page:
         self._heard: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
         self._assets = load_assets()
 
-    def build_app(self, *, only_local: str = "") -> web.Application:
-        """The application; `only_local` is why no other Host than this machine is answered, if so."""
+    def build_app(self, *, hosts: tuple[str, ...] = ()) -> web.Application:
+        """The application. `hosts` are names that it answers to, without a port, besides this machine;
+        ANY_HOST among them lets it answer to all."""
         app = web.Application(middlewares=[self._guard], client_max_size=1)
-        app[_ONLY_LOCAL] = only_local
+        app[_HOSTS] = hosts
         router = app.router
         router.add_get("/", self._index, allow_head=False)
         router.add_get("/static/{name}", self._asset, allow_head=False)
@@ -153,10 +158,9 @@ class Page:
     ) -> web.StreamResponse:
         if request.transport is not None:
             self._heard.add(request.transport)
-        only_local = request.app[_ONLY_LOCAL]
-        if only_local and not _LOCAL.fullmatch(request.headers.get("Host", "")):
+        if not is_answered(request.headers.get("Host", ""), request.app[_HOSTS]):
             # A foreign page whose name was made to point here would read it otherwise.
-            return web.Response(status=421, text=f"{only_local}\n")
+            return web.Response(status=421, text=_MISDIRECTED)
         if self._requests >= MAX_REQUESTS:
             return web.Response(status=503, text="too many requests\n", headers={"Retry-After": "2"})
         if handler == self._events:
@@ -241,7 +245,13 @@ class Page:
         return bool(done)
 
 
-_ONLY_LOCAL: Final = web.AppKey("only_local", str)
+_HOSTS: Final = web.AppKey("hosts", tuple[str, ...])
+
+
+def is_answered(host: str, hosts: tuple[str, ...]) -> bool:
+    """Whether a Host, with or without a port, is this machine or one of `hosts`."""
+    name = re.sub(r":\d+$", "", host).lower()
+    return ANY_HOST in hosts or _LOCAL.fullmatch(name) is not None or name in hosts
 
 
 async def _send(response: web.StreamResponse, data: bytes) -> None:
@@ -310,12 +320,12 @@ class Serving:
         await self.runner.cleanup()
 
 
-async def start_server(page: Page, *, host: str, port: int) -> Serving:
-    """The page on an address, `::` for all of IPv4, too; port 0 takes a free one. Raises PortTaken."""
+async def start_server(page: Page, *, host: str, port: int, hosts: tuple[str, ...] = ()) -> Serving:
+    """The page on an address, `::` for all of IPv4, too; port 0 takes a free one. `hosts` as for the
+    application; none lets it answer to all, unless it listens for port forwarding alone. Raises PortTaken."""
     local = host in ("127.0.0.1", "::1")
-    why = "reach the fleet page as localhost: it listens for port forwarding alone" if local else ""
     runner = web.AppRunner(
-        page.build_app(only_local=why),
+        page.build_app(hosts=hosts or (() if local else (ANY_HOST,))),
         access_log=None,
         shutdown_timeout=1.0,
         keepalive_timeout=page.silent_seconds,

@@ -72,6 +72,12 @@ def test_a_service_admits_nobody_that_is_not_named() -> None:
     assert not reaches(PROXY, bodies)
 
 
+def test_the_names_that_it_answers_to_are_handed_on() -> None:
+    bodies = rendered(service={"enabled": True}, hosts=["fleet.example.com", "[fd00::1]"])
+    assert environment(bodies)["SLMOPS_PAGE_HOSTS"] == "fleet.example.com,[fd00::1]"
+    assert "SLMOPS_PAGE_HOSTS" not in environment(rendered())
+
+
 def test_a_service_admits_who_is_named() -> None:
     bodies = rendered(service={"enabled": True}, **{"from": FROM})
     assert reaches(PROXY, bodies)
