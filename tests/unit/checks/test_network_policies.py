@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from e2e.checks.helm import NAMESPACE, RELEASE, objects, render_chart
@@ -126,7 +126,6 @@ def test_names_are_asked_at_the_clusters_dns_alone() -> None:
     assert not go(SERVE, DNS, 443, example())
 
 
-@settings(deadline=None)
 @given(
     address=st.ip_addresses(v=4).map(str),
     port=st.integers(min_value=1, max_value=65535),
