@@ -17,6 +17,7 @@ from slmwire.labels import DOMAIN
 from slmwire.paths import AGENT_PORT
 
 _DIGEST: Final = "sha256:" + "0" * 64
+_IMAGES: Final = ("image", "runtimeImage", "optimizerImage")
 
 BAD_VALUES: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     # values that must be refused, by the path that the answer has to name
@@ -148,7 +149,7 @@ def check_artifacthub() -> str:
         if key.startswith("artifacthub.io/")
     }
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    images = {f"{values[name]['repository']}:{chart['appVersion']}" for name in ("image", "runtimeImage")}
+    images = {f"{values[name]['repository']}:{chart['appVersion']}" for name in _IMAGES}
     wrong = [
         text
         for text, holds in {

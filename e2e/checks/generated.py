@@ -25,8 +25,9 @@ _TABLE: Final = re.compile(r"(<!-- values:[^\n]*-->\n).*?(<!-- /values -->)", re
 _INSTALL_HEAD: Final = f"""\
 # SPDX-License-Identifier: Apache-2.0
 # Generated from charts/slmops by `make generate`; do not edit.
-# For clusters without Helm: put your registry before the images and set SLMOPS_PROMETHEUS_URL, then
+# For clusters without Helm: put your registry before the images, then
 #   kubectl apply --server-side -f install.yaml
+# Where a Prometheus is to judge new versions, set SLMOPS_PROMETHEUS_URL of the operator, too.
 apiVersion: v1
 kind: Namespace
 metadata:
@@ -34,6 +35,10 @@ metadata:
   labels:
     # For the store agents, which mount a folder of the node; the operator meets restricted.
     pod-security.kubernetes.io/enforce: privileged
+"""
+_DEFAULTS_HEAD: Final = """\
+# SPDX-License-Identifier: Apache-2.0
+# Generated from values.yaml by `make generate`; do not edit. Fills in what older values lack.
 """
 
 
@@ -43,6 +48,12 @@ def render_install() -> str:
     text = text.replace("app.kubernetes.io/managed-by: Helm", "app.kubernetes.io/managed-by: kubectl")
     text = re.sub(r"^    helm\.sh/chart: .*\n|^# Source: .*\n", "", text, flags=re.MULTILINE)
     return _INSTALL_HEAD + re.sub(r"\n{2,}", "\n", text)
+
+
+def render_defaults() -> str:
+    """The chart's values where its templates can read them, without comments."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    return _DEFAULTS_HEAD + yaml.safe_dump(values, sort_keys=False)
 
 
 def render_chart_readme() -> str:
@@ -74,6 +85,7 @@ GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
         for kind in KINDS
         for folder in (CHECKOUT / "crds", CHART / "files")
     },
+    CHART / "files" / "defaults.yaml": render_defaults,
     **{FOLDER / f"{dashboard.name}.json": partial(render_dashboard, dashboard) for dashboard in DASHBOARDS},
     CHECKOUT / "manifests" / "install.yaml": render_install,
     CONFIG_MAP: render_config_map,

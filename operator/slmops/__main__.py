@@ -3,12 +3,13 @@
 
 import asyncio
 import logging
+import socket
 import sys
+from contextlib import suppress
 from typing import Final
 
 import kopf
-from aiohttp import web
-from prometheus_client import start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 
 from slmops.adapters.clock import SystemClock
 from slmops.adapters.errors import KubeError
@@ -19,7 +20,7 @@ from slmops.adapters.sources import build_resolver
 from slmops.adapters.sources.addresses import AddressPolicy
 from slmops.handlers.deployments import build_registry
 from slmops.page.feed import Feed
-from slmops.page.server import Page, PortTaken, start_server
+from slmops.page.server import Page, PortTaken, Serving, start_server
 from slmops.page.source import WorldSource
 from slmops.runtime.logs import setup_logging
 from slmops.runtime.metrics import OperatorMetrics
@@ -49,7 +50,7 @@ async def run(settings: Settings) -> int:
     try:
         kube = KubeClient(await load_configuration(), on_request=metrics.count_request)
         if settings.metrics_port:
-            start_http_server(settings.metrics_port, registry=metrics.registry)
+            _serve_metrics(settings.metrics_port, metrics.registry)
     except KubeError as error:
         _log.error("%s", error)
         return 1
@@ -85,12 +86,17 @@ async def run(settings: Settings) -> int:
             onlooker=feed if settings.page_port else Onlooker(),
         )
     )
-    page: web.AppRunner | None = None
+    page: Serving | None = None
     try:
         if settings.page_port:
             # It needs no Lease: it only reads.
             source = WorldSource(operator.world, feed, config=settings.planner, leads=operator.guard.held)
-            page = await start_server(Page(source, feed), host=settings.page_host, port=settings.page_port)
+            page = await start_server(
+                Page(source, feed),
+                host=settings.page_host,
+                port=settings.page_port,
+                hosts=settings.page_hosts,
+            )
         return await _run_beside_kopf(operator, settings)
     except PortTaken as error:
         _log.error("SLMOPS_PAGE_PORT=%d cannot be served: %s", settings.page_port, error)
@@ -100,6 +106,14 @@ async def run(settings: Settings) -> int:
             await page.cleanup()
         await provider.close()
         await kube.close()
+
+
+def _serve_metrics(port: int, registry: CollectorRegistry) -> None:
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # IPv6 may be switched off all the same
+            start_http_server(port, addr="::", registry=registry)
+            return
+    start_http_server(port, registry=registry)
 
 
 async def _run_beside_kopf(operator: Operator, settings: Settings) -> int:
@@ -112,12 +126,13 @@ async def _run_beside_kopf(operator: Operator, settings: Settings) -> int:
         await asyncio.wait({loop})
 
     port = settings.health_port
+    host = f"[{settings.health_host}]" if ":" in settings.health_host else settings.health_host
     try:
         await kopf.operator(
             registry=build_registry(operator, on_stop=stop_loop),
             clusterwide=not settings.watch_namespaces,
             namespaces=settings.watch_namespaces,
-            liveness_endpoint=f"http://0.0.0.0:{port}/healthz" if port else None,
+            liveness_endpoint=f"http://{host}:{port}/healthz" if port else None,
             stop_flag=ended,
             # kopf would ask for the user's name otherwise, and the image's user has none.
             identity=settings.identity,  # type: ignore[arg-type]  # a NewType that kopf keeps to itself

@@ -42,10 +42,17 @@ class _Server(uvicorn.Server):
 
 
 def _listen(config: ServerConfig) -> socket.socket:
+    host, port = config.host, config.port
     try:
-        return socket.create_server((config.host, config.port), backlog=512)
+        if not host and socket.has_dualstack_ipv6():
+            with contextlib.suppress(OSError):  # IPv6 may be switched off all the same
+                return socket.create_server(
+                    ("", port), family=socket.AF_INET6, backlog=512, dualstack_ipv6=True
+                )
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
-        message = f"cannot listen on {config.host}:{config.port}: {error.strerror}"
+        message = f"cannot listen on {host or 'any address'}, port {port}: {error.strerror}"
         raise StartError(Reason.INTERNAL_ERROR, message) from error
 
 

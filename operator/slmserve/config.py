@@ -135,7 +135,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         default=environ.get(env.EVALUATE, "true"),
         help=f"environment {env.EVALUATE}; run the model's golden set before ready; default true",
     )
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on; default all")
+    parser.add_argument("--host", default="", help="address to listen on; default all, IPv4 and IPv6")
     parser.add_argument("--max-body-bytes", type=int, default=1 << 20, help="largest request; default 1 MiB")
     parser.add_argument("--stuck-seconds", type=float, default=120.0, help="longest step that is healthy")
     parser.add_argument(

@@ -139,6 +139,10 @@ async def test_it_is_used_with_the_keyboard_and_on_a_phone(cluster: Cluster, bro
         await cluster.until_status(
             "a measurement", lambda s: bool((s.get("rollout") or {}).get("measurements"))
         )
+        await page.locator(".skip").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("main")).to_be_focused()
+        await expect(page.locator("h1")).to_have_text(NAME)
         site = page.locator("[data-site]").first
         await site.focus()
         await page.keyboard.press("Enter")

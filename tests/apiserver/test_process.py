@@ -60,7 +60,8 @@ def _file_deployment(namespace: str) -> dict[str, object]:
 async def test_process_installs_reports_and_ends_cleanly(cluster: Cluster, kwok: ControlPlane) -> None:
     namespace = cluster.namespace
     (page,) = free_ports(1)
-    async with _process(kwok.kubeconfig, namespace, SLMOPS_PAGE_PORT=str(page)) as (process, health, metrics):
+    settings = {"SLMOPS_PAGE_PORT": str(page), "SLMOPS_HEALTH_HOST": "::1"}
+    async with _process(kwok.kubeconfig, namespace, **settings) as (process, health, metrics):
         await cluster.kube.apply(DEPLOYMENTS, namespace=namespace, body=_file_deployment(namespace))
         revision = await cluster.until_promoted("v1")
         await cluster.until_settled(revision, 4)
@@ -70,10 +71,11 @@ async def test_process_installs_reports_and_ends_cleanly(cluster: Cluster, kwok:
         assert body["metadata"]["finalizers"] == ["slmops.dev/cleanup"]
         assert not any("kopf" in key for key in body["metadata"].get("annotations", {}))
         async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{health}/healthz") as answer:
+            async with session.get(f"http://[::1]:{health}/healthz") as answer:
                 assert answer.status == 200
-            async with session.get(f"http://127.0.0.1:{metrics}/metrics") as answer:
-                text = await answer.text()
+            for host in ("[::1]", "127.0.0.1"):
+                async with session.get(f"http://{host}:{metrics}/metrics") as answer:
+                    text = await answer.text()
             async with session.get(f"http://127.0.0.1:{page}/api/deployments/{namespace}/{NAME}") as answer:
                 shown = await answer.json()
             open_page = await session.get(f"http://127.0.0.1:{page}/api/events")

@@ -1,4 +1,29 @@
 {{/* SPDX-License-Identifier: Apache-2.0 */}}
+{{/*
+`helm upgrade --reuse-values` takes the values of the release that was installed for those of the chart, so what came
+later is missing then. Every template begins with this, which takes it from files/defaults.yaml. What was there from the
+first is left alone: a null takes a part of it out.
+*/}}
+{{- define "slmops.complete" -}}
+{{- $later := list "commonLabels" "optimizerImage" "runtime" "allowedSourceHosts" "privacy" "serviceMonitor" "fleetPage" "monitoring" "networkPolicy" -}}
+{{- range $name, $defaults := .Files.Get "files/defaults.yaml" | fromYaml -}}
+{{- if has $name $later -}}
+{{- include "slmops.fill" (dict "values" $.Values "defaults" (dict $name $defaults)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "slmops.fill" -}}
+{{- range $name, $default := .defaults -}}
+{{- $value := get $.values $name -}}
+{{- if or (not (hasKey $.values $name)) (kindIs "invalid" $value) -}}
+{{- $_ := set $.values $name $default -}}
+{{- else if and (kindIs "map" $value) (kindIs "map" $default) -}}
+{{- include "slmops.fill" (dict "values" $value "defaults" $default) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "slmops.name" -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}

@@ -49,10 +49,6 @@ if is("ModelResolved", "False") then
   local waits = reason("ModelResolved") == "NoAcceptedVersion"
   return answer(waits and "Progressing" or "Degraded", found.ModelResolved)
 end
--- A way back that a rule began is a rollout, which says itself how it goes.
-if is("FeedbackHealthy", "False") and reason("FeedbackHealthy") ~= "RollingBack" then
-  return answer("Degraded", found.FeedbackHealthy)
-end
 
 -- Why a rollout stands still, and is meant to or goes on by itself.
 local suspended = { Paused = true, AwaitingApproval = true, OutsideWindow = true }
@@ -87,10 +83,22 @@ end
 if not is("Ready", "True") then
   return answer("Progressing", found.Ready, "the operator has not said whether it is ready")
 end
+-- What users say of the stable revision. A rule with the action Notify or NewModelVersion tells and stops nothing.
+if is("FeedbackHealthy", "False") then
+  if reason("FeedbackHealthy") == "RollingBack" then
+    return answer("Progressing", found.FeedbackHealthy)
+  end
+  if reason("FeedbackHealthy") ~= "RuleViolated" then
+    return answer("Degraded", found.FeedbackHealthy)
+  end
+end
 if is("RolloutSucceeded", "False") then
   return answer("Suspended", found.RolloutSucceeded)
 end
 if not is("RolloutSucceeded", "True") then
   return answer("Progressing", found.RolloutSucceeded, "the operator has not said what is rolled out")
+end
+if is("FeedbackHealthy", "False") then
+  return answer("Healthy", found.FeedbackHealthy)
 end
 return answer("Healthy", found.Ready)

@@ -49,8 +49,9 @@ class ConditionType(StrEnum):
     StableUnhealthy, NoMatchingNodes, AwaitingApproval, OutsideWindow, FeedbackHold, NotAccepted (False)."""
     ROLLOUT_SUCCEEDED = "RolloutSucceeded"
     """The revision that spec stands for is the stable one. Reasons: Promoted (True); InProgress
-    (Unknown); AnalysisFailed, NodesFailed, DeadlineExceeded, Aborted, FeedbackFailed (False: it was rolled
-    back); Pinned (False: somebody went back to another revision by hand, until spec changes)."""
+    (Unknown); AnalysisFailed, NodesFailed, DeadlineExceeded, Aborted (False: it was rolled back);
+    FeedbackFailed (False: it was taken back later, for what users said of it);
+    Pinned (False: somebody went back to another revision by hand, until spec changes)."""
 
     FEEDBACK_HEALTHY = "FeedbackHealthy"
     """Set with rules in spec.feedback: the stable revision holds them. Reasons: Healthy (True); Measuring,

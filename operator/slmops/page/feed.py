@@ -38,7 +38,11 @@ class Feed(Onlooker):
     def status_seen(self, deployment: Deployment) -> None:
         """Implements Onlooker."""
         key = DeploymentKey(deployment.namespace, deployment.name)
-        self._histories.setdefault(key, History()).take_in(deployment.status)
+        history = self._histories.get(key)
+        if history is None or history.uid != deployment.uid:
+            # Another one of that name: a stream that was cut off tells of no deletion.
+            history = self._histories[key] = History(uid=deployment.uid)
+        history.take_in(deployment.status)
         self._versions.setdefault(key, 0)
         self.changed(key)
 
@@ -75,8 +79,8 @@ class Feed(Onlooker):
         return self._histories.get(key) or History()
 
     def version_of(self, key: DeploymentKey) -> int:
-        """Version of the latest change that concerns a deployment."""
-        return self._versions.get(key, 0)
+        """Version of the latest change that concerns a deployment; else of any change."""
+        return self._versions.get(key, self.version)
 
     def changed_since(self, version: int) -> tuple[DeploymentKey, ...]:
         """Deployments that have changed after a version."""

@@ -53,6 +53,8 @@ def thin(points: list[Point], limit: int) -> list[Point]:
 class History:
     """What is remembered of one deployment."""
 
+    uid: str = ""
+    """Of the deployment."""
     rollout: tuple[str, str] = ("", "")
     """Revision and start of the rollout that the series are about."""
     series: dict[SeriesKey, list[Point]] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is plotted: canary against stable for each metric and variant, and what bounds it. Pure."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -69,4 +70,6 @@ def _bound(metric: Metric | None, stable: float | None) -> float | None:
     if metric is None or stable is None or not compares(metric):
         return None
     width = margin_of(metric).width(stable)
-    return stable - width if is_higher_better(metric) else stable + width
+    bound = stable - width if is_higher_better(metric) else stable + width
+    # What a device reports is finite, and may be too large to add to.
+    return bound if math.isfinite(bound) else None

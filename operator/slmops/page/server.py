@@ -3,7 +3,9 @@
 
 import asyncio
 import json
+import logging
 import re
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,13 +23,21 @@ HEARTBEAT_SECONDS: Final = 15.0
 MAX_STREAMS: Final = 16
 MAX_REQUESTS: Final = 64
 """In progress at the same time, streams left out."""
+MAX_CONNECTIONS: Final = 128
+"""Open at the same time. The operator needs files of its own, and a process often may have 1,024."""
+SILENT_SECONDS: Final = 15.0
+"""A connection that sends no whole request, or none after the last, for so long is closed."""
 MAX_KEYS: Final = 50
 """Deployments that an event names; of more it says that anything may have changed."""
 SEND_SECONDS: Final = 10.0
 """A client that takes no event for so long is let go."""
 _TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _NAME: Final = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
-_LOCAL: Final = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+_LOCAL: Final = re.compile(r"localhost|127\.0\.0\.1|\[::1\]")
+ANY_HOST: Final = "*"
+_MISDIRECTED: Final = (
+    "reach the fleet page as localhost, by port forwarding, or by a name of fleetPage.hosts\n"
+)
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -38,9 +48,13 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",
+    # Private: what a proxy let one user see is not kept by it for others.
+    "Cache-Control": "private, no-cache",
     "Server": "slmops",
 }
+
+
+_log = logging.getLogger("slmops.page")
 
 
 class PortTaken(Exception):
@@ -65,6 +79,7 @@ class Pace:
 
     coalesce_seconds: float = COALESCE_SECONDS
     heartbeat_seconds: float = HEARTBEAT_SECONDS
+    silent_seconds: float = SILENT_SECONDS
 
 
 class Page:
@@ -80,12 +95,14 @@ class Page:
         self._streams = 0
         self._requests = 0
         self._closing = asyncio.Event()
+        self._heard: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
         self._assets = load_assets()
 
-    def build_app(self, *, only_local: str = "") -> web.Application:
-        """The application; `only_local` is why no other Host than this machine is answered, if so."""
+    def build_app(self, *, hosts: tuple[str, ...] = ()) -> web.Application:
+        """The application. `hosts` are names that it answers to, without a port, besides this machine;
+        ANY_HOST among them lets it answer to all."""
         app = web.Application(middlewares=[self._guard], client_max_size=1)
-        app[_ONLY_LOCAL] = only_local
+        app[_HOSTS] = hosts
         router = app.router
         router.add_get("/", self._index, allow_head=False)
         router.add_get("/static/{name}", self._asset, allow_head=False)
@@ -99,6 +116,25 @@ class Page:
     async def _close(self, _: web.Application) -> None:
         self._closing.set()
 
+    def admit(self, server: web.Server) -> asyncio.BaseProtocol:
+        """The protocol of a new connection."""
+        if len(server.connections) >= MAX_CONNECTIONS:
+            return _TurnedAway()
+        protocol = server()
+
+        def drop_silent() -> None:
+            transport = protocol.transport
+            if transport is not None and transport not in self._heard:
+                transport.abort()
+
+        asyncio.get_running_loop().call_later(self._pace.silent_seconds, drop_silent)
+        return protocol
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long a connection may be idle."""
+        return self._pace.silent_seconds
+
     @web.middleware
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -110,6 +146,9 @@ class Page:
             response = web.Response(status=error.status, text=f"{error.status} {error.reason}\n")
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
+        except Exception:
+            _log.exception("the fleet page cannot answer %s", request.path)
+            response = web.Response(status=500, text="500 the operator's log says why\n")
         if not response.prepared:
             response.headers.update(_HEADERS)
         return response
@@ -117,10 +156,11 @@ class Page:
     async def _answer(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        only_local = request.app[_ONLY_LOCAL]
-        if only_local and not _LOCAL.fullmatch(request.headers.get("Host", "")):
+        if request.transport is not None:
+            self._heard.add(request.transport)
+        if not is_answered(request.headers.get("Host", ""), request.app[_HOSTS]):
             # A foreign page whose name was made to point here would read it otherwise.
-            return web.Response(status=421, text=f"{only_local}\n")
+            return web.Response(status=421, text=_MISDIRECTED)
         if self._requests >= MAX_REQUESTS:
             return web.Response(status=503, text="too many requests\n", headers={"Retry-After": "2"})
         if handler == self._events:
@@ -205,7 +245,13 @@ class Page:
         return bool(done)
 
 
-_ONLY_LOCAL: Final = web.AppKey("only_local", str)
+_HOSTS: Final = web.AppKey("hosts", tuple[str, ...])
+
+
+def is_answered(host: str, hosts: tuple[str, ...]) -> bool:
+    """Whether a Host, with or without a port, is this machine or one of `hosts`."""
+    name = re.sub(r":\d+$", "", host).lower()
+    return ANY_HOST in hosts or _LOCAL.fullmatch(name) is not None or name in hosts
 
 
 async def _send(response: web.StreamResponse, data: bytes) -> None:
@@ -246,15 +292,53 @@ def load_assets() -> Mapping[str, bytes]:
     }
 
 
-async def start_server(page: Page, *, host: str, port: int) -> web.AppRunner:
-    """The page on an address; `cleanup` of what is returned ends it. Raises PortTaken."""
+class _TurnedAway(asyncio.Protocol):
+    """One connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ends it."""
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """A page that is served."""
+
+    runner: web.AppRunner
+    listener: asyncio.Server
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        port: int = self.listener.sockets[0].getsockname()[1]
+        return port
+
+    async def cleanup(self) -> None:
+        """End it, and all connections."""
+        self.listener.close()
+        await self.runner.cleanup()
+
+
+async def start_server(page: Page, *, host: str, port: int, hosts: tuple[str, ...] = ()) -> Serving:
+    """The page on an address, `::` for all of IPv4, too; port 0 takes a free one. `hosts` as for the
+    application; none lets it answer to all, unless it listens for port forwarding alone. Raises PortTaken."""
     local = host in ("127.0.0.1", "::1")
-    why = "reach the fleet page as localhost: it listens for port forwarding alone" if local else ""
-    runner = web.AppRunner(page.build_app(only_local=why), access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        page.build_app(hosts=hosts or (() if local else (ANY_HOST,))),
+        access_log=None,
+        shutdown_timeout=1.0,
+        keepalive_timeout=page.silent_seconds,
+    )
     await runner.setup()
+    server = runner.server
+    assert server is not None
     try:
-        await web.TCPSite(runner, host, port).start()
+        # Without a host asyncio listens on each family that the machine has; on `::` alone not on IPv4.
+        listener = await asyncio.get_running_loop().create_server(
+            lambda: page.admit(server), None if host == "::" else host, port
+        )
     except OSError as error:
         await runner.cleanup()
         raise PortTaken(str(error)) from error
-    return runner
+    return Serving(runner=runner, listener=listener)

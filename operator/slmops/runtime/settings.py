@@ -51,10 +51,14 @@ class Settings:
     """0 serves no metrics."""
     health_port: int
     """0 serves no health endpoint."""
+    health_host: str
+    """Address that the health endpoint listens on: all of IPv4, or the pod's own, which may be of IPv6."""
     page_port: int
     """0 serves no fleet page."""
     page_host: str
     """Address that the fleet page listens on; the loopback one is reached by port forwarding alone."""
+    page_hosts: tuple[str, ...]
+    """Names that the fleet page answers to besides localhost, in lower case; empty: see start_server."""
     identity: str
     """Of this process among the operator's processes."""
 
@@ -144,7 +148,9 @@ def read_settings(
         ),
         metrics_port=_port("SLMOPS_METRICS_PORT", text("SLMOPS_METRICS_PORT", str(DEFAULT_METRICS_PORT))),
         health_port=_port("SLMOPS_HEALTH_PORT", text("SLMOPS_HEALTH_PORT", str(DEFAULT_HEALTH_PORT))),
+        health_host=_address("SLMOPS_HEALTH_HOST", text("SLMOPS_HEALTH_HOST", "0.0.0.0")),
         page_port=_port("SLMOPS_PAGE_PORT", text("SLMOPS_PAGE_PORT", "0")),
+        page_hosts=_names("SLMOPS_PAGE_HOSTS", text("SLMOPS_PAGE_HOSTS")),
         page_host=_address("SLMOPS_PAGE_HOST", text("SLMOPS_PAGE_HOST", DEFAULT_PAGE_HOST)),
         # In a pod the process number is always the same, so a restarted container takes its Lease
         # over at once; on a workstation it tells two operators apart.
@@ -221,6 +227,17 @@ def _hosts(name: str, value: str) -> tuple[str, ...]:
             raise SettingsError(
                 f"{name}: {host!r} must be a host such as models.example.com, *.example.com or 192.0.2.10, "
                 "with :port if only that port is meant (chart value allowedSourceHosts)"
+            )
+    return hosts
+
+
+def _names(name: str, value: str) -> tuple[str, ...]:
+    hosts = tuple(host.lower() for host in _list(value))
+    for host in hosts:
+        if not is_host_entry(host) or "*" in host or re.search(r":\d+$", host):
+            raise SettingsError(
+                f"{name}: {host!r} must be a host such as fleet.example.com or 192.0.2.10, without a port "
+                "(chart value fleetPage.hosts)"
             )
     return hosts
 

@@ -30,6 +30,7 @@ from tests.unit.planning.fleet_spec import spec_body
 from tests.unit.planning.model_sim import GOOD, ModelSim
 from tests.unit.planning.model_sim import spec_body as model_body
 from tests.unit.planning.replica_sim import ReplicaSim, replica_spec
+from tests.unit.planning.test_feedback import judge, upgraded
 
 Body = dict[str, Any]
 Triple = tuple[str, str, str]
@@ -111,8 +112,9 @@ EXPECTED: Final = table("""
     RolloutSucceeded Unknown InProgress: Progressing
     FeedbackHealthy True Healthy: Healthy
     FeedbackHealthy Unknown Measuring Pending NoData Inconclusive ProviderError NotServing: Healthy
-    FeedbackHealthy False RuleViolated FeedbackHold RollbackBlocked: Degraded
-    FeedbackHealthy False RollingBack: Healthy
+    FeedbackHealthy False RuleViolated: Healthy
+    FeedbackHealthy False FeedbackHold RollbackBlocked: Degraded
+    FeedbackHealthy False RollingBack: Progressing
 """)
 """What each condition means when the others are as in STILL."""
 UNSURE: Final = {("ModelResolved", "Unknown", "Resolving"), ("SignatureVerified", "Unknown", "Verifying")}
@@ -363,6 +365,51 @@ def test_a_source_that_does_not_answer_is_degraded_and_heals() -> None:
     assert seen[-1] == HEALTHY
 
 
+def test_a_revision_that_users_judged_badly_is_degraded_until_git_goes_back() -> None:
+    sim = upgraded("RollBack")
+    seen = watched(sim)
+    judge(sim, "v2", 0.3)
+    assert sim.run_until(lambda: bool(sim.status.failed_revisions))
+    sim.settle()
+    assert seen == [HEALTHY, PROGRESSING, DEGRADED]
+    sim.set_version("v1")
+    sim.settle()
+    assert seen[-1] == HEALTHY
+
+
+def test_a_rule_that_stops_rollouts_is_degraded_and_one_that_only_tells_is_not() -> None:
+    for action, health in {"Hold": DEGRADED, "Notify": HEALTHY}.items():
+        sim = upgraded(action)
+        seen = watched(sim)
+        judge(sim, "v2", 0.3)
+        assert sim.run_until(lambda sim=sim: sim.condition("FeedbackHealthy")[0] == "False")  # type: ignore[misc]
+        sim.run(600)
+        assert seen[-1] == health
+        sim.set_version("v3")
+        sim.run(3600)
+        assert seen[-1] == health
+        judge(sim, "v2", 0.9)
+        sim.run(3600)
+        assert seen[-1] == HEALTHY
+
+
+def test_nodes_at_sites_that_are_not_allowed_are_not_waited_for() -> None:
+    sim = FleetSim(spec_body() | {"privacy": {"allowedSites": ["paris"]}})
+    for name in ("paris", "berlin"):
+        sim.add_node(name, labels={"site": name})
+    seen: list[str] = []
+    sim.run(10)
+    for _ in range(100):
+        body = {
+            "metadata": {"generation": sim.generation},
+            "spec": sim.spec_body,
+            "status": sim.status.to_body(),
+        }
+        seen.append(run_script("SLMDeployment", body)[0])
+        sim.run(10)
+    assert seen[-1] == HEALTHY and DEGRADED not in seen
+
+
 def test_a_deployment_scaled_to_zero_is_healthy_from_the_first_revision_on() -> None:
     sim = ReplicaSim(replica_spec(replicas=0))
     sim.add_node("n0")
@@ -437,7 +484,7 @@ def test_a_model_whose_source_does_not_answer_is_degraded() -> None:
 
 MODEL_EXPECTED: Final = table("""
     Accepted True Accepted: Healthy
-    Accepted False InvalidSpec FilePathNotAllowed OptimizerImageMissing SourceHostNotAllowed: Degraded
+    Accepted False InvalidSpec FilePathNotAllowed SourceHostNotAllowed OptimizerImageMissing: Degraded
     SourceResolved True Resolved: Healthy
     SourceResolved Unknown Resolving: Progressing
     SourceResolved False DatasetUnfit SourceUnavailable AccessDenied RateLimited IntegrityMismatch: Degraded

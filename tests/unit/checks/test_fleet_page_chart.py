@@ -68,8 +68,14 @@ def test_a_service_admits_nobody_that_is_not_named() -> None:
     assert service["spec"]["ports"] == [{"name": "http", "port": 8088, "targetPort": "page"}]
     assert service["spec"]["selector"].items() <= OPERATOR.labels.items()
     assert {"name": "page", "containerPort": PORT} in container(bodies)["ports"]
-    assert environment(bodies)["SLMOPS_PAGE_HOST"] == "0.0.0.0"
+    assert environment(bodies)["SLMOPS_PAGE_HOST"] == "::", "IPv4 and IPv6"
     assert not reaches(PROXY, bodies)
+
+
+def test_the_names_that_it_answers_to_are_handed_on() -> None:
+    bodies = rendered(service={"enabled": True}, hosts=["fleet.example.com", "[fd00::1]"])
+    assert environment(bodies)["SLMOPS_PAGE_HOSTS"] == "fleet.example.com,[fd00::1]"
+    assert "SLMOPS_PAGE_HOSTS" not in environment(rendered())
 
 
 def test_a_service_admits_who_is_named() -> None:

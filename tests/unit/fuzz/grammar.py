@@ -73,8 +73,10 @@ def _objects(schema: Mapping[str, Any], depth: int) -> st.SearchStrategy[Any]:
 def _strings(schema: Mapping[str, Any]) -> st.SearchStrategy[str]:
     low, high = schema.get("minLength", 0), schema.get("maxLength", 40)
     if "pattern" in schema:
-        # Python's $ also fits before a line break; among others in brackets it is a character.
-        drawn = st.from_regex(re.sub(r"\$(?=$|\||\))", r"\\Z", schema["pattern"]))
+        # A dollar in a class or behind a backslash stands for itself.
+        drawn = st.from_regex(
+            re.sub(r"(\[(?:\\.|[^]\\])*\]|\\.)|\$", lambda m: m[1] or r"\Z", schema["pattern"])
+        )
         return drawn.filter(lambda found: low <= len(found) <= high)
     fitting = [odd for odd in ODD_TEXT if low <= len(odd) <= high]
     free = st.text(st.characters(exclude_categories=["Cs"]), min_size=low, max_size=min(high, max(low, 20)))

@@ -21,7 +21,7 @@ Body = dict[str, Any]
 SITE: Final = "topology.kubernetes.io/zone"
 START: Final = 1_700_000_000.0
 VARIANT_NAME: Final = "int4"
-TEMPLATE: Final = {"metadata": {"labels": {ROLE: "serve"}}, "spec": {"containers": []}}
+TEMPLATE: Final = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": []}}
 
 
 def at(seconds: float) -> str:
@@ -143,7 +143,9 @@ class KitFleet:
             },
         )
 
-    def deployment(self, key: DeploymentKey, status: Body, *, spec: Body | None = None) -> None:
+    def deployment(
+        self, key: DeploymentKey, status: Body, *, spec: Body | None = None, uid: str = ""
+    ) -> None:
         """An SLMDeployment."""
         body = {
             "apiVersion": API_VERSION,
@@ -151,7 +153,7 @@ class KitFleet:
             "metadata": {
                 "name": key.name,
                 "namespace": key.namespace,
-                "uid": f"uid-{key.name}",
+                "uid": uid or f"uid-{key.name}",
                 "generation": 1,
                 "resourceVersion": self._next(),
                 "finalizers": ["slmops.dev/cleanup"],

@@ -59,6 +59,13 @@ def test_who_is_gone_is_forgotten_and_stays_so() -> None:
     assert fleet.feed.history(KEY).series == {}
 
 
+def test_another_deployment_of_the_same_name_begins_anew() -> None:
+    fleet = KitFleet()
+    fleet.deployment(KEY, rolling_status())
+    fleet.deployment(KEY, {}, uid="another")
+    assert fleet.feed.history(KEY).series == {}
+
+
 def test_waiters_are_told_until_they_leave() -> None:
     fleet = fleet_of_two()
     with fleet.feed.waiting() as event:

@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from slmops.page.cache import MAX_DOCUMENTS, Documents
 from slmops.page.server import (
+    ANY_HOST,
     MAX_KEYS,
     MAX_REQUESTS,
     MAX_STREAMS,
@@ -63,14 +64,14 @@ class Served:
 
 
 @asynccontextmanager
-async def served(*, only_local: str = "", pace: Pace | None = None) -> AsyncIterator[Served]:
+async def served(*, hosts: tuple[str, ...] = (ANY_HOST,), pace: Pace | None = None) -> AsyncIterator[Served]:
     fleet = KitFleet()
     fleet.node("n0", site="a")
     fleet.deployment(KEY, settled_status())
     source = CountingSource(fleet)
     quick = pace or Pace(coalesce_seconds=0, heartbeat_seconds=60)
     page = Page(source, fleet.feed, documents=Documents(rest_factor=0), pace=quick)
-    async with TestClient(TestServer(page.build_app(only_local=only_local))) as client:
+    async with TestClient(TestServer(page.build_app(hosts=hosts))) as client:
         yield Served(fleet, source, client)
 
 
@@ -169,7 +170,7 @@ async def test_what_is_not_there_is_not_found(path: str) -> None:
 
 
 async def test_for_port_forwarding_alone_no_other_host_is_answered() -> None:
-    async with served(only_local="as localhost only") as page:
+    async with served(hosts=()) as page:
         for host, status in (
             ("localhost:9", 200),
             ("127.0.0.1", 200),
@@ -180,6 +181,21 @@ async def test_for_port_forwarding_alone_no_other_host_is_answered() -> None:
                 assert answer.status == status, host
         async with page.client.get("/", headers={"Host": "localhost.evil.example"}) as answer:
             assert answer.status == 421
+
+
+async def test_behind_a_service_names_may_be_given_that_alone_are_answered() -> None:
+    async with served(hosts=("fleet.example.com", "[fd00::1]")) as page:
+        for host, status in (
+            ("fleet.example.com", 200),
+            ("Fleet.Example.com:443", 200),
+            ("[fd00::1]:8080", 200),
+            ("localhost:8080", 200),
+            ("evil.example", 421),
+            ("fleet.example.com.evil.example", 421),
+            ("10.0.0.7:30080", 421),
+        ):
+            async with page.client.get("/api/events", headers={"Host": host}) as answer:
+                assert answer.status == status, host
 
 
 async def next_event(stream: aiohttp.ClientResponse) -> dict[str, Any]:
@@ -254,7 +270,7 @@ async def test_requests_in_progress_are_bounded() -> None:
     documents.get = wait  # type: ignore[method-assign]
     page = Page(fleet.source, fleet.feed, documents=documents)
     connector = aiohttp.TCPConnector(limit=0)
-    async with TestClient(TestServer(page.build_app()), connector=connector) as client:
+    async with TestClient(TestServer(page.build_app(hosts=(ANY_HOST,))), connector=connector) as client:
         waiting = [asyncio.ensure_future(client.get("/api/deployments/ns/x")) for _ in range(MAX_REQUESTS)]
         async with asyncio.timeout(5):
             while True:
@@ -285,6 +301,36 @@ async def test_a_port_that_is_taken_is_said() -> None:
         other = Page(page.fleet.source, page.fleet.feed)
         with pytest.raises(PortTaken, match="address already in use"):
             await start_server(other, host="127.0.0.1", port=port)
+
+
+async def test_a_deployment_that_is_gone_is_not_shown_from_memory() -> None:
+    async with served() as page:
+        await page.json("/api/deployments/ns/orders")
+        page.fleet.world.forget_deployment(KEY)
+        async with page.client.get("/api/deployments/ns/orders") as answer:
+            assert answer.status == 404
+
+
+async def test_what_nobody_foresaw_tells_no_more_than_that_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with served() as page:
+
+        def stumble() -> Callable[[], bytes]:
+            raise RuntimeError("secret")
+
+        page.source.take_overview = stumble  # type: ignore[method-assign]
+        async with page.client.get("/api/fleet") as answer:
+            assert answer.status == 500
+            assert "secret" not in await answer.text()
+            assert answer.headers["Server"] == "slmops"
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "secret" in caplog.text
+
+
+async def test_a_proxy_keeps_for_nobody_what_it_let_one_user_see() -> None:
+    async with served() as page, page.client.get("/api/fleet") as answer:
+        assert answer.headers["Cache-Control"] == "private, no-cache"
 
 
 async def test_documents_kept_are_bounded() -> None:

@@ -25,6 +25,7 @@ def test_defaults() -> None:
     assert (found.prometheus_credentials_dir, found.prometheus_tenant) == ("", "")
     assert found.planner.allowed_prometheus_urls == ()
     assert (found.metrics_port, found.health_port) == (9090, 8081)
+    assert found.health_host == "0.0.0.0"
     assert found.planner.store_agent_port == 8491
     assert found.planner.store_agent_path == "/var/lib/slmops"
     assert (found.log_format, found.log_level) == ("json", logging.INFO)
@@ -47,6 +48,7 @@ def test_everything_set(tmp_path: Path) -> None:
             "SLMOPS_LOG_LEVEL": "debug",
             "SLMOPS_METRICS_PORT": "0",
             "SLMOPS_HEALTH_PORT": "1234",
+            "SLMOPS_PAGE_HOSTS": "Fleet.example.com, [fd00::1]",
             "SLMOPS_NODE_SETTLE_SECONDS": "0",
             "SLMOPS_STORE_AGENT_PORT": "0",
             "SLMOPS_STORE_AGENT_PATH": "/data/models",
@@ -54,6 +56,7 @@ def test_everything_set(tmp_path: Path) -> None:
     )
     assert found.watch_namespaces == ("a", "b")
     assert found.prometheus_credentials_dir == str(tmp_path)
+    assert found.page_hosts == ("fleet.example.com", "[fd00::1]")
     assert found.prometheus_tenant == "edge|lab"
     assert found.planner.allowed_prometheus_urls == ("https://metrics.example/team-a", "http://prom:9090")
     assert found.planner.runtime_pull_policy == "Always"
@@ -69,6 +72,9 @@ def test_everything_set(tmp_path: Path) -> None:
     [
         ("SLMOPS_RUNTIME_IMAGE", "", "name the inference server's image"),
         ("SLMOPS_PROMETHEUS_URL", "prometheus:9090", "such as http://"),
+        ("SLMOPS_PAGE_HOSTS", "fleet.example.com:443", "without a port"),
+        ("SLMOPS_PAGE_HOSTS", "*.example.com", "such as fleet.example.com"),
+        ("SLMOPS_HEALTH_HOST", "localhost", "must be an IP address"),
         ("SLMOPS_PROMETHEUS_URL", "http://p/?x=1", "without a query"),
         ("SLMOPS_PROMETHEUS_URL", "http://u:top-secret@p", "belong into a Secret"),
         ("SLMOPS_PROMETHEUS_CREDENTIALS_DIR", "/nowhere", "mount the Secret there"),

@@ -134,6 +134,13 @@ def test_probes_answer_while_the_model_loads(orders_dir: Path, tmp_path: Path) -
         server.wait_ready()
 
 
+def test_without_a_host_it_listens_on_both_families(orders_dir: Path, tmp_path: Path) -> None:
+    with ServerProcess(orders_dir, tmp_path, "--host", "") as server:
+        server.wait_listening()
+        for host in ("127.0.0.1", "[::1]"):
+            assert httpx.get(f"http://{host}:{server.port}/healthz", trust_env=False).status_code == 200
+
+
 def test_a_load_does_not_hold_up_the_end(orders_dir: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(orders_dir, model)

@@ -10,6 +10,7 @@ const main = document.getElementById("view");
 const live = document.getElementById("live");
 const banner = document.getElementById("banner");
 const RETRY_MS = 3000;
+const PATIENCE_MS = 30000;
 let shown = null; // what the drawing was made of: {route, document}
 let busy = false;
 let again = false;
@@ -41,7 +42,7 @@ function tell(state, text) {
 
 async function load(where) {
   const path = where ? `api/deployments/${encodeURIComponent(where.namespace)}/${encodeURIComponent(where.name)}` : "api/fleet";
-  const answer = await fetch(path, { credentials: "omit" });
+  const answer = await fetch(path, { credentials: "omit", signal: AbortSignal.timeout(PATIENCE_MS) });
   if (where && answer.status === 404) return null;
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
   return answer.json();
@@ -149,9 +150,16 @@ main.addEventListener("input", (event) => {
   draw();
 });
 
+// The hash says which deployment is looked at, so this link must not change it.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+
 window.addEventListener("hashchange", () => {
   view.site = null;
   main.replaceChildren();
+  main.focus({ preventScroll: true });
   window.scrollTo(0, 0);
   refresh();
 });
