@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spec.privacy`: at which sites the model may run, and whom its pods may speak with."""
 
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -81,6 +82,11 @@ class Privacy(ApiModel):
         "operator's default (chart value privacy.clients).",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
+
+    @cached_property
+    def site_set(self) -> frozenset[str]:
+        """`allowed_sites` to look things up in; empty when unset."""
+        return frozenset(self.allowed_sites or ())
 
 
 def privacy_rules() -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ may be a Service's opens all ports of the pods in its namespace, too.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, ip_address, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
 from slmops.api import SLMDeploymentSpec
@@ -37,6 +38,7 @@ _LINK_LOCAL: Final = ("169.254.0.0/16", "fe80::/10", "64:ff9b::a9fe:0/112")
 """The last is the first behind NAT64."""
 _METADATA: Final = ("100.100.100.200/32", "192.0.0.192/32", "fd00:ec2::254/128", "fd20:ce::254/128")
 """Metadata services outside the link-local ranges: Alibaba, Oracle, AWS and Google over IPv6."""
+_FORBIDDEN: Final = tuple(ip_network(cidr) for cidr in (*_LINK_LOCAL, *_METADATA))
 _NAMESPACE: Final = "kubernetes.io/metadata.name"
 _HTTPS: Final = 443
 MAX_NODE_NETWORKS: Final = 64
@@ -253,7 +255,7 @@ def is_forbidden(address: str) -> bool:
     found = ip_address(address)
     mapped = getattr(found, "ipv4_mapped", None)
     found = mapped if mapped is not None else found
-    return found.is_loopback or any(found in ip_network(cidr) for cidr in (*_LINK_LOCAL, *_METADATA))
+    return found.is_loopback or any(found in network for network in _FORBIDDEN)
 
 
 def _node_networks(nodes: Iterable[NodeView]) -> list[Body]:
@@ -261,19 +263,23 @@ def _node_networks(nodes: Iterable[NodeView]) -> list[Body]:
 
     Networks, or each node that joins would have the policy written anew.
     """
-    found = set()
-    for node in nodes:
-        try:
-            address = ip_address(node.address)
-        except ValueError:
-            continue
-        if not is_forbidden(node.address):
-            length = 24 if isinstance(address, IPv4Address) else 64
-            found.add(ip_network(f"{address}/{length}", strict=False))
+    found = {network for node in nodes if (network := _network_of(node.address)) is not None}
     if len(found) > MAX_NODE_NETWORKS:
         return _anywhere()
     ordered = sorted(found, key=lambda network: (network.version, int(network.network_address)))
     return [{"ipBlock": {"cidr": str(network)}} for network in ordered]
+
+
+@lru_cache(maxsize=1 << 14)
+def _network_of(address: str) -> IPv4Network | IPv6Network | None:
+    """What is opened for a node of this address. Kept: every look asks it of every node."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return None
+    if is_forbidden(address):
+        return None
+    return ip_network(f"{address}/{24 if isinstance(parsed, IPv4Address) else 64}", strict=False)
 
 
 def digest_of(body: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from e2e.checks.network_policy import Connection, Endpoint, is_allowed
 from slmops.api import SLMDeploymentSpec
 from slmops.model.config import NetworkConfig, OperatorConfig
 from slmops.model.observed import NodeView
+from slmops.planning import network
 from slmops.planning.names import Names
 from slmops.planning.network import CONTENT, MAX_NODE_NETWORKS, build_policies, is_forbidden
 from slmops.planning.revision import Revision, RevisionVariant
@@ -306,3 +307,12 @@ def test_equal_rules_have_an_equal_hash_whatever_the_order() -> None:
     assert [p["metadata"]["annotations"][CONTENT] for p in other] != [
         p["metadata"]["annotations"][CONTENT] for p in first
     ]
+
+
+def test_a_look_at_many_nodes_parses_no_network_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look asks for every node: what is forbidden is worked out once, each address once."""
+    nodes = [NodeView(name=f"n{i}", labels={}, ready=True, address=f"10.9.0.{i}") for i in range(200)]
+    first = network._node_networks(nodes)
+    assert first == [{"ipBlock": {"cidr": "10.9.0.0/24"}}]
+    monkeypatch.setattr(network, "ip_network", pytest.fail)
+    assert network._node_networks(nodes) == first
