@@ -288,6 +288,7 @@ class Cluster:
             pod.phase = "Ready"
         elif pod.phase == "Fetching" and (error := self._fetch_error(pod, node, behaviour)) is not None:
             pod.termination = Termination(reason=error, message="the source said no")
+            pod.reason = "Error"  # the latest end counts, whatever the server died of before
             pod.restarts += 1
             pod.phase_at += max(CRASH_SECONDS, node.fetch_seconds) * 2 ** min(pod.restarts, 6)
         elif pod.phase == "Fetching":
