@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -249,6 +250,9 @@ def test_what_sources_name_by_address_is_reached_unless_it_is_forbidden(urls: li
         host, _, port = url.split("/")[2].rpartition(":")
         address = host.strip("[]")
         if address[0].isdigit() or ":" in address:
+            # An IPv4 address in IPv6 clothes leaves the pod as IPv4; no policy ever sees the other form.
+            parsed = ip_address(address)
+            address = str((parsed.version == 6 and parsed.ipv4_mapped) or parsed)
             reached = go(rules, PREFETCH, Endpoint(address=address), int(port))
             assert reached is not is_forbidden(address), url
 

@@ -177,12 +177,13 @@ def build_revision(number: int, revision: str, version: str, *, uid: str = "uid-
     manifest = Manifest(files=(ManifestFile(path="model.onnx", size=10 * number, sha256=f"{number:064x}"),))
     variables = {"SLM_REVISION": revision, "SLM_MODEL_VERSION": version}
     template = {
+        "metadata": {"labels": {labels.DEPLOYMENT: "orders", labels.REVISION: revision}},
         "spec": {
             "containers": [
                 {"name": "server", "env": [{"name": key, "value": value} for key, value in variables.items()]}
             ],
             "volumes": [{"name": "manifest", "configMap": {"name": f"orders-{revision}-int4"}}],
-        }
+        },
     }
     return {
         "metadata": {
