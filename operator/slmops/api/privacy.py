@@ -66,8 +66,8 @@ class Privacy(ApiModel):
     network_policy: NetworkPolicyMode | None = Field(
         default=None,
         description="Managed: the operator keeps NetworkPolicies for the pods of this SLMDeployment, which "
-        "hold where the network plugin enforces them. None: it keeps none. Unset takes the operator's "
-        "default (chart value privacy.networkPolicy).",
+        "hold where the network plugin enforces them. None: it keeps none. Unset is Managed with clients or "
+        "egress: Denied, else the operator's default (chart value privacy.networkPolicy).",
     )
     egress: Literal["Sources", "Denied"] = Field(
         default="Sources",

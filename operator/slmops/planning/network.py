@@ -46,8 +46,15 @@ MAX_NODE_NETWORKS: Final = 64
 
 
 def is_managed(spec: SLMDeploymentSpec, config: NetworkConfig) -> bool:
-    """Whether the operator keeps policies for this deployment."""
-    return (spec.privacy.network_policy or config.default_mode) == "Managed"
+    """Whether the operator keeps policies for this deployment.
+
+    Who says what only policies can give gets them, whatever the administrator's default: a promise that spec
+    makes is kept or refused, and never dropped.
+    """
+    privacy = spec.privacy
+    needs_them = privacy.egress == "Denied" or privacy.clients is not None
+    default = "Managed" if needs_them else config.default_mode
+    return (privacy.network_policy or default) == "Managed"
 
 
 def policy_names(names: Names, spec: SLMDeploymentSpec, config: OperatorConfig) -> frozenset[str]:
