@@ -283,6 +283,25 @@ def test_queries_are_checked(metric: dict[str, str], cure: str) -> None:
     assert not any(name.startswith("feedback/") for name in asked)
 
 
+@pytest.mark.parametrize("where", ["spec.feedback.rules[0].metric", "spec.rollout.analysis.metrics[0]"])
+def test_a_rate_of_refusals_needs_phrases_that_tell_one(where: str) -> None:
+    """Servers without phrases have no such series: the rule would be without data for ever."""
+    refusals = {"preset": "RefusalRate"}
+    phrases = {"refusalPhrases": ["I cannot help"]}
+    sim = installed()
+    if where.startswith("spec.feedback"):
+        sim.edit(feedback=policy("Notify", metric=refusals, max="0.2", min=None))
+    else:
+        sim.edit(rollout={"analysis": {"metrics": [{"name": "refusals", "max": "0.2"} | refusals]}})
+    sim.run(60)
+    assert sim.condition("Accepted") == ("False", "InvalidQuery")
+    accepted = next(c.message for c in sim.status.conditions if c.type == "Accepted")
+    assert accepted.startswith(f"{where}.preset: RefusalRate needs spec.feedback.refusalPhrases")
+    sim.edit(feedback=phrases)
+    sim.run(60)
+    assert sim.condition("Accepted") == ("True", "Accepted")
+
+
 SIGNALS = [f"{version} {how}" for version in ("v1", "v2", "v3") for how in ("bad", "good")]
 OTHERS = ["silent", "outage", "over", "next", "restart", "pause", "resume", "crash v1", "heal v1", "kill"]
 EVENTS = st.lists(st.sampled_from([*SIGNALS, *OTHERS]), min_size=1, max_size=12)
