@@ -165,6 +165,30 @@ def test_a_hold_stops_a_rollout_in_the_middle_and_lets_it_go_on() -> None:
     assert sim.version == "v3"
 
 
+def test_a_rollout_that_breaks_while_it_is_held_is_taken_back() -> None:
+    """Nobody knows how long a rule stays broken; the nodes serve nothing meanwhile."""
+    sim = upgraded("Hold")
+    judge(sim, "v2", 0.3)
+    sim.run(120)
+    sim.edit(rollout={"soak": "10m"})
+    sim.set_version("v3")
+    reach(sim, "Soaking")
+    assert sim.run_until(lambda: sim.condition("Progressing")[1] == "FeedbackHold"), sim.explain()
+    sim.cluster.behaviour("v3").crashes = True
+    for pod in sim.cluster.pods:
+        if pod.version == "v3":
+            pod.phase, pod.phase_at = "Starting", sim.now
+    sim.run(600)
+    assert set(sim.versions().values()) == {"v2"} and failed(sim) == [("v3", "NodesFailed")]
+    assert sim.condition("FeedbackHealthy") == ("False", "FeedbackHold")
+    sim.set_version("v4")
+    sim.run(600)
+    assert set(sim.versions().values()) == {"v2"} and sim.condition("Progressing") == (
+        "False",
+        "FeedbackHold",
+    )
+
+
 def test_rollouts_under_way_and_pauses_come_first() -> None:
     sim = upgraded("RollBack")
     judge(sim, "v2", 0.3)
