@@ -34,6 +34,8 @@ from slmwire.paths import HTTP_PORT
 Body = dict[str, Any]
 CONTENT: Final = "slmops.dev/content"
 """Annotation: hash of the spec that we wrote."""
+MISSING: Final = "missing"
+"""Why a policy is written that is not there."""
 _LINK_LOCAL: Final = ("169.254.0.0/16", "fe80::/10", "64:ff9b::a9fe:0/112")
 """The last is the first behind NAT64."""
 _METADATA: Final = ("100.100.100.200/32", "192.0.0.192/32", "fd00:ec2::254/128", "fd20:ce::254/128")
@@ -88,7 +90,7 @@ def apply_policies(
         name, content = body["metadata"]["name"], body["metadata"]["annotations"][CONTENT]
         view = present.get(name)
         if view is None:
-            why = "missing"
+            why = MISSING
         elif view.digest != content:
             why = "clients, sources or nodes changed"
         elif view.drifted:
