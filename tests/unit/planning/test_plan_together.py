@@ -48,6 +48,16 @@ class TogetherMachine(PrivacyMachine):
         version = self.versions[index % len(self.versions)]
         self.sim.cluster.behaviours[version].judged = judged
 
+    @rule(action=st.sampled_from(["Hold", "RollBack", "RollBack"]), seconds=st.sampled_from([200, 320, 900]))
+    def disappoint(self, action: str, seconds: float) -> None:
+        """A version that was good once, and users turn away from it."""
+        self.new_version("good")
+        self.sim.run(1500)
+        self.sim.edit(feedback=feedback(action))
+        if self.sim.version:
+            self.sim.cluster.behaviour(self.sim.version).judged = 0.1
+        self.sim.run(seconds)
+
     def teardown(self) -> None:
         if hasattr(self, "sim"):
             self.sim.edit(overrides=None, feedback=None)
