@@ -60,7 +60,8 @@ class Privacy(ApiModel):
         default=None,
         description="Data residency: a node must have one of these values of placement.siteLabel. Other "
         "nodes, and those without the label, get no pod and are reported as SiteNotAllowed; one that comes "
-        "to such a site loses its pod at once, also while the rollout is paused. Unset allows all sites.",
+        "to such a site loses its pod at once, also while the rollout is paused; with placement.mode "
+        "Replicas it keeps the pods that it has until they are deleted. Unset allows all sites.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     network_policy: NetworkPolicyMode | None = Field(
