@@ -31,6 +31,7 @@ from slmops.planning.objects import (
     revisions_to_keep,
 )
 from slmops.planning.operations import Standing
+from slmops.planning.overrides import say_unknown_profiles
 from slmops.planning.placement import cause_of, find_wishes, place_nodes
 from slmops.planning.places import Places, say_fetch_closed
 from slmops.planning.pod_metrics import pod_readings
@@ -140,7 +141,7 @@ def _plan_accepted(
         finding,
         target=target,
         placement=placement,
-        note=shared.note,
+        note="; ".join(filter(None, (shared.note, say_unknown_profiles(spec.overrides, observed.profiles)))),
         rules=rules,
         now=now,
     ).model_copy(
