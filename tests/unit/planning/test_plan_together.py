@@ -4,10 +4,13 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from tests.unit.planning.fleet_checks import watch
+from tests.unit.planning.profile_kit import GIB, ProfileSim, body_of, variant
 from tests.unit.planning.test_plan_privacy import PrivacyMachine
 from tests.unit.planning.test_plan_stateful import indices
 
@@ -73,3 +76,40 @@ TogetherMachine.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestTogether = TogetherMachine.TestCase
+
+
+def turned_away() -> ProfileSim:
+    """A fleet that reaches nothing and has overrides, v2 in the place of v1, and users who turn away."""
+    sim = ProfileSim(
+        body_of(
+            variant("int4", "800Mi"),
+            overrides=OVERRIDES[1],
+            privacy={"egress": "Denied", "allowedSites": ["lab", "shop"]},
+            feedback=feedback("RollBack"),
+        )
+    )
+    watch(sim, replan_every=0)
+    for index, site in enumerate(("lab", "shop", "shop", "abroad")):
+        sim.add_node(f"n{index}", labels={"site": site}, memory_bytes=(4 if index % 2 else 2) * GIB)
+    sim.settle()
+    changed = [variant("int4", "800Mi", version="v2")]
+    sim.edit(model={"name": "orders", "version": "v2"}, variants=changed, overrides=OVERRIDES[3])
+    sim.settle()
+    assert sim.version == "v2" and set(sim.versions().values()) == {"v2", ""}, sim.explain()
+    sim.cluster.behaviour("v2").judged = 0.1
+    sim.run(150)
+    return sim
+
+
+@pytest.mark.parametrize("kill_after", range(0, 60, 9))
+def test_the_way_back_to_other_overrides_is_found_whenever_the_operator_dies(kill_after: int) -> None:
+    """The revision before has variants of other names; nodes hold its model and reach nothing else."""
+    sim = turned_away()
+    second = sim.status.stable_revision
+    sim.kill_at = sim.writes + kill_after
+    sim.run(3600)
+    assert sim.kills == 1
+    assert sim.variants() == {"n0": "int4-lab", "n1": "int4", "n2": "int4", "n3": ""}
+    assert set(sim.versions().values()) == {"v1", ""} and sim.version == "v1"
+    assert [(f.revision, f.reason) for f in sim.status.failed_revisions] == [(second, "FeedbackFailed")]
+    assert sim.status.pinned is None and sim.step == "Completed"
