@@ -30,9 +30,11 @@ def _find_uncounted(spec: SLMDeploymentSpec) -> Finding | None:
     if spec.feedback is not None and spec.feedback.refusal_phrases:
         return None
     rules = spec.feedback.rules if spec.feedback is not None else []
-    presets = [(f"spec.feedback.rules[{i}].metric", rule.metric.preset) for i, rule in enumerate(rules)]
     metrics = spec.rollout.analysis.metrics
-    presets += [(f"spec.rollout.analysis.metrics[{i}]", metric.preset) for i, metric in enumerate(metrics)]
+    presets: list[tuple[str, str | None]] = [
+        *((f"spec.feedback.rules[{i}].metric", rule.metric.preset) for i, rule in enumerate(rules)),
+        *((f"spec.rollout.analysis.metrics[{i}]", metric.preset) for i, metric in enumerate(metrics)),
+    ]
     for where, preset in presets:
         if preset == "RefusalRate":
             message = (
