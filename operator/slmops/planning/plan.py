@@ -112,7 +112,9 @@ def _plan_accepted(
     names = Names(deployment.namespace, deployment.name)
     resolution = _resolve(observed, working, stored)
     standing, operations = heed_annotations(observed, spec, resolution.revision, frozenset(stored), now)
-    standing, rules = feedback.heed_feedback(observed, spec, standing, now=now)
+    standing, rules = feedback.heed_feedback(
+        observed, spec, standing, stored=stored, resolution=resolution, now=now
+    )
     spec, target = feedback.in_rollback(spec, rules), standing.target
     revisions, new_revision = with_target(names, spec, observed, resolution, stored, target, standing.stable)
     if memory is not None:

@@ -11,6 +11,7 @@ from slmops.model.observed import OwnedKind
 from tests.unit.planning.fleet_cluster import Behaviour
 from tests.unit.planning.fleet_sim import FleetSim
 from tests.unit.planning.fleet_situations import installed, reach
+from tests.unit.planning.profile_kit import ProfileSim, body_of, profile, variant
 
 SCORE: dict[str, Any] = {
     "name": "score",
@@ -187,6 +188,46 @@ def test_a_rollout_that_breaks_while_it_is_held_is_taken_back() -> None:
         "False",
         "FeedbackHold",
     )
+
+
+def classed() -> ProfileSim:
+    """A fleet of one class of devices on which v2 took the place of v1, and users turn away from it."""
+    spec = body_of(variant("int4", "800Mi"), feedback=policy("RollBack"))
+    sim = ProfileSim(spec)
+    sim.profiles = (profile("pi"),)
+    for index in range(4):
+        sim.add_node(f"n{index}", labels={"device": "pi"})
+    sim.settle()
+    changed = [variant("int4", "800Mi", version="v2")]
+    sim.edit(model={"name": "orders", "version": "v2"}, variants=changed)
+    sim.settle()
+    judge(sim, "v2", 0.3)
+    assert sim.run_until(lambda: sim.condition("FeedbackHealthy")[1] == "RollingBack")
+    return sim
+
+
+@pytest.mark.parametrize("seconds", [3, 3600])
+def test_a_changed_profile_is_no_change_of_mind(seconds: float) -> None:
+    """The same files become another revision while the fleet goes back, or afterwards."""
+    sim = classed()
+    sim.run(seconds)
+    sim.profiles = (profile("pi", runtime={"slots": 2}),)
+    sim.run(3600)
+    assert sim.version == "v1" and set(sim.versions().values()) == {"v1"}, sim.explain()
+    assert all(len(given) <= 3 for given in sim.history.values()), "v1, v2, v1"
+    assert sim.status.pinned is None and sim.condition("RolloutSucceeded") == ("False", "FeedbackFailed")
+    sim.retry()
+    sim.settle()
+    assert sim.version == "v2", "who wants it again, gets it"
+
+
+def test_a_changed_spec_is_tried_with_the_same_files() -> None:
+    sim = classed()
+    sim.run(3600)
+    judge(sim, "v2", 0.9)
+    sim.edit(runtime={"slots": 3})
+    sim.settle()
+    assert sim.version == "v2"
 
 
 def test_rollouts_under_way_and_pauses_come_first() -> None:
