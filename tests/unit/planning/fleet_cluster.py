@@ -63,6 +63,8 @@ class SimNode:
     fetch_seconds: float = 5.0
     cache: set[str] = field(default_factory=set)
     deleting: bool = False
+    address: str = ""
+    """Empty: some text that is no address."""
 
     def view(self) -> NodeView:
         return NodeView(
@@ -72,7 +74,7 @@ class SimNode:
             ready_since=self.ready_since,
             allocatable_memory_bytes=self.memory_bytes,
             deleting=self.deleting,
-            address=f"address-of-{self.name}",
+            address=self.address or f"address-of-{self.name}",
         )
 
 
