@@ -14,7 +14,7 @@ may be a Service's opens all ports of the pods in its namespace, too.
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
 from slmops.api import SLMDeploymentSpec
@@ -246,7 +246,15 @@ def _tcp(*ports: int) -> list[Body]:
 
 
 def _single(address: str) -> str:
-    return f"{address}/{ip_address(address).max_prefixlen}"
+    found = _parse(address)
+    return f"{found}/{found.max_prefixlen}"
+
+
+def _parse(address: str) -> IPv4Address | IPv6Address:
+    """An IPv4 address in IPv6 form leaves the pod as IPv4, and no policy matches the other form."""
+    found = ip_address(address)
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return mapped if mapped is not None else found
 
 
 def _anywhere() -> list[Body]:
@@ -261,9 +269,7 @@ def _anywhere() -> list[Body]:
 
 def is_forbidden(address: str) -> bool:
     """Whether an IP address is one that no policy of ours opens."""
-    found = ip_address(address)
-    mapped = getattr(found, "ipv4_mapped", None)
-    found = mapped if mapped is not None else found
+    found = _parse(address)
     return found.is_loopback or any(found in network for network in _FORBIDDEN)
 
 
@@ -275,20 +281,21 @@ def _node_networks(nodes: Iterable[NodeView]) -> list[Body]:
     found = {network for node in nodes if (network := _network_of(node.address)) is not None}
     if len(found) > MAX_NODE_NETWORKS:
         return _anywhere()
-    ordered = sorted(found, key=lambda network: (network.version, int(network.network_address)))
-    return [{"ipBlock": {"cidr": str(network)}} for network in ordered]
+    return [{"ipBlock": {"cidr": cidr}} for _, _, cidr in sorted(found)]
 
 
 @lru_cache(maxsize=1 << 14)
-def _network_of(address: str) -> IPv4Network | IPv6Network | None:
-    """What is opened for a node of this address. Kept: every look asks it of every node."""
+def _network_of(address: str) -> tuple[int, int, str] | None:
+    """What is opened for a node of this address: (version, first address, CIDR). Kept: every look asks it of
+    every node."""
     try:
         parsed = ip_address(address)
     except ValueError:
         return None
     if is_forbidden(address):
         return None
-    return ip_network(f"{address}/{24 if isinstance(parsed, IPv4Address) else 64}", strict=False)
+    network = ip_network(f"{address}/{24 if parsed.version == 4 else 64}", strict=False)
+    return network.version, int(network.network_address), str(network)
 
 
 def digest_of(body: Mapping[str, Any]) -> str:
