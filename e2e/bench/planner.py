@@ -42,7 +42,8 @@ def run_fleet(nodes: int) -> dict[str, list[float]]:
 
     sim = FleetSim(spec_body(waves=WAVES, maxUnavailable="25%"), behaviours={"v3": Behaviour(score=0.5)})
     for index in range(nodes):
-        node = sim.add_node(f"edge-{index:05}", labels={"site": f"s{index % 300}"})
+        address = f"10.{index % 300 // 250}.{index % 250}.{index // 300 + 1}"
+        node = sim.add_node(f"edge-{index:05}", labels={"site": f"s{index % 300}"}, address=address)
         node.labels |= {f"example.com/label-{number}": "value" for number in range(15)}  # as real nodes have
     sim.checks.append(clock)
     for version in ("v1", "v2", "v3"):

@@ -89,13 +89,14 @@ def _variant(entry: Mapping[str, Any], entries: Sequence[Any]) -> StoredVariant:
 
 
 def _files(entry: Mapping[str, Any], entries: Sequence[Any]) -> list[ManifestFile]:
-    # Files that several variants have are stored with the first of them.
+    # Files that several variants have are stored with the first of them, adapters with each.
     named = (e for e in entries if isinstance(e, Mapping) and e.get("name") == entry.get("filesOf"))
-    entry = next(named, entry) if "filesOf" in entry else entry
+    owner = next(named, entry) if "filesOf" in entry else entry
     try:
+        rows = {str(row["path"]): row for row in (*owner["manifest"]["files"], *entry.get("adapters", ()))}
         return [
-            ManifestFile(path=str(row["path"]), size=int(row["size"]), sha256=str(row["sha256"]))
-            for row in entry["manifest"]["files"]
+            ManifestFile(path=path, size=int(row["size"]), sha256=str(row["sha256"]))
+            for path, row in sorted(rows.items())
         ]
     except (KeyError, TypeError, ValueError):
         return []

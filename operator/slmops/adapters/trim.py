@@ -221,5 +221,12 @@ def _latest_failure(containers: Iterable[Mapping[str, Any]]) -> Mapping[str, Any
 
 
 def _termination(containers: Iterable[Mapping[str, Any]]) -> Termination | None:
-    parsed = (parse_termination(str(end.get("message") or "")) for end in _terminations(containers))
+    # What an init container said before it ended well is over: the server's own end may have no message.
+    open_ones = [container for container in containers if not _ended_well(container)]
+    parsed = (parse_termination(str(end.get("message") or "")) for end in _terminations(open_ones))
     return next(reversed([found for found in parsed if found is not None]), None)
+
+
+def _ended_well(container: Mapping[str, Any]) -> bool:
+    end = (container.get("state") or {}).get("terminated")
+    return end is not None and end.get("exitCode") == 0

@@ -108,6 +108,16 @@ class FeedbackRule(ApiModel):
 class FeedbackPolicy(ApiModel):
     """What users and the devices themselves say of the stable revision, and what follows from it."""
 
+    model_config = ConfigDict(
+        json_schema_extra=validations(
+            cel(
+                "!has(self.rules) || (has(self.refusalPhrases) && size(self.refusalPhrases) > 0) || "
+                "!self.rules.exists(r, has(r.metric.preset) && r.metric.preset == 'RefusalRate')",
+                "preset RefusalRate needs refusalPhrases: without any, no answer counts as a refusal",
+            )
+        )
+    )
+
     interval: Duration = Field(
         default="1m",
         description="Time between measurements of a rule.",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spec.privacy`: at which sites the model may run, and whom its pods may speak with."""
 
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -59,14 +60,15 @@ class Privacy(ApiModel):
         default=None,
         description="Data residency: a node must have one of these values of placement.siteLabel. Other "
         "nodes, and those without the label, get no pod and are reported as SiteNotAllowed; one that comes "
-        "to such a site loses its pod at once, also while the rollout is paused. Unset allows all sites.",
+        "to such a site loses its pod at once, also while the rollout is paused; with placement.mode "
+        "Replicas it keeps the pods that it has until they are deleted. Unset allows all sites.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     network_policy: NetworkPolicyMode | None = Field(
         default=None,
         description="Managed: the operator keeps NetworkPolicies for the pods of this SLMDeployment, which "
-        "hold where the network plugin enforces them. None: it keeps none. Unset takes the operator's "
-        "default (chart value privacy.networkPolicy).",
+        "hold where the network plugin enforces them. None: it keeps none. Unset is Managed with clients or "
+        "egress: Denied, else the operator's default (chart value privacy.networkPolicy).",
     )
     egress: Literal["Sources", "Denied"] = Field(
         default="Sources",
@@ -81,6 +83,11 @@ class Privacy(ApiModel):
         "operator's default (chart value privacy.clients).",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
+
+    @cached_property
+    def site_set(self) -> frozenset[str]:
+        """`allowed_sites` to look things up in; empty when unset."""
+        return frozenset(self.allowed_sites or ())
 
 
 def privacy_rules() -> list[dict[str, Any]]:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA adapters of `spec.overrides[]`: further files of a variant, in the folder `adapters` beside the model.
 
-They are part of the variant's manifest, so they are fetched, verified, kept and mounted as the model is. What
-is kept of the model itself is told apart again when its source is asked for without them.
+They are part of the variant's manifest, so they are fetched, verified, kept and mounted as the model is. A
+stored revision keeps them beside the model's own files, which many overrides have in common.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,10 +17,13 @@ from slmops.model.observed import Resolved
 from slmops.model.source_secret import secret_of
 from slmops.model.urls import is_allowed_url, origin_of
 from slmops.planning.effective import EffectiveVariant
+from slmops.planning.needs import engine_of_files
 from slmwire.manifest import MAX_FILES, Manifest, ManifestError, ManifestFile, parse_manifest
 
 FOLDER: Final = "adapters"
 """Where the inference server looks for them."""
+_ENGINES: Final = {"gguf": "llama.cpp", "onnx_adapter": "onnxruntime"}
+"""By the ending of an adapter's file."""
 _PUBLIC_HUB: Final = "https://huggingface.co"
 
 
@@ -49,6 +52,7 @@ def with_adapters(found: Resolved, adapters: Iterable[Adapter]) -> Resolved:
     added = {file.path: file for file in map(file_of, adapters)}
     if not added:
         return found
+    _check_engine(found.manifest, added)
     if FOLDER in own:
         raise ManifestError(f"the model has a file {FOLDER}, so it can have no adapters; rename the file")
     files = own | added
@@ -60,24 +64,32 @@ def with_adapters(found: Resolved, adapters: Iterable[Adapter]) -> Resolved:
     return replace(found, manifest=manifest, base=found.manifest)
 
 
-def adapters_to_body(found: Resolved) -> dict[str, Any] | None:
-    """What a stored revision keeps to tell the model's own files; None without adapters."""
+def _check_engine(model: Manifest, added: Iterable[str]) -> None:
+    """A server passes over files that are not its engine's: the adapter would be missing without a word."""
+    engine = engine_of_files(model)
+    for path in added if engine else ():
+        wanted = _ENGINES[path.rpartition(".")[2]]
+        if wanted != engine and (wanted, engine) != ("onnxruntime", "encoder"):
+            raise ManifestError(
+                f"{path} is an adapter for {wanted}, and the model's files are for {engine}; give the "
+                f"override engine: {wanted} if other variants are for it, or an adapter for {engine}"
+            )
+
+
+def adapters_to_body(found: Resolved) -> list[Any]:
+    """What a stored revision keeps beside the model's own files; empty without adapters."""
     if found.base is None:
-        return None
-    own, all_files = set(found.base.files), set(found.manifest.files)
-    return {
-        "paths": [file.path for file in found.manifest.files if file not in own],
-        "replaced": _rows(file for file in found.base.files if file not in all_files),
-    }
+        return []
+    own = set(found.base.files)
+    return _rows(file for file in found.manifest.files if file not in own)
 
 
-def read_base(manifest: Manifest, body: Mapping[str, Any] | None) -> Manifest | None:
-    """The model's own files of a manifest with adapters; None without. ManifestError if it was altered."""
-    if body is None:
-        return None
-    paths = set(body["paths"])
-    rows = _rows(file for file in manifest.files if file.path not in paths)
-    return parse_manifest(json.dumps({"files": [*rows, *body["replaced"]]}))
+def join_adapters(base: Manifest, rows: Iterable[Any]) -> Manifest:
+    """All files again, from the model's own and what `adapters_to_body` gave. ManifestError if it was
+    altered."""
+    own = {str(row["path"]): row for row in _rows(base.files)}
+    files = own | {str(row["path"]): row for row in rows}
+    return parse_manifest(json.dumps({"files": [files[path] for path in sorted(files)]}))
 
 
 def _rows(files: Iterable[ManifestFile]) -> list[Any]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
 from typing import Literal, TypeVar
 
 from slmops.api import SLMDeploymentSpec
@@ -170,11 +171,11 @@ def _say_unmet(unmet: Finding) -> Says:
 def _say_unresolved(resolution: Resolution) -> Says:
     if resolution.failures:
         variant, failure = resolution.failures[0]
+        again = f", tried again at {times.to_text(failure.retry_at)}" if isfinite(failure.retry_at) else ""
         return Says(
             status="False",
             reason=failure.reason,
-            message=f"variant {variant}: {failure.message}; what serves is left alone, "
-            f"tried again at {times.to_text(failure.retry_at)}",
+            message=f"variant {variant}: {failure.message}; what serves is left alone{again}",
         )
     if resolution.unsigned:
         variant, error = resolution.unsigned[0]

@@ -34,6 +34,9 @@ from slmops.planning.operations import Standing
 from slmops.planning.provider import provider_settings
 from slmops.planning.queries import Sides
 from slmops.planning.requests import begins
+from slmops.planning.resolution import Resolution
+from slmops.planning.revision import Revision
+from slmops.planning.working import wanted_before
 
 FEEDBACK_FAILED: Final = "FeedbackFailed"
 """Reason in status.failedRevisions."""
@@ -55,9 +58,16 @@ class FeedbackLook:
 
 
 def heed_feedback(
-    observed: Observed, spec: SLMDeploymentSpec, standing: Standing, *, now: float
+    observed: Observed,
+    spec: SLMDeploymentSpec,
+    standing: Standing,
+    *,
+    stored: Mapping[str, Revision],
+    resolution: Resolution,
+    now: float,
 ) -> tuple[Standing, FeedbackLook]:
     """What stands after the readings about the stable revision that have come in."""
+    standing = _keep_judgement(observed, standing, stored, resolution)
     status = observed.deployment.status.feedback or FeedbackStatus()
     standing, status = _follow_rollback(standing, status, now)
     policy = spec.feedback
@@ -83,6 +93,33 @@ def heed_feedback(
             "until it holds again, or its action is no longer Hold"
         )
     return standing, FeedbackLook(status=status, frozen=frozen, obstacle=obstacle)
+
+
+def _keep_judgement(
+    observed: Observed, standing: Standing, stored: Mapping[str, Revision], resolution: Resolution
+) -> Standing:
+    """What a rule judged stays judged when the same files become another revision and nobody has touched
+    spec: a DeviceProfile was changed, or a node of another one has come."""
+    deployment, before = observed.deployment, wanted_before(observed, stored)
+    if before is None or standing.wanted in ("", before.revision):
+        return standing
+    if deployment.generation != deployment.status.observed_generation:
+        return standing
+    files = {variant.manifest.digest for variant in before.variants}
+    if any(variant.digest not in files for variant in resolution.variants):
+        return standing
+    pinned, feedback = deployment.status.pinned, deployment.status.feedback
+    back = feedback.rollback if feedback is not None else None
+    if back is not None and pinned is not None and pinned.revision == back.to and standing.pinned is None:
+        return replace(standing, pinned=pinned.model_copy(update={"instead_of": standing.wanted}))
+    judged = [f for f in standing.failed if f.revision == before.revision and f.reason == FEEDBACK_FAILED]
+    return _with_failed(standing, *(f.model_copy(update={"revision": standing.wanted}) for f in judged))
+
+
+def _with_failed(standing: Standing, *entries: FailedRevision) -> Standing:
+    names = {entry.revision for entry in entries}
+    failed = (*(f for f in standing.failed if f.revision not in names), *entries)
+    return replace(standing, failed=failed[-MAX_FAILED_REVISIONS:])
 
 
 def _ask_for_look(policy: FeedbackPolicy, status: FeedbackStatus, now: float) -> FeedbackStatus:
@@ -162,17 +199,14 @@ def _follow_rollback(
         entry = FailedRevision(
             revision=back.revision, reason=FEEDBACK_FAILED, message=back.message, at=times.to_text(now)
         )
-        failed = (*(f for f in standing.failed if f.revision != back.revision), entry)
+        entries = [entry]
+        if ours and standing.wanted and all(f.revision != standing.wanted for f in standing.failed):
+            # Spec stands for the same files by another name by now, see `_keep_judgement`.
+            entries.append(entry.model_copy(update={"revision": standing.wanted}))
         # Failed revisions are not tried again by themselves: the pin has done its work, and `retry` is about
         # the revision that spec stands for.
-        return (
-            replace(
-                standing,
-                failed=failed[-MAX_FAILED_REVISIONS:],
-                pinned=None if ours else standing.pinned,
-            ),
-            ended,
-        )
+        standing = _with_failed(standing, *{entry.revision: entry for entry in entries}.values())
+        return replace(standing, pinned=None if ours else standing.pinned), ended
     if not ours:
         return standing, ended  # somebody has decided otherwise: spec changed, or undo named another one
     if any(entry.revision == back.to for entry in standing.failed):

@@ -17,6 +17,7 @@ from slmops.planning.nodes import DOWNLOAD_REASONS, NodeState
 from slmops.planning.places import EVERYWHERE, Places, fetches_ahead, serves_without_egress
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.waves import site_of, stable_order
+from slmwire.labels import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,8 +197,14 @@ def is_broken(state: NodeState, revision: str) -> bool:
     """The serving pod of the revision does not come up by itself."""
     problem = state.serve_problem(revision)
     # A pod does not fit for a moment while the one before it ends.
-    waits = problem is not None and problem.reason == "Unschedulable" and any(p.deleting for p in state.pods)
-    return problem is not None and not waits
+    return problem is not None and not (problem.reason == "Unschedulable" and _makes_room(state))
+
+
+def _makes_room(state: NodeState) -> bool:
+    """A pod is on its way out, or about to be: one that fetched holds memory until it has ended."""
+    return any(
+        p.deleting or (p.role is Role.PREFETCH and p.revision not in state.prefetch) for p in state.pods
+    )
 
 
 def _move(look: _Look, state: NodeState, wish: Wish | None, budget: int) -> _Move | None:
@@ -250,7 +257,7 @@ def _settle(look: _Look, state: NodeState, wish: Wish, others: list[str], budget
     if wish.returning and not state.serving:
         return _patch(state, labels, "what is left behind does not serve either")
     problem = state.serve_problem(revision)
-    if problem is None or problem.reason != "Unschedulable":
+    if problem is None or problem.reason != "Unschedulable" or _makes_room(state):
         return None
     # The other pods on the node leave no room for both after all.
     return _take(look, state, labels, f"{revision} does not fit beside the other one", budget)

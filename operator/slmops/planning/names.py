@@ -12,6 +12,11 @@ RELEASE_KEY: Final = "release"
 MOVING_KEY: Final = "moving"
 
 
+def is_serve_tail(tail: str) -> bool:
+    """Whether a label of ours that ends so gives its node a revision to serve."""
+    return "." not in tail and tail not in (MOVING_KEY, RELEASE_KEY)
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """Derives every name from namespace and name; nothing is generated at random."""

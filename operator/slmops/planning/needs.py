@@ -139,7 +139,9 @@ def engine_for(spec: SLMDeploymentSpec, variant: Variant, found: Resolved | None
 
 def engine_of_files(manifest: Manifest) -> str:
     """The engine that the files of a model are for; empty when they do not tell."""
-    names = [file.path.rpartition("/")[2] for file in manifest.files]
+    # Adapters may be for another engine than the model; they do not tell.
+    paths = [file.path for file in manifest.files if not file.path.startswith("adapters/")]
+    names = [path.rpartition("/")[2] for path in paths]
     for engine, name in _ENGINE_FILES:
         if name in names:
             return engine

@@ -13,7 +13,8 @@ may be a Service's opens all ports of the pods in its namespace, too.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, ip_address, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
 from slmops.api import SLMDeploymentSpec
@@ -33,10 +34,13 @@ from slmwire.paths import HTTP_PORT
 Body = dict[str, Any]
 CONTENT: Final = "slmops.dev/content"
 """Annotation: hash of the spec that we wrote."""
+MISSING: Final = "missing"
+"""Why a policy is written that is not there."""
 _LINK_LOCAL: Final = ("169.254.0.0/16", "fe80::/10", "64:ff9b::a9fe:0/112")
 """The last is the first behind NAT64."""
 _METADATA: Final = ("100.100.100.200/32", "192.0.0.192/32", "fd00:ec2::254/128", "fd20:ce::254/128")
 """Metadata services outside the link-local ranges: Alibaba, Oracle, AWS and Google over IPv6."""
+_FORBIDDEN: Final = tuple(ip_network(cidr) for cidr in (*_LINK_LOCAL, *_METADATA))
 _NAMESPACE: Final = "kubernetes.io/metadata.name"
 _HTTPS: Final = 443
 MAX_NODE_NETWORKS: Final = 64
@@ -44,8 +48,15 @@ MAX_NODE_NETWORKS: Final = 64
 
 
 def is_managed(spec: SLMDeploymentSpec, config: NetworkConfig) -> bool:
-    """Whether the operator keeps policies for this deployment."""
-    return (spec.privacy.network_policy or config.default_mode) == "Managed"
+    """Whether the operator keeps policies for this deployment.
+
+    Who says what only policies can give gets them, whatever the administrator's default: a promise that spec
+    makes is kept or refused, and never dropped.
+    """
+    privacy = spec.privacy
+    needs_them = privacy.egress == "Denied" or privacy.clients is not None
+    default = "Managed" if needs_them else config.default_mode
+    return (privacy.network_policy or default) == "Managed"
 
 
 def policy_names(names: Names, spec: SLMDeploymentSpec, config: OperatorConfig) -> frozenset[str]:
@@ -79,7 +90,7 @@ def apply_policies(
         name, content = body["metadata"]["name"], body["metadata"]["annotations"][CONTENT]
         view = present.get(name)
         if view is None:
-            why = "missing"
+            why = MISSING
         elif view.digest != content:
             why = "clients, sources or nodes changed"
         elif view.drifted:
@@ -235,7 +246,15 @@ def _tcp(*ports: int) -> list[Body]:
 
 
 def _single(address: str) -> str:
-    return f"{address}/{ip_address(address).max_prefixlen}"
+    found = _parse(address)
+    return f"{found}/{found.max_prefixlen}"
+
+
+def _parse(address: str) -> IPv4Address | IPv6Address:
+    """An IPv4 address in IPv6 form leaves the pod as IPv4, and no policy matches the other form."""
+    found = ip_address(address)
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return mapped if mapped is not None else found
 
 
 def _anywhere() -> list[Body]:
@@ -250,10 +269,8 @@ def _anywhere() -> list[Body]:
 
 def is_forbidden(address: str) -> bool:
     """Whether an IP address is one that no policy of ours opens."""
-    found = ip_address(address)
-    mapped = getattr(found, "ipv4_mapped", None)
-    found = mapped if mapped is not None else found
-    return found.is_loopback or any(found in ip_network(cidr) for cidr in (*_LINK_LOCAL, *_METADATA))
+    found = _parse(address)
+    return found.is_loopback or any(found in network for network in _FORBIDDEN)
 
 
 def _node_networks(nodes: Iterable[NodeView]) -> list[Body]:
@@ -261,19 +278,24 @@ def _node_networks(nodes: Iterable[NodeView]) -> list[Body]:
 
     Networks, or each node that joins would have the policy written anew.
     """
-    found = set()
-    for node in nodes:
-        try:
-            address = ip_address(node.address)
-        except ValueError:
-            continue
-        if not is_forbidden(node.address):
-            length = 24 if isinstance(address, IPv4Address) else 64
-            found.add(ip_network(f"{address}/{length}", strict=False))
+    found = {network for node in nodes if (network := _network_of(node.address)) is not None}
     if len(found) > MAX_NODE_NETWORKS:
         return _anywhere()
-    ordered = sorted(found, key=lambda network: (network.version, int(network.network_address)))
-    return [{"ipBlock": {"cidr": str(network)}} for network in ordered]
+    return [{"ipBlock": {"cidr": cidr}} for _, _, cidr in sorted(found)]
+
+
+@lru_cache(maxsize=1 << 14)
+def _network_of(address: str) -> tuple[int, int, str] | None:
+    """What is opened for a node of this address: (version, first address, CIDR). Kept: every look asks it of
+    every node."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return None
+    if is_forbidden(address):
+        return None
+    network = ip_network(f"{address}/{24 if parsed.version == 4 else 64}", strict=False)
+    return network.version, int(network.network_address), str(network)
 
 
 def digest_of(body: Mapping[str, Any]) -> str:

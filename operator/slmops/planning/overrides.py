@@ -15,6 +15,7 @@ from slmops.api.base import ApiModel, LabelSelector, quantity_value
 from slmops.api.overrides import Override
 from slmops.api.spec import ResourceAmounts, Resources
 from slmops.api.variant import VariantRuntime
+from slmops.model.observed import ProfileView
 from slmops.planning.selectors import matches
 
 _EVERYWHERE: Final = LabelSelector()
@@ -98,6 +99,20 @@ def can_meet(one: Override, other: Override) -> bool:
 
 def _labels_of(override: Override) -> Mapping[str, str]:
     return override.node_selector.match_labels if override.node_selector is not None else {}
+
+
+def say_unknown_profiles(overrides: Iterable[Override] | None, profiles: Iterable[ProfileView] | None) -> str:
+    """Which overrides name a DeviceProfile that is none of `profiles`: they may be meant for later, or be a
+    slip of the pen. Empty when all are known, and while the profiles cannot be read (None)."""
+    if not overrides or profiles is None:
+        return ""
+    known = frozenset(profile.name for profile in profiles)
+    found = [
+        f"spec.overrides[{override.name}].profiles: there is no DeviceProfile {', '.join(unknown)}"
+        for override in overrides
+        if (unknown := sorted(set(override.profiles or ()) - known))
+    ]
+    return "; ".join(found)
 
 
 def overridden_runtime(override: Override | None, runtime: VariantRuntime | None) -> VariantRuntime | None:

@@ -32,6 +32,7 @@ from slmops.planning.objects import (
     revisions_to_keep,
 )
 from slmops.planning.operations import Standing
+from slmops.planning.overrides import say_unknown_profiles
 from slmops.planning.placement import cause_of, find_wishes, place_nodes
 from slmops.planning.places import Places, say_fetch_closed
 from slmops.planning.pod_metrics import pod_readings
@@ -112,7 +113,9 @@ def _plan_accepted(
     names = Names(deployment.namespace, deployment.name)
     resolution = _resolve(observed, working, stored)
     standing, operations = heed_annotations(observed, spec, resolution.revision, frozenset(stored), now)
-    standing, rules = feedback.heed_feedback(observed, spec, standing, now=now)
+    standing, rules = feedback.heed_feedback(
+        observed, spec, standing, stored=stored, resolution=resolution, now=now
+    )
     spec, target = feedback.in_rollback(spec, rules), standing.target
     revisions, new_revision = with_target(names, spec, observed, resolution, stored, target, standing.stable)
     if memory is not None:
@@ -141,7 +144,7 @@ def _plan_accepted(
         finding,
         target=target,
         placement=placement,
-        note=shared.note,
+        note="; ".join(filter(None, (shared.note, say_unknown_profiles(spec.overrides, observed.profiles)))),
         rules=rules,
         now=now,
     ).model_copy(

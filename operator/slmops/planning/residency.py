@@ -14,8 +14,8 @@ MAX_SHOWN: Final = 5
 
 def is_site_allowed(spec: SLMDeploymentSpec, labels: Mapping[str, str]) -> bool:
     """Whether a node with these labels may run the model; without a site none may where sites are named."""
-    allowed = spec.privacy.allowed_sites
-    return allowed is None or labels.get(spec.placement.site_label, "") in allowed
+    privacy = spec.privacy
+    return privacy.allowed_sites is None or labels.get(spec.placement.site_label, "") in privacy.site_set
 
 
 def only_allowed(spec: SLMDeploymentSpec, nodes: Iterable[NodeView]) -> tuple[NodeView, ...]:
@@ -27,8 +27,9 @@ def find_forbidden(spec: SLMDeploymentSpec, nodes: Iterable[NodeView]) -> dict[s
     """Nodes that placement selects at a site that is not allowed, by name, each with what to say of it."""
     if spec.privacy.allowed_sites is None:
         return {}
+    why = _describe_allowed(spec)
     return {
-        node.name: describe_forbidden(spec, node)
+        node.name: _describe_node(spec, node, why)
         for node in nodes
         if not node.deleting
         and matches(spec.placement.node_selector, node.labels)
@@ -38,11 +39,19 @@ def find_forbidden(spec: SLMDeploymentSpec, nodes: Iterable[NodeView]) -> dict[s
 
 def describe_forbidden(spec: SLMDeploymentSpec, node: NodeView) -> str:
     """Why the node gets no pod, and the cure."""
-    label, allowed = spec.placement.site_label, sorted(spec.privacy.allowed_sites or ())
-    site = node.labels.get(label)
-    where = f"the node's site ({label}) is {site}" if site else f"the node has no label {label}"
+    return _describe_node(spec, node, _describe_allowed(spec))
+
+
+def _describe_allowed(spec: SLMDeploymentSpec) -> str:
+    """Which sites are allowed, some of them by name."""
+    allowed = sorted(spec.privacy.allowed_sites or ())
     shown = ", ".join(allowed[:MAX_SHOWN])
     more = f" and {len(allowed) - MAX_SHOWN} more" if len(allowed) > MAX_SHOWN else ""
-    return (
-        f"{where}, and spec.privacy.allowedSites has {len(allowed)} site(s): {shown}{more}; no pod runs on it"
-    )
+    return f"spec.privacy.allowedSites has {len(allowed)} site(s): {shown}{more}"
+
+
+def _describe_node(spec: SLMDeploymentSpec, node: NodeView, allowed: str) -> str:
+    label = spec.placement.site_label
+    site = node.labels.get(label)
+    where = f"the node's site ({label}) is {site}" if site else f"the node has no label {label}"
+    return f"{where}, and {allowed}; no pod runs on it"

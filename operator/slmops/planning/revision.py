@@ -17,7 +17,7 @@ from slmops.api.base import NAME_PATTERN, LabelSelector, quantity_value
 from slmops.api.spec import Signature, Source, Variant
 from slmops.model.geometry import Geometry, read_geometry
 from slmops.model.observed import Resolved
-from slmops.planning.adapters import adapters_to_body, read_base
+from slmops.planning.adapters import adapters_to_body, join_adapters
 from slmops.planning.effective import ProfileRule, override_of, profile_of, rules_of
 from slmops.planning.needs import Need, read_need
 from slmwire.manifest import Manifest, parse_manifest
@@ -145,8 +145,8 @@ def build_revision_data(
     def entry(variant: Variant) -> dict[str, Any]:
         serve, prefetch = templates[variant.name]
         found = resolved[variant.name]
-        text = found.manifest.to_json()
-        # Files that several classes take are stored once: the whole must fit one object.
+        text = (found.base or found.manifest).to_json()
+        # Files that several classes take are stored once, adapters apart: the whole must fit one object.
         same = first_with.setdefault(text, variant.name) if profile_of(variant) or rules_of(spec) else ""
         files: dict[str, Any] = {"manifest": json.loads(text)}
         need = (needs or {}).get(variant.name)
@@ -195,6 +195,11 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
         if "filesOf" not in entry
     }
     own = {str(e["name"]): manifests[str(e.get("filesOf") or e["name"])] for e in data["variants"]}
+    files = own | {
+        str(e["name"]): join_adapters(own[str(e["name"])], e["adapters"])
+        for e in data["variants"]
+        if e.get("adapters")
+    }
     return Revision(
         revision=revision,
         number=number,
@@ -204,8 +209,8 @@ def parse_revision(revision: str, number: int, data: Mapping[str, Any]) -> Revis
                 name=str(entry["name"]),
                 node_selector=LabelSelector.model_validate(entry["nodeSelector"]),
                 memory_bytes=int(quantity_value(str(entry["memory"]))),
-                manifest=own[str(entry["name"])],
-                base=read_base(own[str(entry["name"])], entry.get("adapters")),
+                manifest=files[str(entry["name"])],
+                base=own[str(entry["name"])] if entry.get("adapters") else None,
                 source_hash=str(entry["sourceHash"]),
                 reference=str(entry["reference"]),
                 signature=str(entry.get("signature", "")),

@@ -28,7 +28,7 @@ from slmops.planning.fleet import Fleet
 from slmops.planning.moves import is_broken
 from slmops.planning.nodes import NodeState
 from slmops.planning.revision import Revision
-from slmops.planning.wave_steps import step_wave
+from slmops.planning.wave_steps import step_wave, take_back_broken
 from slmops.planning.windows import is_open
 
 
@@ -57,6 +57,8 @@ def decide(
         return _pause(decision, now)
     blocked = blocked or _lost_record(fleet, target_revision)
     decision = _start_or_stop(decision, fleet, target_revision, now, blocked=bool(blocked or frozen))
+    if frozen and not blocked:
+        decision = take_back_broken(decision, fleet, now)
     if (blocked or frozen) and _would_move(decision, target_revision):
         hold = Hold(reason=NOT_ACCEPTED if blocked else FEEDBACK_HOLD, message=blocked or frozen)
         return replace(decision, rollout=_stand(decision.rollout, now), hold=hold, closed=True)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """When to look again although nothing has happened."""
 
+from math import isfinite
+
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import duration_seconds
 from slmops.api.status import RolloutStatus
@@ -14,7 +16,7 @@ from slmops.planning.windows import seconds_to_change
 
 def earliest(*waits: float | None) -> float | None:
     """The shortest of the waits, at least a tenth of a second; None if there is none."""
-    known = [wait for wait in waits if wait is not None]
+    known = [wait for wait in waits if wait is not None and isfinite(wait)]
     return max(0.1, min(known)) if known else None
 
 

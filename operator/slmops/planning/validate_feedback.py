@@ -12,8 +12,9 @@ from slmops.planning.queries import find_query_problem
 
 def find_feedback_problem(spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
     """First finding, with reason InvalidQuery; None when all is well."""
-    if spec.feedback is None:
-        return None
+    finding = _find_uncounted(spec)
+    if finding is not None or spec.feedback is None:
+        return finding
     provider = choose_provider(spec.rollout.analysis, config)
     for index, rule in enumerate(spec.feedback.rules):
         problem = _find_problem(rule, provider=provider)
@@ -21,6 +22,26 @@ def find_feedback_problem(spec: SLMDeploymentSpec, config: OperatorConfig) -> Fi
             problem = "action: NewModelVersion needs spec.model.from, the SLMModel that is to look again"
         if problem:
             return Finding(reason="InvalidQuery", message=f"spec.feedback.rules[{index}].{problem}")
+    return None
+
+
+def _find_uncounted(spec: SLMDeploymentSpec) -> Finding | None:
+    """A metric of refusals where servers count none: it would be without data for ever."""
+    if spec.feedback is not None and spec.feedback.refusal_phrases:
+        return None
+    rules = spec.feedback.rules if spec.feedback is not None else []
+    metrics = spec.rollout.analysis.metrics
+    presets: list[tuple[str, str | None]] = [
+        *((f"spec.feedback.rules[{i}].metric", rule.metric.preset) for i, rule in enumerate(rules)),
+        *((f"spec.rollout.analysis.metrics[{i}]", metric.preset) for i, metric in enumerate(metrics)),
+    ]
+    for where, preset in presets:
+        if preset == "RefusalRate":
+            message = (
+                f"{where}.preset: RefusalRate needs spec.feedback.refusalPhrases: without any, no answer "
+                "counts as a refusal"
+            )
+            return Finding(reason="InvalidQuery", message=message)
     return None
 
 

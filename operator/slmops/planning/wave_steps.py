@@ -11,6 +11,7 @@ from slmops.api.status import MAX_FAILED_REVISIONS, FailedRevision, RolloutStatu
 from slmops.planning import times
 from slmops.planning.access import find_wait
 from slmops.planning.decision import (
+    ACTIVE,
     Decision,
     Hold,
     begin_rollout,
@@ -25,6 +26,7 @@ from slmops.planning.judge import Judgement, judge_metrics, terminate_measuremen
 from slmops.planning.nodes import NodeState
 from slmops.planning.revision import Revision
 
+_NODES_FAILED: Final = "NodesFailed"
 _PASSED: Final = "the deadline passed: "
 
 
@@ -49,19 +51,8 @@ def step_wave(
         rollout = update_wave(rollout, index, begun)
         decision = replace(decision, rollout=rollout)
 
-    failures = view.failures + failures_elsewhere(fleet, index, target)
-    allowed = failures_allowed(fleet.spec.rollout.max_failures, view.nodes)
-    if len(failures) > allowed:
-        node, problem = failures[0]
-        return _fail(
-            decision,
-            rollout,
-            fleet,
-            "NodesFailed",
-            f"{len(failures)} node(s) failed with the new revision, {allowed} allowed; "
-            f"{node}: {problem.reason}: {problem.message}",
-            now,
-        )
+    if broken := _too_many_failed(fleet, index, target, view):
+        return _fail(decision, rollout, fleet, _NODES_FAILED, broken, now)
     judgement = judge_metrics(fleet.spec.rollout.analysis, rollout)
     if rollout.step != "Prefetching" and rollout.promoted_at is None:
         if judgement.failed:
@@ -77,6 +68,37 @@ def step_wave(
         "Analysing": _analysing,
     }
     return handlers[rollout.step](decision, rollout, fleet, view, judgement, now)
+
+
+def take_back_broken(decision: Decision, fleet: Fleet, now: float) -> Decision:
+    """The rollout on its way back where too many nodes have failed with it; else the decision as it is.
+
+    For a rollout that may not go on: nobody waits in front of nodes that serve nothing for a rule to hold.
+    """
+    rollout, target = decision.rollout, fleet.target
+    if rollout is None or target is None or rollout.step not in ACTIVE or rollout.revision != target.revision:
+        return decision
+    started_at = rollout.waves[rollout.wave].started_at
+    if started_at is None or not fleet.wave_of:
+        return decision
+    view = view_wave(fleet, rollout.wave, target, since=times.to_seconds(started_at))
+    broken = _too_many_failed(fleet, rollout.wave, target, view)
+    if not broken or _unhealthy_stable(fleet):
+        return decision
+    return _fail(decision, rollout, fleet, _NODES_FAILED, broken, now)
+
+
+def _too_many_failed(fleet: Fleet, index: int, target: Revision, view: WaveView) -> str:
+    """How many nodes failed with the target, and one of them; empty while they are no more than may."""
+    failures = view.failures + failures_elsewhere(fleet, index, target)
+    allowed = failures_allowed(fleet.spec.rollout.max_failures, view.nodes)
+    if len(failures) <= allowed:
+        return ""
+    node, problem = failures[0]
+    return (
+        f"{len(failures)} node(s) failed with the new revision, {allowed} allowed; "
+        f"{node}: {problem.reason}: {problem.message}"
+    )
 
 
 def failures_allowed(max_failures: str | int, nodes: int) -> int:

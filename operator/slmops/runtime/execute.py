@@ -26,7 +26,8 @@ from slmops.model.plan import (
     PatchNodeLabels,
     RemoveFinalizer,
 )
-from slmops.planning.names import Names
+from slmops.planning.names import Names, is_serve_tail
+from slmops.planning.network import MISSING
 from slmops.runtime.logs import fields_of
 from slmops.runtime.metrics import OperatorMetrics
 from slmops.runtime.resource import DeploymentKey, StoredDeployment
@@ -199,9 +200,12 @@ class Executor:
             if isinstance(failure.action, ApplyObject)
         } - {""}
         prefix = Names(deployment.namespace, deployment.name).label_prefix
+        is_open = _lacks_policy(deployment, after)
 
         async def patch(action: PatchNodeLabels) -> Failure | None:
             if any(_names_revision(action.labels, prefix + revision) for revision in missing):
+                return None
+            if is_open and _gives_pod(action.labels, prefix):
                 return None
             async with self._node_slots:
                 try:
@@ -292,6 +296,28 @@ def _names_revision(labels: Mapping[str, str | None], key: str) -> bool:
     """Whether a patch gives the node a revision (to serve or to fetch), `key` being its label."""
     return any(
         value is not None and (name == key or name.startswith(f"{key}.")) for name, value in labels.items()
+    )
+
+
+def _lacks_policy(deployment: Deployment, failures: Iterable[Failure]) -> bool:
+    """Whether pods that are to reach nothing would reach everything: their NetworkPolicy is not there and
+    cannot be written."""
+    if deployment.spec is None or deployment.spec.privacy.egress != "Denied":
+        return False
+    wanted = Names(deployment.namespace, deployment.name).confine_policy
+    return any(
+        isinstance(failure.action, ApplyObject)
+        and failure.action.kind is OwnedKind.NETWORK_POLICY
+        and (failure.action.name, failure.action.why) == (wanted, MISSING)
+        for failure in failures
+    )
+
+
+def _gives_pod(labels: Mapping[str, str | None], prefix: str) -> bool:
+    """Whether a patch brings a serving pod to the node."""
+    return any(
+        value is not None and name.startswith(prefix) and is_serve_tail(name.removeprefix(prefix))
+        for name, value in labels.items()
     )
 
 

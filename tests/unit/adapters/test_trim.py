@@ -171,6 +171,34 @@ def test_init_container_that_crashes_is_what_is_seen() -> None:
     assert view.termination.reason == Reason.INTEGRITY_MISMATCH
 
 
+def test_what_a_fetcher_said_before_it_succeeded_is_over() -> None:
+    """The server was killed and left no message: the earlier failed download is not its cause."""
+    message = Termination(reason=Reason.SOURCE_UNAVAILABLE, message="HTTP 503").to_json()
+    failed = {"exitCode": 1, "reason": "Error", "message": message, "finishedAt": "2026-01-01T00:00:02Z"}
+    fetched = {"exitCode": 0, "reason": "Completed", "finishedAt": "2026-01-01T00:00:09Z"}
+    killed = {"exitCode": 139, "reason": "Error", "finishedAt": "2026-01-01T00:00:20Z"}
+    view = trim_pod(
+        _pod(
+            initContainerStatuses=[
+                {
+                    "restartCount": 1,
+                    "state": {"terminated": fetched},
+                    "lastState": {"terminated": failed},
+                }
+            ],
+            containerStatuses=[
+                {
+                    "restartCount": 4,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                    "lastState": {"terminated": killed},
+                }
+            ],
+        )
+    ).view
+    assert view.termination is None
+    assert (view.waiting_reason, view.last_exit_code) == ("CrashLoopBackOff", 139)
+
+
 def test_latest_failure_counts_and_success_does_not() -> None:
     def end(code: int, reason: str, second: int) -> dict[str, Any]:
         return {"exitCode": code, "reason": reason, "finishedAt": f"2026-01-01T00:00:{second:02d}Z"}

@@ -12,6 +12,7 @@ from slmops.model.observed import OwnedKind
 from slmops.model.plan import ApplyObject, DeleteObject, PatchNodeLabels
 from slmops.planning import times
 from slmops.planning.effective import find_rule
+from slmops.planning.metric_rules import is_read_off_pods
 from slmops.planning.moves import limit_of
 from slmops.planning.nodes import read_nodes
 from slmops.planning.plan import plan
@@ -160,6 +161,14 @@ def check_quiet(sim: FleetSim, look: Look) -> None:
     outcome = look.plan
     if outcome.actions or look.observed.deployment.deleting_since is not None:
         return
+    before, rollout = look.observed.deployment.status.rollout, outcome.status.rollout
+    analysis = sim.spec.rollout.analysis
+    if (
+        rollout
+        and (before is None or before.step != rollout.step)
+        and any(map(is_read_off_pods, analysis.metrics))
+    ):
+        return  # what is read off the pods is known at once, at the next look for the step that has begun
     after = replace(
         look.observed, deployment=replace(look.observed.deployment, status=outcome.status), readings=()
     )

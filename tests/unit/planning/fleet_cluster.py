@@ -65,6 +65,8 @@ class SimNode:
     fetch_seconds: float = 5.0
     cache: set[str] = field(default_factory=set)
     deleting: bool = False
+    address: str = ""
+    """Empty: some text that is no address."""
 
     def view(self) -> NodeView:
         return NodeView(
@@ -74,7 +76,7 @@ class SimNode:
             ready_since=self.ready_since,
             allocatable_memory_bytes=self.memory_bytes,
             deleting=self.deleting,
-            address=f"address-of-{self.name}",
+            address=self.address or f"address-of-{self.name}",
         )
 
 
@@ -304,6 +306,7 @@ class Cluster:
             pod.phase = "Ready"
         elif pod.phase == "Fetching" and (error := self._fetch_error(pod, node, behaviour)) is not None:
             pod.termination = Termination(reason=error, message="the source said no")
+            pod.reason = "Error"  # the latest end counts, whatever the server died of before
             pod.restarts += 1
             pod.phase_at += max(CRASH_SECONDS, node.fetch_seconds) * 2 ** min(pod.restarts, 6)
         elif pod.phase == "Fetching":

@@ -14,14 +14,21 @@ from slmops.api.overrides import Adapter
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import OwnedKind, Resolved
 from slmops.model.plan import ApplyObject
-from slmops.planning.adapters import adapters_to_body, find_problem, read_base, with_adapters
+from slmops.planning.adapters import (
+    adapters_of,
+    adapters_to_body,
+    find_problem,
+    join_adapters,
+    with_adapters,
+)
 from slmops.planning.expand import expand_spec
 from slmops.planning.fit import assess_fit
 from slmops.planning.history import parse_stored
 from slmops.planning.resolution import known_sources, resolve
-from slmops.planning.revision import resolution_key
+from slmops.planning.revision import build_revision_data, parse_revision, resolution_key
 from slmops.planning.validate import validate
 from slmwire.manifest import Manifest, ManifestError, ManifestFile, parse_manifest
+from tests.unit.planning import fleet_sim
 from tests.unit.planning.fleet_checks import watch
 from tests.unit.planning.profile_kit import GIB, ProfileSim, body_of, files, node, variant
 
@@ -80,7 +87,7 @@ def test_an_adapter_replaces_one_of_the_models_own() -> None:
 def test_without_adapters_nothing_is_changed() -> None:
     model = files(("model.gguf", 5))
     assert with_adapters(model, ()) is model
-    assert adapters_to_body(model) is None and read_base(model.manifest, None) is None
+    assert adapters_to_body(model) == [] and join_adapters(model.manifest, ()) == model.manifest
 
 
 def test_what_cannot_stand_beside_the_model_is_said() -> None:
@@ -88,6 +95,14 @@ def test_what_cannot_stand_beside_the_model_is_said() -> None:
         with_adapters(files(("adapters", 5)), parsed(adapter()))
     with pytest.raises(ManifestError, match="501 files; at most 500"):
         with_adapters(files(*((f"f{i}", 1) for i in range(500))), parsed(adapter()))
+    for name, ending, other in (
+        ("model.gguf", "onnx_adapter", "llama.cpp"),
+        ("genai_config.json", "gguf", "onnxruntime"),
+    ):
+        with pytest.raises(
+            ManifestError, match=f"the model's files are for {other}; give the override engine"
+        ):
+            with_adapters(files((name, 5)), parsed(adapter(ending=ending)))
     spec = expand_spec(spec_of(overrides=[plant(adapter())]), known={})
     found = resolve(
         spec,
@@ -95,6 +110,35 @@ def test_what_cannot_stand_beside_the_model_is_said() -> None:
         stored=(),
     )
     assert found.revision == "" and "rename the file" in found.failures[0][1].message
+
+
+def test_a_refusal_says_no_time_at_which_it_would_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_sim, "manifest_of", lambda _url: files(("adapters", 5)).manifest)
+    sim = ProfileSim(body_of(variant("int4"), overrides=[plant(adapter())]))
+    sim.add_node("n0", labels={"site": "north"})
+    sim.run(60)
+    resolved = next(c.message for c in sim.status.conditions if c.type == "ModelResolved")
+    assert "rename the file" in resolved and "tried again" not in resolved
+    assert sim.looks[-1].plan.requeue_after_seconds is None
+
+
+def test_many_overrides_with_adapters_fit_one_object() -> None:
+    """The model's own files, hundreds of them, are stored once."""
+    overrides = [plant(adapter(sha=f"{i % 16:x}"), name=f"o{i}", sites=[f"s{i}"]) for i in range(32)]
+    spec = expand_spec(spec_of(overrides=overrides), known={})
+    rows = [
+        ManifestFile(path=f"part-{i:03}.bin", size=1, sha256=f"{i:064x}", url=f"{HOST}/{'x' * 80}/{i:03}")
+        for i in range(200)
+    ]
+    model = Resolved(manifest=Manifest(files=tuple(rows)), reference="")
+    resolved = {v.name: with_adapters(model, adapters_of(v)) for v in spec.variants}
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": []}}
+    templates = {v.name: (template, template) for v in spec.variants}
+    data = build_revision_data(spec, resolved=resolved, templates=templates)
+    assert len(json.dumps(data)) < 150_000
+    parsed_again = parse_revision("0123456789", 1, json.loads(json.dumps(data)))
+    assert {v.name: v.manifest for v in parsed_again.variants} == {n: f.manifest for n, f in resolved.items()}
+    assert {v.base for v in parsed_again.variants} == {model.manifest, None}
 
 
 names = st.sampled_from(["a", "b", "c"])
@@ -114,7 +158,8 @@ def test_the_models_own_files_are_told_again(model: Resolved, chosen: dict[str, 
     found = with_adapters(model, parsed(*(adapter(name, ending=ending) for name, ending in chosen.items())))
     assert parse_manifest(found.manifest.to_json()) == found.manifest, "as nodes read it"
     kept = json.loads(json.dumps(adapters_to_body(found)))
-    assert (read_base(found.manifest, kept) or found.manifest) == model.manifest
+    assert join_adapters(model.manifest, kept) == found.manifest
+    assert not chosen or found.base == model.manifest
     for name, ending in chosen.items():
         assert f"adapters/{name}.{ending}" in paths(found.manifest)
 

@@ -11,6 +11,7 @@ from slmops.model.observed import OwnedKind
 from tests.unit.planning.fleet_cluster import Behaviour
 from tests.unit.planning.fleet_sim import FleetSim
 from tests.unit.planning.fleet_situations import installed, reach
+from tests.unit.planning.profile_kit import ProfileSim, body_of, profile, variant
 
 SCORE: dict[str, Any] = {
     "name": "score",
@@ -165,6 +166,70 @@ def test_a_hold_stops_a_rollout_in_the_middle_and_lets_it_go_on() -> None:
     assert sim.version == "v3"
 
 
+def test_a_rollout_that_breaks_while_it_is_held_is_taken_back() -> None:
+    """Nobody knows how long a rule stays broken; the nodes serve nothing meanwhile."""
+    sim = upgraded("Hold")
+    judge(sim, "v2", 0.3)
+    sim.run(120)
+    sim.edit(rollout={"soak": "10m"})
+    sim.set_version("v3")
+    reach(sim, "Soaking")
+    assert sim.run_until(lambda: sim.condition("Progressing")[1] == "FeedbackHold"), sim.explain()
+    sim.cluster.behaviour("v3").crashes = True
+    for pod in sim.cluster.pods:
+        if pod.version == "v3":
+            pod.phase, pod.phase_at = "Starting", sim.now
+    sim.run(600)
+    assert set(sim.versions().values()) == {"v2"} and failed(sim) == [("v3", "NodesFailed")]
+    assert sim.condition("FeedbackHealthy") == ("False", "FeedbackHold")
+    sim.set_version("v4")
+    sim.run(600)
+    assert set(sim.versions().values()) == {"v2"} and sim.condition("Progressing") == (
+        "False",
+        "FeedbackHold",
+    )
+
+
+def classed() -> ProfileSim:
+    """A fleet of one class of devices on which v2 took the place of v1, and users turn away from it."""
+    spec = body_of(variant("int4", "800Mi"), feedback=policy("RollBack"))
+    sim = ProfileSim(spec)
+    sim.profiles = (profile("pi"),)
+    for index in range(4):
+        sim.add_node(f"n{index}", labels={"device": "pi"})
+    sim.settle()
+    changed = [variant("int4", "800Mi", version="v2")]
+    sim.edit(model={"name": "orders", "version": "v2"}, variants=changed)
+    sim.settle()
+    judge(sim, "v2", 0.3)
+    assert sim.run_until(lambda: sim.condition("FeedbackHealthy")[1] == "RollingBack")
+    return sim
+
+
+@pytest.mark.parametrize("seconds", [3, 3600])
+def test_a_changed_profile_is_no_change_of_mind(seconds: float) -> None:
+    """The same files become another revision while the fleet goes back, or afterwards."""
+    sim = classed()
+    sim.run(seconds)
+    sim.profiles = (profile("pi", runtime={"slots": 2}),)
+    sim.run(3600)
+    assert sim.version == "v1" and set(sim.versions().values()) == {"v1"}, sim.explain()
+    assert all(len(given) <= 3 for given in sim.history.values()), "v1, v2, v1"
+    assert sim.status.pinned is None and sim.condition("RolloutSucceeded") == ("False", "FeedbackFailed")
+    sim.retry()
+    sim.settle()
+    assert sim.version == "v2", "who wants it again, gets it"
+
+
+def test_a_changed_spec_is_tried_with_the_same_files() -> None:
+    sim = classed()
+    sim.run(3600)
+    judge(sim, "v2", 0.9)
+    sim.edit(runtime={"slots": 3})
+    sim.settle()
+    assert sim.version == "v2"
+
+
 def test_rollouts_under_way_and_pauses_come_first() -> None:
     sim = upgraded("RollBack")
     judge(sim, "v2", 0.3)
@@ -281,6 +346,25 @@ def test_queries_are_checked(metric: dict[str, str], cure: str) -> None:
     assert "spec.feedback.rules[0].metric" in accepted and cure in accepted
     asked = [request.metric for look in sim.looks for request in look.plan.measure]
     assert not any(name.startswith("feedback/") for name in asked)
+
+
+@pytest.mark.parametrize("where", ["spec.feedback.rules[0].metric", "spec.rollout.analysis.metrics[0]"])
+def test_a_rate_of_refusals_needs_phrases_that_tell_one(where: str) -> None:
+    """Servers without phrases have no such series: the rule would be without data for ever."""
+    refusals = {"preset": "RefusalRate"}
+    phrases = {"refusalPhrases": ["I cannot help"]}
+    sim = installed()
+    if where.startswith("spec.feedback"):
+        sim.edit(feedback=policy("Notify", metric=refusals, max="0.2", min=None))
+    else:
+        sim.edit(rollout={"analysis": {"metrics": [{"name": "refusals", "max": "0.2"} | refusals]}})
+    sim.run(60)
+    assert sim.condition("Accepted") == ("False", "InvalidQuery")
+    accepted = next(c.message for c in sim.status.conditions if c.type == "Accepted")
+    assert accepted.startswith(f"{where}.preset: RefusalRate needs spec.feedback.refusalPhrases")
+    sim.edit(feedback=phrases)
+    sim.run(60)
+    assert sim.condition("Accepted") == ("True", "Accepted")
 
 
 SIGNALS = [f"{version} {how}" for version in ("v1", "v2", "v3") for how in ("bad", "good")]

@@ -106,6 +106,21 @@ def test_while_profiles_cannot_be_read_overrides_go_on() -> None:
     assert sim.condition("ModelResolved")[0] == "True" and sim.status.stable_revision == stable
 
 
+def test_an_override_for_a_profile_that_is_not_there_is_told_and_stops_nothing() -> None:
+    sim = fleet(overrides=[NORTH, {"name": "small", "profiles": ["pie"], "runtime": {"slots": 1}}])
+    sim.profiles = (profile("pi"),)
+    sim.settle()
+
+    def accepted() -> str:
+        return next(c.message for c in sim.status.conditions if c.type == "Accepted")
+
+    assert "spec.overrides[small].profiles: there is no DeviceProfile pie" in accepted()
+    assert sim.condition("Accepted") == ("True", "Accepted")
+    sim.profiles = (profile("pi"), profile("pie"))
+    sim.run(60)
+    assert "DeviceProfile" not in accepted()
+
+
 def test_too_many_combinations_leave_everything_alone() -> None:
     sim = fleet(overrides=[NORTH])
     sim.profiles = tuple(profile(f"p{i}", device=f"p{i}") for i in range(3))

@@ -2,6 +2,7 @@
 """Sites that are allowed, and serving pods that reach nothing, on a virtual fleet whose network plugin
 enforces policies."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -178,6 +179,25 @@ def test_a_new_versions_source_is_opened_and_an_old_ones_closed() -> None:
     sim.settle()
     sim.run(600)
     assert sourced("192.0.2.2") and not sourced("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("privacy", "kept"),
+    [
+        ({}, False),
+        ({"egress": "Denied"}, True),
+        ({"clients": []}, True),
+        ({"allowedSites": ["paris"]}, False),
+    ],
+)
+def test_what_spec_asks_of_policies_is_kept_whatever_the_administrators_default(
+    privacy: dict[str, Any], kept: bool
+) -> None:
+    sim = FleetSim(spec_body() | {"privacy": privacy})
+    sim.config = replace(sim.config, network=replace(sim.config.network, default_mode="None"))
+    sim.add_node("n0", memory_bytes=4 << 30, labels={"site": "paris"})
+    sim.settle()
+    assert bool(policies(sim)) is kept
 
 
 # Serving pods that reach nothing

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes: their order, what follows a failure, and what is never done."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from slmops.adapters.errors import Conflict, KubeError, Unavailable
+from slmops.adapters.errors import Conflict, Forbidden, KubeError, Unavailable
 from slmops.adapters.resources import DEPLOYMENTS, NODES, SERVICES
 from slmops.api import SLMDeploymentStatus
+from slmops.api.privacy import Privacy
 from slmops.model.observed import OwnedKind
 from slmops.model.plan import (
     Action,
@@ -106,6 +108,35 @@ async def test_failure_stops_only_what_depends_on_it() -> None:
     assert labels["a"] == {"edge": "true"}, "its DaemonSet is not there: it keeps what it has"
     assert labels["b"] == {"edge": "true", PREFIX + "r2": "int4"}
     assert not any(line.startswith("patch slmdeployments") for line in bench.kube.log)
+
+
+@pytest.mark.parametrize(
+    ("egress", "why", "given"),
+    [
+        ("Denied", "missing", ["b"]),
+        ("Denied", "nodes changed", ["a", "b"]),
+        ("Sources", "missing", ["a", "b"]),
+    ],
+)
+async def test_no_pod_is_let_run_open_that_is_to_reach_nothing(
+    egress: str, why: str, given: list[str]
+) -> None:
+    bench = Bench()
+    deployment = bench.stored.deployment
+    assert deployment.spec is not None
+    spec = deployment.spec.model_copy(update={"privacy": Privacy.model_validate({"egress": egress})})
+    bench.kube.fails = lambda line: Forbidden("no", status=403) if "networkpolicies" in line else None
+    policy = replace(apply(OwnedKind.NETWORK_POLICY, revision="", name=f"{NAME}-confine"), why=why)
+    move = PatchNodeLabels(node="a", labels={f"{PREFIX}0123456789": "int4"}, why="test")
+    fetch = PatchNodeLabels(node="b", labels={f"{PREFIX}0123456789.prefetch": "int4"}, why="test")
+    failures = await bench.executor.apply_actions(replace(deployment, spec=spec), [policy, move, fetch])
+    assert [type(failure.error) for failure in failures] == [Forbidden]
+    patched = [
+        name
+        for (plural, _, name), body in bench.kube.objects.items()
+        if plural == "nodes" and any(k.startswith(PREFIX) for k in body["metadata"]["labels"])
+    ]
+    assert patched == given
 
 
 async def test_node_that_cannot_be_patched_does_not_stop_the_others() -> None:
