@@ -49,7 +49,7 @@ def test_life_of_a_release(empty_plane: ControlPlane) -> None:
     install = ("upgrade", "--install", RELEASE, str(CHART), "--create-namespace")
 
     notes = release(empty_plane, *install)
-    assert "No Prometheus is set" in notes
+    assert "no Prometheus is set" in notes and "(Direct)" in notes
     assert crds <= set(installed_objects(empty_plane))
     assert f"deployment.apps/{RELEASE}" in installed_objects(empty_plane)
     kubectl("wait", "--for=condition=Established", "crd/slmdeployments.slmops.dev", "--timeout=30s")
