@@ -191,7 +191,10 @@ def test_what_follows_a_request_and_is_none_ends_the_connection_and_is_no_failur
         begun = connection.recv(10)
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         answer = begun + _receive(connection)
-    assert answer.startswith(b"HTTP/1.1 200 ") and b"HTTP/1.1 400" not in answer
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    # Where the answer had ended before, the rest is refused as a request of its own, and never amid a stream.
+    streamed, refused, _ = answer.partition(b"HTTP/1.1 400")
+    assert not refused or streamed.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     with _connect(orders_server) as connection:
         connection.sendall(request)
         connection.recv(10)
