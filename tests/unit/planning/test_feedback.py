@@ -150,7 +150,8 @@ def test_a_hold_freezes_rollouts_and_nothing_else() -> None:
     assert sim.run_until(lambda: sim.version == "v3"), sim.explain()
 
 
-def test_a_hold_stops_a_rollout_in_the_middle_and_lets_it_go_on() -> None:
+def held_in_the_middle() -> FleetSim:
+    """v3 on one node of four, and a rule of v2 that holds it there."""
     sim = upgraded("Hold")
     judge(sim, "v2", 0.3)
     sim.run(120)
@@ -158,6 +159,11 @@ def test_a_hold_stops_a_rollout_in_the_middle_and_lets_it_go_on() -> None:
     sim.set_version("v3")
     reach(sim, "Soaking")
     assert sim.run_until(lambda: sim.condition("Progressing")[1] == "FeedbackHold"), sim.explain()
+    return sim
+
+
+def test_a_hold_stops_a_rollout_in_the_middle_and_lets_it_go_on() -> None:
+    sim = held_in_the_middle()
     sim.run(3 * 3600)
     assert sorted(sim.versions().values()) == ["v2", "v2", "v2", "v3"]
     assert not sim.status.failed_revisions, "its timers stand"
@@ -168,13 +174,7 @@ def test_a_hold_stops_a_rollout_in_the_middle_and_lets_it_go_on() -> None:
 
 def test_a_rollout_that_breaks_while_it_is_held_is_taken_back() -> None:
     """Nobody knows how long a rule stays broken; the nodes serve nothing meanwhile."""
-    sim = upgraded("Hold")
-    judge(sim, "v2", 0.3)
-    sim.run(120)
-    sim.edit(rollout={"soak": "10m"})
-    sim.set_version("v3")
-    reach(sim, "Soaking")
-    assert sim.run_until(lambda: sim.condition("Progressing")[1] == "FeedbackHold"), sim.explain()
+    sim = held_in_the_middle()
     sim.cluster.behaviour("v3").crashes = True
     for pod in sim.cluster.pods:
         if pod.version == "v3":

@@ -2,7 +2,6 @@
 """Reports of nodes that have been tampered with: the plan goes on and status can be stored."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from slmops.planning.slmmodel.offer import to_offer
 from slmwire.jobs import to_message
+from tests.unit.fuzz.robot import numbers_in
 from tests.unit.planning.model_sim import GOOD, REPOSITORY, ModelSim, digest_of, spec_body
 
 HUGE = 10**400
@@ -19,17 +19,6 @@ ODD: list[Any] = [
     HUGE, -HUGE, -1, -0.0, float("nan"), float("inf"), 1e308, True, "12", "x" * 3000, {}, {"a": 1}, [1], [[]],
     None, "\ud800", "\x1b[2J",
 ]  # fmt: skip
-
-
-def numbers_in(value: Any) -> Iterator[int | float]:
-    if isinstance(value, dict):
-        for entry in value.values():
-            yield from numbers_in(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from numbers_in(entry)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield value
 
 
 def assert_stored(sim: ModelSim) -> None:
