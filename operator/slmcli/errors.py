@@ -61,3 +61,7 @@ class GoneError(CliError):
 
 class UnreachableError(CliError):
     """No answer, or one that is no answer."""
+
+
+class BrokenOffError(UnreachableError):
+    """An answer began, and its connection ended before it did."""

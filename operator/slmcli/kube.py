@@ -22,6 +22,7 @@ from kubernetes.config.kube_config import load_kube_config as load_file
 
 from slmcli.cluster import Body, PodAddress
 from slmcli.errors import (
+    BrokenOffError,
     CliError,
     ConflictError,
     ForbiddenError,
@@ -223,7 +224,7 @@ class KubeCluster:
                 yield piece
         except urllib3.exceptions.HTTPError as error:
             cause = clean(str(getattr(error, "reason", None) or error))
-            raise UnreachableError(f"the answer of pod {address.pod} broke off: {cause}") from error
+            raise BrokenOffError(f"the answer of pod {address.pod} broke off: {cause}") from error
 
     def store_agents(self, namespace: str) -> list[Body]:
         """Pods of the store agents."""

@@ -27,7 +27,15 @@ from e2e.rig.pki import Authority
 from slmcli.__main__ import run
 from slmcli.chat import read_answer, read_events, read_key
 from slmcli.cluster import PodAddress
-from slmcli.errors import CliError, ForbiddenError, NotFoundError, RefusedError, UnreachableError
+from slmcli.commands.chat import ASKS
+from slmcli.errors import (
+    BrokenOffError,
+    CliError,
+    ForbiddenError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+)
 from slmcli.pod_errors import describe_refusal
 from slmcli.safe import clean_lines
 from slmcli.serving import read_serving
@@ -160,6 +168,23 @@ def test_a_talk_goes_on_after_an_error_with_a_pod_that_is_ready_then(
     assert [m["content"] for m in cluster.posted[2][2]["messages"]] == ["c"]
     cluster.streams = [[ForbiddenError("no pods/proxy")]]
     assert _ask(cluster, capsys, typed="a\nb\n").code == 3
+
+
+def test_an_answer_that_breaks_off_before_its_first_word_is_asked_for_again(
+    cluster: ScriptedCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = BrokenOffError("the answer of pod p broke off")
+    silent: list[bytes | BaseException] = [broken]
+    cluster.streams = [[*build_stream()[:1], broken], silent, build_stream("yes")]
+    ran = _ask(cluster, capsys, "-m", "a")
+    assert (ran.code, ran.out, len(cluster.posted)) == (0, "yes\n", 3)
+    cluster.streams = [silent] * ASKS + [build_stream("never")]
+    ran = _ask(cluster, capsys, "-m", "a")
+    assert ran.code == 3 and "broke off" in ran.err and len(cluster.streams) == 1
+    # Words that were shown are not taken back.
+    cluster.streams = [[*build_stream("par")[:2], broken], build_stream("never")]
+    ran = _ask(cluster, capsys, "-m", "a")
+    assert ran.code == 3 and ran.out == "par" and len(cluster.streams) == 1
 
 
 def test_no_pod_is_a_clear_error(cluster: ScriptedCluster, capsys: pytest.CaptureFixture[str]) -> None:
