@@ -7,6 +7,8 @@ UV_VERSION := 0.13.9
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/slmops
 COMPILE := .venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11
 PYTEST := $(PY) -m pytest
+# Real processes race: what fails is tried once more, at most three tests of a suite, and said with its traceback.
+AGAIN := --reruns 1 --max-suite-reruns 3 --rerun-show-tracebacks
 export PYTHONPATH := operator:.
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -35,16 +37,16 @@ check: venv ## lint, types, layers, drift of generated files, chart, scenarios
 
 .PHONY: unit
 unit: venv ## pure tests, no cluster
-	$(PYTEST) -n auto tests/unit
+	$(PYTEST) $(AGAIN) -n auto tests/unit
 
 .PHONY: apiserver
 apiserver: venv ## the control loop on a real kube-apiserver, and the fleet page in a real browser
 	@command -v chromium >/dev/null || $(PY) -m e2e.rig packages
-	$(PYTEST) -n auto --dist worksteal tests/apiserver
+	$(PYTEST) $(AGAIN) -n auto --dist worksteal tests/apiserver
 
 .PHONY: e2e
 e2e: venv ## real nodes, containers, Prometheus, faults
-	$(PYTEST) e2e/suite
+	$(PYTEST) $(AGAIN) e2e/suite
 
 .PHONY: bench
 bench: venv ## benchmarks beside their peers; writes docs/benchmarks/*.json and docs/benchmarks.md
