@@ -18,7 +18,7 @@ class Kubectl:
         self.kubeconfig = kubeconfig
 
     def __call__(
-        self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 60, check: bool = True
+        self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 120, check: bool = True
     ) -> str:
         """Run kubectl; return its standard output."""
         command: Sequence[str | Path] = [self.binary, "--kubeconfig", self.kubeconfig, *arguments]
@@ -41,7 +41,7 @@ class Kubectl:
         self,
         *objects: Mapping[str, Any],
         field_manager: str = "slmops-rig",
-        timeout_seconds: float = 60,
+        timeout_seconds: float = 120,
     ) -> None:
         """Server-side apply of objects, taking over conflicting fields."""
         self(
