@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-from slmops.adapters.errors import NotFound
+from slmops.adapters.errors import NotFound, Unavailable
 from slmops.adapters.resources import DEPLOYMENTS, DEVICE_PROFILES, MODELS, NODES, PODS, Resource
 from slmops.api import API_VERSION, KIND, MODEL_KIND
 from slmops.api.profile import PROFILE_KIND
@@ -83,11 +83,12 @@ class Kubelet:
 
     async def run(self) -> None:
         while True:
-            for pod in await self.cluster.items(
-                PODS, namespace=self.cluster.namespace, label_selector="slmops.dev/work"
-            ):
-                if pod["status"].get("phase") == "Pending" and "deletionTimestamp" not in pod["metadata"]:
-                    await self._end(pod)
+            with suppress(NotFound, Unavailable):
+                for pod in await self.cluster.items(
+                    PODS, namespace=self.cluster.namespace, label_selector="slmops.dev/work"
+                ):
+                    if pod["status"].get("phase") == "Pending" and "deletionTimestamp" not in pod["metadata"]:
+                        await self._end(pod)
             await asyncio.sleep(0.2)
 
     async def _end(self, pod: Body) -> None:
@@ -106,9 +107,8 @@ class Kubelet:
                     cache_bytes_per_token=1024,
                 )
             }  # fmt: skip
-        with suppress(NotFound):
-            await end_pod(self.cluster, pod, {name: to_message(said) for name, said in message.items()})
-            self.ended.append(f"{tags['work']}/{version}/{variant}")
+        await end_pod(self.cluster, pod, {name: to_message(said) for name, said in message.items()})
+        self.ended.append(f"{tags['work']}/{version}/{variant}")
 
 
 @dataclass
