@@ -240,12 +240,12 @@ class Cluster:
             return task.done() or ended(await self.status())
 
         await until("the end or death", over)
-        await _until_quiet(lambda: len(running.client.writes), unless=task.done)
+        await _until_quiet(running.client, unless=task.done)
         return task.done()
 
     async def until_quiet(self, running: "Running") -> None:
         """Wait until the operator writes no more."""
-        await _until_quiet(lambda: len(running.client.writes))
+        await _until_quiet(running.client)
 
     # The operator
 
@@ -404,14 +404,14 @@ async def until(
         await asyncio.sleep(0.1)
 
 
-async def _until_quiet(count: Callable[[], int], *, unless: Callable[[], bool] = lambda: False) -> None:
-    """Wait until `count` has been the same for a while, or `unless` holds."""
+async def _until_quiet(client: CountingClient, *, unless: Callable[[], bool] = lambda: False) -> None:
+    """Wait until nothing has been written or was under way for a while, or `unless` holds."""
     clock = asyncio.get_running_loop().time
-    seen, since = count(), clock()
+    written, since = len(client.writes), clock()
     while clock() - since < QUIET_SECONDS and not unless():
         await asyncio.sleep(0.1)
-        if count() != seen:
-            seen, since = count(), clock()
+        if client.under_way or len(client.writes) != written:
+            written, since = len(client.writes), clock()
 
 
 def _ready(node: Body) -> bool:
