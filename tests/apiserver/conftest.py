@@ -14,12 +14,12 @@ import pytest
 from e2e.rig import ControlPlane
 from e2e.rig.paths import instance_dir, instances
 from e2e.rig.progress import wait_until
-from slmops.adapters.kube import KubeClient, load_configuration
+from slmops.adapters.kube import load_configuration
 from slmops.api import GROUP
 from slmops.api.crd import build_crd
 from slmops.api.kinds import KINDS, Kind
 from tests.apiserver.account import install_account, lease_permission
-from tests.apiserver.doubles import CountingClient
+from tests.apiserver.doubles import CountingClient, PatientClient
 from tests.apiserver.harness import NAMESPACES, Cluster
 
 # One instance per test run, so that two runs on one machine do not meet.
@@ -96,7 +96,7 @@ def make_cluster(
     async def make(tail: str, *, nodes: str = "abcd") -> AsyncIterator[Cluster]:
         operator = await load_configuration(str(operator_kubeconfig))
         configuration = await load_configuration(str(kwok.kubeconfig))
-        kube = KubeClient(configuration)
+        kube = PatientClient(configuration)
         name = request.node.name + tail
         words = re.sub(r"[^a-z0-9]+", "-", name.removeprefix("test_").lower())[:24].strip("-")
         # Two files may have a test of the same name.

@@ -4,9 +4,9 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from slmops.adapters.errors import KubeError
+from slmops.adapters.errors import Conflict, KubeError, NotFound, Unavailable
 from slmops.adapters.kube import KubeClient
 from slmops.adapters.resources import Resource
 from slmops.api.source import Source
@@ -15,6 +15,8 @@ from slmops.ports.metrics import ProviderError
 from slmops.ports.sources import SourceError
 from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason
+
+PATIENCE_SECONDS: Final = 120.0
 
 
 class ScriptedProvider:
@@ -70,6 +72,27 @@ class ScriptedResolver:
     ) -> bytes:
         """Implements SourceResolver."""
         raise SourceError(Reason.SOURCE_UNAVAILABLE, "nothing has content here")
+
+
+class PatientClient(KubeClient):
+    """A test's own hands: an API server that is too busy to answer is asked again."""
+
+    async def _json(self, verb: str, resource: Resource, **options: Any) -> dict[str, Any]:
+        asked_again = False
+        end = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await super()._json(verb, resource, **options)
+            except Unavailable:
+                if asyncio.get_running_loop().time() > end:
+                    raise
+            except (NotFound, Conflict):
+                # The first request was carried out, and its answer got lost.
+                if not asked_again or verb not in ("create", "delete"):
+                    raise
+                return {}
+            asked_again = True
+            await asyncio.sleep(0.5)
 
 
 class Killed(BaseException):

@@ -231,13 +231,13 @@ class Cluster:
 
         await until(f"{nodes} nodes serving {revision} alone", settled)
 
-    async def until_over(self, running: "Running", ended: Callable[[Body], bool]) -> bool:
+    async def until_over(self, running: "Running", ended: Callable[[], Awaitable[bool]]) -> bool:
         """Wait until the operator died, or `ended` holds and it writes no more; whether it died."""
         assert running.task is not None
         task = running.task
 
         async def over() -> bool:
-            return task.done() or ended(await self.status())
+            return task.done() or await ended()
 
         await until("the end or death", over)
         await _until_quiet(running.client, unless=task.done)

@@ -49,22 +49,22 @@ async def roll_out(cluster: Cluster, bad: str, die_before: int | None) -> tuple[
         rollout = status.get("rollout") or {}
         return rollout.get("revision") != first and step_of(status) in ("Completed", "Failed")
 
+    async def settled() -> bool:
+        # The last writes come when the other revision's pods are gone.
+        return ended(await cluster.status()) and len(await cluster.daemon_sets()) == 1
+
     died = False
     if die_before is not None:
         async with cluster.operator(die_before=die_before) as running:
             await cluster.apply("v2", **ROLLOUT)
-            # It may have ended with writes left that come after the end.
-            died = await cluster.until_over(running, ended)
+            died = await cluster.until_over(running, settled)
     async with cluster.operator():
         await cluster.apply("v2", **ROLLOUT)
         status = await cluster.until_status("the end", ended)
         stable = str(status["stableRevision"])
         await cluster.until_settled(stable, 2)
 
-        async def quiet() -> bool:
-            return len(await cluster.daemon_sets()) == 1
-
-        await until("the other revision's DaemonSet being gone", quiet)
+        await until("the other revision's DaemonSet being gone", settled)
         status = await cluster.status()
         return (
             End(

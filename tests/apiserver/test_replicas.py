@@ -152,15 +152,15 @@ async def test_it_goes_on_after_a_kill_before_any_write(cluster: Cluster) -> Non
         await cluster.until_status("quiet", lambda s: condition(s, "Ready").get("status") == "True")
     await apply(cluster, "v2", placement={"replicas": 2})
 
-    def ended(status: Body) -> bool:
-        return bool(status.get("modelVersion") == "v2")
+    async def ended() -> bool:
+        return bool((await cluster.status()).get("modelVersion") == "v2")
 
     for _ in range(12):
         async with cluster.operator(die_before=2) as running:
             await cluster.until_over(running, ended)
             pods = Counter((await cluster.serving_pods()).values())
             assert sum(pods.values()) >= 2
-        if ended(await cluster.status()):
+        if await ended():
             break
     async with cluster.operator():
         second = await cluster.until_promoted("v2")

@@ -7,7 +7,7 @@ import pytest
 
 from slmops.adapters.resources import DAEMON_SETS
 from slmops.model.observed import Preset
-from tests.apiserver.harness import SOAKS_ON, Body, Cluster, step_of, until, verdicts
+from tests.apiserver.harness import SOAKS_ON, Cluster, step_of, until, verdicts
 
 
 @pytest.mark.parametrize("writes", [1, 4])
@@ -20,15 +20,15 @@ async def test_killed_after_any_write_ends_the_same(cluster: Cluster, writes: in
         await cluster.until_settled(first, 4)
     await cluster.apply("v2")
 
-    def ended(status: Body) -> bool:
-        return bool(status.get("modelVersion") == "v2")
+    async def ended() -> bool:
+        return bool((await cluster.status()).get("modelVersion") == "v2")
 
     waves: list[int] = []
     while lives < 60:
         status = await cluster.status()
         if (rollout := status.get("rollout")) and rollout["revision"] != first:
             waves.append(rollout["wave"])
-        if ended(status):
+        if status.get("modelVersion") == "v2":
             break
         lives += 1
         # The first writes of a life only repeat what exists (drift is not known across lives).
