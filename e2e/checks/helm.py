@@ -18,7 +18,7 @@ RELEASE: Final = "slmops"
 NAMESPACE: Final = "slmops-system"
 
 
-def helm(*arguments: str, timeout_seconds: float = 60) -> str:
+def helm(*arguments: str, timeout_seconds: float = 180) -> str:
     """Run Helm, return its output; RigError with Helm's words on failure."""
     return run([str(tool("helm")), *arguments], timeout_seconds=timeout_seconds).stdout
 

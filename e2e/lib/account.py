@@ -34,7 +34,7 @@ class Account:
             headers={"Authorization": f"Bearer {self.token}", "Content-Type": form},
         )
         try:
-            with urllib.request.urlopen(request, context=self.tls, timeout=20) as answer:
+            with urllib.request.urlopen(request, context=self.tls, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

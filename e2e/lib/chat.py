@@ -74,7 +74,7 @@ class NodeClient:
         return Answer(**json.loads(done.stdout))
 
     def chat(
-        self, service: str, messages: list[Body], *, timeout_seconds: float = 30, **options: Any
+        self, service: str, messages: list[Body], *, timeout_seconds: float = 60, **options: Any
     ) -> Answer:
         """A streamed chat answer of the Service at `service` (http://address:port)."""
         body = {"model": "orders", "messages": messages, "stream": True, "temperature": 0} | options
@@ -114,7 +114,7 @@ class NodeClient:
             pod = self.cluster.get("pod", name, namespace=CLIENT_NAMESPACE)
             return pod is not None and pod["status"].get("phase") == "Running"
 
-        self.cluster.wait_for(f"pod {name} running", running, timeout_seconds=90)
+        self.cluster.wait_for(f"pod {name} running", running, timeout_seconds=240)
 
 
 def is_expected(case: Body, text: str) -> bool:

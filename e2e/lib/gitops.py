@@ -59,7 +59,7 @@ class GitRepository:
 
     def _git(self, *arguments: str) -> str:
         who = ["-c", "user.name=e2e", "-c", "user.email=e2e@slmops.dev"]
-        return run(["git", "-C", self.folder, *who, *arguments], timeout_seconds=30).stdout
+        return run(["git", "-C", self.folder, *who, *arguments], timeout_seconds=120).stdout
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class Application:
         self.cluster.wait_for(
             f"{self.name} being compared",
             lambda: _REFRESH not in self.read()["metadata"].get("annotations", {}),
-            timeout_seconds=20,
+            timeout_seconds=60,
             interval_seconds=0.2,
         )
         return self.status()
@@ -101,7 +101,7 @@ class Application:
         done = len(self.syncs())
         self.cluster.patch(KIND, self.name, {"operation": operation}, namespace=NAMESPACE)
         self.cluster.wait_for(
-            f"{self.name} being synced", lambda: len(self.syncs()) > done, timeout_seconds=60,
+            f"{self.name} being synced", lambda: len(self.syncs()) > done, timeout_seconds=180,
             describe=self.describe,
         )  # fmt: skip
 
@@ -126,7 +126,7 @@ class Application:
 
     def delete(self) -> None:
         """Delete the Application alone; what it made stays."""
-        self.cluster.delete(KIND, self.name, namespace=NAMESPACE, wait_seconds=20)
+        self.cluster.delete(KIND, self.name, namespace=NAMESPACE, wait_seconds=60)
 
     def describe(self) -> str:
         """What matters of its status, in lines."""

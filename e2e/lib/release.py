@@ -99,7 +99,7 @@ def helm(cluster: Cluster, *arguments: str, timeout_seconds: float = 240) -> str
 
 def install_operator(
     cluster: Cluster, *, images: OperatorImages | None = None, values: Mapping[str, Any] | None = None,
-    timeout_seconds: float = 180, chart: Path = CHART,
+    timeout_seconds: float = 420, chart: Path = CHART,
 ) -> None:  # fmt: skip
     """`helm upgrade --install` and wait until the operator is ready. `values` are put over the defaults."""
     chosen = operator_values(cluster, images or rig_images(cluster)) | dict(values or {})
@@ -142,8 +142,8 @@ def clear_operator(cluster: Cluster) -> None:
         delete_deployments(cluster)
     uninstall_operator(cluster)
     for kind in kinds:
-        cluster.delete("customresourcedefinition", kind, wait_seconds=60)
-    cluster.delete("namespace", NAMESPACE, wait_seconds=60)
+        cluster.delete("customresourcedefinition", kind, wait_seconds=180)
+    cluster.delete("namespace", NAMESPACE, wait_seconds=180)
 
 
 def delete_deployments(cluster: Cluster) -> None:

@@ -94,7 +94,7 @@ class ArgoCD:
         kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         named = [f"--filename={path}" for path in files]
         kubectl("apply", "--server-side", "--force-conflicts", "--namespace", NAMESPACE, *named)
-        wait_until("the kinds of Argo CD being served", self._kinds_served, timeout_seconds=30)
+        wait_until("the kinds of Argo CD being served", self._kinds_served, timeout_seconds=120)
         project = {
             "sourceRepos": ["*"],
             "destinations": [{"server": "*", "namespace": "*"}],
@@ -170,7 +170,10 @@ class ArgoCD:
             daemon.start(commands[part], env=common | {"ARGOCD_BINARY_NAME": binary_name}, cwd=self.directory)
             port = listening.get(part, set_probe)
             wait_until(
-                f"{part} listening", partial(_listens, daemon, port), timeout_seconds=60, interval_seconds=0.1
+                f"{part} listening",
+                partial(_listens, daemon, port),
+                timeout_seconds=180,
+                interval_seconds=0.1,
             )
 
 

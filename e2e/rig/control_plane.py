@@ -32,7 +32,7 @@ SERVICE_CIDR: Final = "10.43.0.0/16"
 API_SERVICE_ADDRESS: Final = "10.43.0.1"
 DNS_SERVICE_ADDRESS: Final = "10.43.0.10"
 ISSUER: Final = "https://kubernetes.default.svc.cluster.local"
-READY_SECONDS: Final = 90
+READY_SECONDS: Final = 180
 NODE_GRACE_SECONDS: Final = 20
 """Kubelets report every 5 s (render.py): a node is NotReady this long after its link is cut."""
 # A unix socket's path ends at 107 characters; kine adds none.
@@ -337,11 +337,11 @@ class ControlPlane:
                 probe.settimeout(1)
                 return probe.connect_ex(("127.0.0.1", port)) == 0
 
-        wait_until(f"{daemon.name} listening", open_, timeout_seconds=30, interval_seconds=0.05)
+        wait_until(f"{daemon.name} listening", open_, timeout_seconds=90, interval_seconds=0.05)
 
     def _api_ready(self) -> bool:
         try:
-            return self.kubectl.raw("/readyz", timeout_seconds=5) == "ok"
+            return self.kubectl.raw("/readyz", timeout_seconds=15) == "ok"
         except (RigError, subprocess.SubprocessError):
             return False
 

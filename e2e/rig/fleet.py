@@ -90,4 +90,4 @@ def apply_fleet(
         statuses = kubectl("get", "nodes", "-l", f"{FLEET_LABEL}={FLEET_VALUE}", "-o", f"jsonpath={path}")
         return statuses.split().count("True") >= count
 
-    wait_until("all fake nodes being Ready", ready, timeout_seconds=60 + count / 20, interval_seconds=0.5)
+    wait_until("all fake nodes being Ready", ready, timeout_seconds=180 + count / 20, interval_seconds=0.5)

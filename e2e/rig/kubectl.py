@@ -4,10 +4,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from e2e.rig.render import render_yaml
-from e2e.rig.shell import run
+from e2e.rig.shell import RigError, run
+
+_TOO_BUSY: Final = "TLS handshake timeout"
+_HANDSHAKES: Final = 3
 
 
 class Kubectl:
@@ -18,10 +21,17 @@ class Kubectl:
         self.kubeconfig = kubeconfig
 
     def __call__(
-        self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 60, check: bool = True
+        self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 120, check: bool = True
     ) -> str:
         """Run kubectl; return its standard output."""
         command: Sequence[str | Path] = [self.binary, "--kubeconfig", self.kubeconfig, *arguments]
+        for _ in range(_HANDSHAKES - 1):
+            try:
+                return run(command, stdin=stdin, timeout_seconds=timeout_seconds, check=check).stdout
+            except RigError as error:
+                # The API server is there and too busy; nothing was asked of it yet.
+                if _TOO_BUSY not in str(error):
+                    raise
         return run(command, stdin=stdin, timeout_seconds=timeout_seconds, check=check).stdout
 
     def raw(self, path: str, *, timeout_seconds: float = 30) -> str:
@@ -41,7 +51,7 @@ class Kubectl:
         self,
         *objects: Mapping[str, Any],
         field_manager: str = "slmops-rig",
-        timeout_seconds: float = 60,
+        timeout_seconds: float = 120,
     ) -> None:
         """Server-side apply of objects, taking over conflicting fields."""
         self(

@@ -109,7 +109,7 @@ class Node:
             daemon.check()
             return not self._ctr_fails()
 
-        wait_until(f"{daemon.name} answering", answers, timeout_seconds=30, interval_seconds=0.1)
+        wait_until(f"{daemon.name} answering", answers, timeout_seconds=120, interval_seconds=0.1)
         present = self.run(str(tool("ctr")), *_CTR, "images", "ls", "-q").split()
         for reference, archive in images.items():
             if reference not in present:

@@ -53,7 +53,7 @@ from e2e.rig.topology import (
     plan_nodes,
 )
 
-READY_SECONDS: Final = 120
+READY_SECONDS: Final = 300
 _FAMILIES: Final = (
     "kubernetes",
     "containerd",
@@ -225,8 +225,8 @@ class Rig(ClusterAccess):
             "rollout",
             "status",
             "deployment/coredns",
-            "--timeout=90s",
-            timeout_seconds=100,
+            "--timeout=240s",
+            timeout_seconds=250,
         )
 
     # Faults

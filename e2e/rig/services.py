@@ -85,7 +85,7 @@ def start_service(plane: ControlPlane, part: str) -> None:
         daemon.check()
         return is_answering(url)
 
-    wait_until(f"{part} answering on {url}", answers, timeout_seconds=30, interval_seconds=0.1)
+    wait_until(f"{part} answering on {url}", answers, timeout_seconds=120, interval_seconds=0.1)
 
 
 def is_answering(url: str) -> bool:

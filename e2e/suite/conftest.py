@@ -8,6 +8,7 @@ names, and nowhere else.
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +32,15 @@ FILES = f"{STORE}/files-of-e2e"
 NAMESPACE_PREFIX = "e2e-"
 OPERATOR_VALUES = {"allowedFilePaths": [FILES]}
 """Chart values of every installation in this suite."""
+TIMEOUT_SECONDS = 900
 Make = Callable[..., Deployment]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test may take longer here: it is its waits that say what did not come."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +132,7 @@ def make_deployment(
         cluster.wait_for(
             f"the pods of {namespace} being gone",
             lambda: not cluster.find_all("pods", namespace=namespace),
-            timeout_seconds=60,
+            timeout_seconds=180,
         )
         for node in cluster.edge_nodes:
             shutil.rmtree(cluster.rig.node_path(node, store), ignore_errors=True)

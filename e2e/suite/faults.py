@@ -20,13 +20,13 @@ _SENT = re.compile(r"^(?P<at>[0-9.]+) \S+ sent (?P<bytes>\d+) (?P<path>\S+)$", r
 def wait_offline(cluster: Cluster, node: str) -> None:
     """Wait until the control plane has noticed that the node is away."""
     cluster.wait_for(
-        f"{node} being NotReady", lambda: node not in cluster.access.ready_nodes(), timeout_seconds=60
+        f"{node} being NotReady", lambda: node not in cluster.access.ready_nodes(), timeout_seconds=180
     )
 
 
 def wait_online(cluster: Cluster, node: str) -> None:
     """Wait until the node is Ready again."""
-    cluster.wait_for(f"{node} being Ready", lambda: node in cluster.access.ready_nodes(), timeout_seconds=60)
+    cluster.wait_for(f"{node} being Ready", lambda: node in cluster.access.ready_nodes(), timeout_seconds=180)
 
 
 def wait_answer(
@@ -35,7 +35,7 @@ def wait_answer(
     *,
     case: dict[str, Any] | None = None,
     service: str = "",
-    timeout_seconds: float = 60,
+    timeout_seconds: float = 180,
 ) -> None:
     """Wait until the Service (or what is at `service`) answers the golden case right on the client's node.
 
@@ -44,7 +44,7 @@ def wait_answer(
     url, asked = service or deployment.service_address(), case or golden_cases()[0]
 
     def answers() -> bool:
-        answer = client.chat(url, asked["messages"], timeout_seconds=5)
+        answer = client.chat(url, asked["messages"], timeout_seconds=20)
         return answer.ok and is_expected(asked, answer.text)
 
     deployment.wait(f"an answer on {client.node}", answers, timeout_seconds=timeout_seconds)
@@ -122,7 +122,7 @@ def kill_sandbox(cluster: Cluster, node: str, *, namespace: str, pod: str) -> st
     new = cluster.wait_for(
         f"a new sandbox of {pod}",
         lambda: sandboxes(rig, node, namespace=namespace, pod=pod) - before,
-        timeout_seconds=60,
+        timeout_seconds=180,
     )
     # host-local keeps a file for each address, with the id of the sandbox that has it; beside a lock.
     leases = [f for f in rig.node_path(node, "/var/lib/cni/networks/pods").iterdir() if f.is_file()]

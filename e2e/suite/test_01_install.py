@@ -77,7 +77,7 @@ def test_prometheus_scrapes_every_pod(orders: Deployment, cluster: Cluster) -> N
         lambda: (
             found if len(found := cluster.access.query_prometheus(query)) == len(cluster.edge_nodes) else None
         ),
-        timeout_seconds=30,
+        timeout_seconds=120,
         describe=lambda: str(cluster.access.query_prometheus(query)),
     )
     assert series is not None

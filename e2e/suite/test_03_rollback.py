@@ -93,7 +93,7 @@ def test_an_explicit_retry_tries_it_once_more(orders: Deployment) -> None:
         orders.wait(
             "a second attempt",
             lambda: any(frame.step == "Prefetching" for frame in history.of(failed)),
-            timeout_seconds=30,
+            timeout_seconds=120,
         )
         orders.wait_rolled_back()
     assert orders.status()["failedRevisions"][0]["revision"] == failed
@@ -102,6 +102,6 @@ def test_an_explicit_retry_tries_it_once_more(orders: Deployment) -> None:
 def test_going_back_to_v2_in_the_spec_clears_the_condition(orders: Deployment) -> None:
     before = {pod["metadata"]["uid"] for pod in orders.pods()}
     orders.apply("v2")
-    found = orders.wait_promoted("v2", timeout_seconds=30)
+    found = orders.wait_promoted("v2", timeout_seconds=120)
     assert condition(found, "RolloutSucceeded")["status"] == "True"
     assert {pod["metadata"]["uid"] for pod in orders.pods()} == before

@@ -57,12 +57,12 @@ def test_a_node_offline_before_its_wave_is_deferred_and_converges(
             orders.assigned()[away] == {revision}
             and orders.status()["nodes"]["ready"] == len(cluster.edge_nodes)
         ),
-        timeout_seconds=120,
+        timeout_seconds=300,
     )
     assert orders.pod_on(away)["metadata"]["uid"] != pod
     cluster.wait_for(
         f"the Service answering on {away}, back",
-        lambda: clients[away].chat(service, case["messages"], timeout_seconds=5).ok,
-        timeout_seconds=15,
+        lambda: clients[away].chat(service, case["messages"], timeout_seconds=20).ok,
+        timeout_seconds=60,
     )
     assert rollout_of(orders.read())["step"] == "Completed", "the return of a node starts no rollout"

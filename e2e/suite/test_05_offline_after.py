@@ -47,7 +47,7 @@ def test_a_node_lost_after_the_flip_fails_the_wave(orders: Deployment, cluster: 
                 orders.assigned()[pilot] == {stable}
                 and orders.status()["nodes"]["ready"] == len(cluster.edge_nodes)
             ),
-            timeout_seconds=90,
+            timeout_seconds=240,
         )
     for frame in history.of(failed):
         assert frame.nodes_given(failed) <= {pilot}, history.describe()

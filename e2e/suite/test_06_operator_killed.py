@@ -61,7 +61,7 @@ def test_a_rollout_survives_kills_at_random_moments(
             time.sleep(generator.uniform(0.5, 6.0))
             if kill_operator(cluster, rig, with_pod=len(killed_at) % 2 == 1):
                 killed_at.append(time.time())
-        found = orders.wait_promoted("v2", timeout_seconds=240)
+        found = orders.wait_promoted("v2", timeout_seconds=480)
         report = traffic.stop()
     assert len(killed_at) == KILLS
     revision, said = found["status"]["stableRevision"], history.describe()

@@ -34,15 +34,21 @@ def test_offline_crash_and_lost_pod_come_back_from_the_cache(
     orders: Deployment, cluster: Cluster, rig: Rig, clients: dict[str, NodeClient]
 ) -> None:
     node = cluster.edge_nodes[1]
-    client, service = clients[node], orders.service_address()
-    pod = orders.pod_on(node)["metadata"]["name"]
+    client = clients[node]
+    found = orders.pod_on(node)
+    pod = found["metadata"]["name"]
+    (server,) = (c["containerID"] for c in found["status"]["containerStatuses"] if c["name"] == "server")
     rig.node_link_down(node)
     wait_offline(cluster, node)
-    wait_answer(orders, client, timeout_seconds=5)
+    wait_answer(orders, client, timeout_seconds=60)
 
     # The inference process dies.
     rig.kill_container(orders.namespace, pod, container="server")
-    assert not client.ask(service, "hello", timeout_seconds=2).ok, "the server was to be dead"
+    cluster.wait_for(
+        "the server being dead",
+        lambda: server.rpartition("/")[2] not in rig.nodes[node].running_containers(),
+        timeout_seconds=60,
+    )
     wait_answer(orders, client)
 
     # The whole pod dies, so the fetcher runs again, with no link to anywhere.
@@ -50,7 +56,7 @@ def test_offline_crash_and_lost_pod_come_back_from_the_cache(
     address = kill_sandbox(cluster, node, namespace=orders.namespace, pod=pod)
     # It has a new address. The Service learns of that when the API server can be told (see the limits
     # in docs/operations.md), so the pod itself is asked.
-    wait_answer(orders, client, service=f"http://{address}:8080", timeout_seconds=90)
+    wait_answer(orders, client, service=f"http://{address}:8080", timeout_seconds=240)
 
     rig.node_link_up(node)
     wait_online(cluster, node)
@@ -58,7 +64,7 @@ def test_offline_crash_and_lost_pod_come_back_from_the_cache(
     orders.wait(
         "the kubelet telling of the second fetch",
         lambda: fetch_state(orders, node)["finishedAt"] > fetched,
-        timeout_seconds=30,
+        timeout_seconds=120,
     )
     assert fetch_report(orders, node).bytes_downloaded == 0
     after = orders.pod_on(node)
@@ -83,8 +89,8 @@ def test_a_new_pod_downloads_nothing(
         states = new["status"].get("containerStatuses", [])
         return bool(new["metadata"]["uid"] != old["uid"] and states and all(c["ready"] for c in states))
 
-    orders.wait("a new pod being ready", replaced, timeout_seconds=60)
-    wait_answer(orders, clients[node], timeout_seconds=10)
+    orders.wait("a new pod being ready", replaced, timeout_seconds=180)
+    wait_answer(orders, clients[node], timeout_seconds=60)
     said = fetch_report(orders, node)
     assert said.bytes_downloaded == 0
     assert said.bytes_reused > 100_000

@@ -42,7 +42,7 @@ def wait_new_pod(deployment: Deployment, node: str) -> None:
         states = new["status"].get("containerStatuses", [])
         return bool(new["metadata"]["uid"] != old["uid"] and states and all(c["ready"] for c in states))
 
-    deployment.wait("a new pod being ready", replaced, timeout_seconds=60)
+    deployment.wait("a new pod being ready", replaced, timeout_seconds=180)
 
 
 def test_a_token_from_a_secret_opens_the_source_and_is_shown_nowhere(
@@ -57,7 +57,7 @@ def test_a_token_from_a_secret_opens_the_source_and_is_shown_nowhere(
     refused = orders.wait_status(
         "being denied with the wrong token",
         lambda found: condition(found, "ModelResolved").get("reason") == "AccessDenied",
-        timeout_seconds=30,
+        timeout_seconds=120,
     )
     assert "wrong" not in condition(refused, "ModelResolved")["message"]
 

@@ -12,7 +12,8 @@ from e2e.lib.observe import condition, rollout_of
 from e2e.rig import Rig
 from e2e.suite.conftest import Make
 
-ROLLOUT = {"waves": [PILOT_WAVE, {"name": "all", "percent": 100}], "soak": "4s"}
+# The outage is to begin in the first wave, also where looking and stopping take their time.
+ROLLOUT = {"waves": [PILOT_WAVE | {"soak": "15s"}, {"name": "all", "percent": 100}], "soak": "4s"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_an_outage_holds_the_rollout_and_it_resumes(orders: Deployment, cluster:
     held = orders.wait_status(
         "holding because of the metrics provider",
         lambda found: condition(found, "Progressing").get("reason") == "ProviderError",
-        timeout_seconds=60,
+        timeout_seconds=180,
     )
     assert condition(held, "Progressing")["status"] == "False"
     wave, revision = rollout_of(held)["wave"], rollout_of(held)["revision"]
@@ -65,12 +66,12 @@ def test_a_provider_that_hangs_delays_no_other_deployment(
         orders.wait_status(
             "holding because of the metrics provider",
             lambda found: condition(found, "Progressing").get("reason") == "ProviderError",
-            timeout_seconds=60,
+            timeout_seconds=180,
         )
         # Its queries hang at this moment; another deployment is taken in and installed all the same.
         other = make_deployment("other")
         other.apply("v1")
-        other.wait_installed(timeout_seconds=60)
+        other.wait_installed(timeout_seconds=120)
     finally:
         daemon.signal(signal.SIGCONT)
     orders.wait_promoted("v1")

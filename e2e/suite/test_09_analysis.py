@@ -86,7 +86,7 @@ def test_a_query_that_does_not_parse_moves_nothing(asked: Deployment, cluster: C
     found = asked.wait_status(
         "the query being refused",
         lambda found: condition(found, "Accepted").get("reason") == "InvalidQuery",
-        timeout_seconds=60,
+        timeout_seconds=180,
     )
     assert "spec.rollout.analysis.metrics[0].query" in condition(found, "Accepted")["message"]
     assert condition(found, "Ready")["status"] == "True"
@@ -104,7 +104,7 @@ def test_a_gate_waits_for_a_person_and_undo_goes_back(asked: Deployment, cluster
     found = asked.wait_status(
         "the gate",
         lambda found: condition(found, "Progressing").get("reason") == "AwaitingApproval",
-        timeout_seconds=120,
+        timeout_seconds=300,
     )
     revision = rollout_of(found)["revision"]
     pilots = {n["metadata"]["name"] for n in cluster.find_all("nodes", selector="slmops.dev/ring=pilot")}
@@ -114,7 +114,7 @@ def test_a_gate_waits_for_a_person_and_undo_goes_back(asked: Deployment, cluster
     asked.wait_status(
         "a refusal",
         lambda found: any(o["outcome"] == "Refused" for o in found["status"].get("operations", ())),
-        timeout_seconds=30,
+        timeout_seconds=120,
     )
     asked.annotate(promote=f"{revision}/*@2")
     asked.wait_promoted("v1")
@@ -127,6 +127,6 @@ def test_a_gate_waits_for_a_person_and_undo_goes_back(asked: Deployment, cluster
         lambda found: (
             found["status"]["stableRevision"] == stable and rollout_of(found)["step"] == "Completed"
         ),
-        timeout_seconds=120,
+        timeout_seconds=300,
     )
     assert condition(asked.read(), "RolloutSucceeded")["reason"] == "Pinned"

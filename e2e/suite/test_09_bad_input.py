@@ -35,7 +35,7 @@ def untouched(orders: Deployment) -> Iterator[None]:
     yield
     assert {pod["metadata"]["uid"] for pod in orders.pods()} == before
     orders.apply("v1")
-    orders.wait_promoted("v1", timeout_seconds=60)
+    orders.wait_promoted("v1", timeout_seconds=180)
     assert {pod["metadata"]["uid"] for pod in orders.pods()} == before
 
 
@@ -95,7 +95,7 @@ def test_what_only_the_operator_can_know_gives_accepted_false(
     found = orders.wait_status(
         "being refused",
         lambda found: condition(found, "Accepted").get("status") == "False",
-        timeout_seconds=20,
+        timeout_seconds=60,
     )
     accepted = condition(found, "Accepted")
     assert accepted["reason"] == "HostPathNotAllowed"
@@ -125,7 +125,7 @@ def test_a_source_that_does_not_resolve_leaves_serving_alone(
     found = orders.wait_status(
         "ModelResolved being False",
         lambda found: condition(found, "ModelResolved").get("status") == "False",
-        timeout_seconds=40,
+        timeout_seconds=120,
     )
     assert condition(found, "ModelResolved")["reason"] == reason
     assert "int4" in condition(found, "ModelResolved")["message"]
@@ -143,7 +143,7 @@ def test_corrupt_bytes_never_serve_and_the_node_says_so(
         reasons = {entry["reason"] for entry in orders.status().get("reasons", [])}
         return "IntegrityMismatch" in reasons
 
-    orders.wait("the node reporting IntegrityMismatch", reported, timeout_seconds=60)
+    orders.wait("the node reporting IntegrityMismatch", reported, timeout_seconds=180)
     found = orders.read()
     assert rollout_of(found)["step"] == "Prefetching", "no wave begins before the model is verified"
     worst = {entry["node"]: entry for entry in found["status"]["worstNodes"]}

@@ -56,13 +56,13 @@ def guard(rig: Rig, token: str) -> None:
 
 
 def wait_right_answer(
-    orders: Deployment, client: NodeClient, *, service: str = "", timeout_seconds: float = 60
+    orders: Deployment, client: NodeClient, *, service: str = "", timeout_seconds: float = 180
 ) -> None:
     """Wait until the Service (or what is at `service`) gives a right answer on the node."""
     url, case = service or orders.service_address(), golden_cases()[0]
 
     def answers() -> bool:
-        answer = client.chat(url, case["messages"], timeout_seconds=5)
+        answer = client.chat(url, case["messages"], timeout_seconds=20)
         return answer.ok and is_expected(case, answer.text)
 
     orders.wait(f"an answer on {client.node}", answers, timeout_seconds=timeout_seconds)
@@ -80,7 +80,7 @@ def test_a_secret_rotated_while_the_node_is_away_stops_nothing(
     put_token(orders, SECRET, "second-token")
     # Everything of the pod ends, so the fetcher runs again, with a token that opens nothing any more.
     address = kill_sandbox(cluster, node, namespace=orders.namespace, pod=pod["name"])
-    wait_right_answer(orders, clients[node], service=f"http://{address}:8080", timeout_seconds=90)
+    wait_right_answer(orders, clients[node], service=f"http://{address}:8080", timeout_seconds=240)
 
     # Back on the line, with a token that is wrong for good: what is cached needs none.
     put_token(orders, SECRET, "wrong-token")
@@ -90,7 +90,7 @@ def test_a_secret_rotated_while_the_node_is_away_stops_nothing(
     orders.wait(
         "the kubelet telling of the second fetch",
         lambda: fetch_state(orders, node)["finishedAt"] > fetched,
-        timeout_seconds=30,
+        timeout_seconds=120,
     )
     assert fetch_report(orders, node).bytes_downloaded == 0
     after = orders.pod_on(node)["metadata"]
@@ -108,12 +108,12 @@ def test_a_node_switched_on_without_its_server_starts_nothing_until_it_is_back(
     pod = orders.pod_on(node)["metadata"]
     rig.node_link_down(node)
     wait_offline(cluster, node)
-    wait_right_answer(orders, clients[node], timeout_seconds=5)
+    wait_right_answer(orders, clients[node], timeout_seconds=60)
 
     # The kubelet alone: what runs goes on, but what dies from now on stays dead.
     rig.restart_kubelet(node)
     time.sleep(UNKNOWING_SECONDS)
-    wait_right_answer(orders, clients[node], timeout_seconds=5)
+    wait_right_answer(orders, clients[node], timeout_seconds=60)
     (server,) = (c for c in orders.pod_on(node)["status"]["containerStatuses"] if c["name"] == "server")
     rig.nodes[node].signal_container(server["containerID"], signal.SIGKILL)
     time.sleep(UNKNOWING_SECONDS)
@@ -132,11 +132,11 @@ def test_a_node_switched_on_without_its_server_starts_nothing_until_it_is_back(
     begin = time.time()
     rig.node_link_up(node)
     wait_online(cluster, node)
-    wait_right_answer(orders, clients[node], timeout_seconds=90)
+    wait_right_answer(orders, clients[node], timeout_seconds=240)
     orders.wait(
         "the pod being ready again",
         lambda: all(c["ready"] for c in orders.pod_on(node)["status"]["containerStatuses"]),
-        timeout_seconds=60,
+        timeout_seconds=180,
     )
     assert orders.pod_on(node)["metadata"]["uid"] == pod["uid"], "nobody replaced the pod"
     assert fetch_report(orders, node).bytes_downloaded == 0

@@ -161,7 +161,7 @@ def test_a_wrong_login_is_denied_and_a_right_one_opens(
     found = orders.wait_status(
         "being denied",
         lambda found: condition(found, "ModelResolved").get("reason") == "AccessDenied",
-        timeout_seconds=40,
+        timeout_seconds=120,
     )
     assert "wrong-one" not in json.dumps(found["status"])
     put_pull_secret(namespace, cluster, "login", registry=rig.token_registry, password=PASSWORD)
@@ -180,11 +180,11 @@ def test_a_registry_that_refuses_and_cuts_off_only_takes_longer(
     orders.wait_status(
         "the registry being called unavailable",
         lambda found: condition(found, "ModelResolved").get("reason") in ("SourceUnavailable", "RateLimited"),
-        timeout_seconds=40,
+        timeout_seconds=120,
     )
     half = (model_dir("v1") / "model.onnx.data").stat().st_size // 2
     rig.set_registry_faults({blobs: {"cut_after_bytes": half}})
-    orders.wait_installed(timeout_seconds=180)
+    orders.wait_installed(timeout_seconds=420)
     check_serving(orders, node, clients[node])
 
 

@@ -227,7 +227,7 @@ def test_a_model_too_big_for_every_node_is_refused_before_any_download(
     found = giant.wait_status(
         "being refused",
         lambda seen: condition(seen, "Accepted").get("reason") == "NoVariantFits",
-        timeout_seconds=60,
+        timeout_seconds=180,
     )
     message = condition(found, "Accepted")["message"]
     assert "weights 921600" in message and "the largest node" in message, message

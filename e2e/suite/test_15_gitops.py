@@ -49,7 +49,7 @@ def argocd(cluster: Cluster) -> Iterator[ArgoCD]:
     )
     yield found
     found.down()
-    cluster.delete("namespace", ARGOCD_NAMESPACE, wait_seconds=60)
+    cluster.delete("namespace", ARGOCD_NAMESPACE, wait_seconds=180)
     for kind in ("applications", "applicationsets", "appprojects"):
         cluster.delete("crd", f"{kind}.argoproj.io")
 
@@ -121,7 +121,7 @@ def test_it_takes_over_the_operator_that_helm_installed_and_restarts_nothing(
     application = Application(cluster, body["metadata"]["name"])
     with ApplicationHistory(application) as history:
         cluster.apply(body)
-        status = application.wait(commit=git.head(), health="Healthy", timeout_seconds=90)
+        status = application.wait(commit=git.head(), health="Healthy", timeout_seconds=240)
         kinds = {entry["kind"] for entry in status["resources"]}
         assert {"CustomResourceDefinition", "Deployment", "DaemonSet", "ClusterRole"} <= kinds
         begin, contents = len(history.frames), contents_of(cluster, status["resources"])
@@ -154,7 +154,7 @@ def test_what_git_says_is_installed_and_nobody_fights(
     cluster: Cluster, models: Application, orders: Deployment, sized: Deployment, git: GitRepository
 ) -> None:
     with ApplicationHistory(models) as history:
-        models.wait(commit=git.head(), health="Healthy", timeout_seconds=120)
+        models.wait(commit=git.head(), health="Healthy", timeout_seconds=300)
         assert history.all(lambda frame: frame.health)[-2:] == ["Progressing", "Healthy"]
         before = orders.read()
         assert before["metadata"]["finalizers"]
@@ -175,7 +175,7 @@ def test_what_git_says_is_installed_and_nobody_fights(
     assert after["metadata"]["annotations"].keys() == {"slmops.dev/retry", TRACKING}
     assert not after["metadata"].get("labels")
     assert sized.read()["spec"]["placement"]["replicas"] == 2
-    sized.wait("two replicas", lambda: len(sized.pods()) == 2, timeout_seconds=30)
+    sized.wait("two replicas", lambda: len(sized.pods()) == 2, timeout_seconds=120)
 
 
 def test_what_was_changed_by_hand_against_git_is_put_right_and_nothing_else(
@@ -185,7 +185,7 @@ def test_what_was_changed_by_hand_against_git_is_put_right_and_nothing_else(
     orders.wait(
         "Git's value being back",
         lambda: orders.read()["spec"]["rollout"]["soak"] == "3s",
-        timeout_seconds=30,
+        timeout_seconds=120,
     )
     assert sized.read()["spec"]["placement"]["replicas"] == 2
 
@@ -198,7 +198,7 @@ def test_a_bad_version_is_rolled_back_shown_degraded_and_not_tried_again(
         commit = push(orders, git, "v3")
         models.refresh()
         orders.wait_rolled_back()
-        status = models.wait(commit=commit, health="Degraded", timeout_seconds=30)
+        status = models.wait(commit=commit, health="Degraded", timeout_seconds=120)
         begin, found = len(history.frames), orders.read()
         assert "Progressing" in history.all(lambda frame: frame.health)
         resource = next(r for r in status["resources"] if r["name"] == orders.name)
@@ -227,7 +227,7 @@ def test_a_revert_in_git_heals_it_without_moving_a_pod(
     pods = {pod["metadata"]["uid"] for pod in orders.pods()}
     commit = git.revert()
     models.refresh()
-    models.wait(commit=commit, health="Healthy", timeout_seconds=60)
+    models.wait(commit=commit, health="Healthy", timeout_seconds=180)
     assert {pod["metadata"]["uid"] for pod in orders.pods()} == pods
     assert models.syncs()[-1] == commit
 
@@ -237,7 +237,7 @@ def test_a_pause_in_git_is_shown_suspended(
 ) -> None:
     commit = push(orders, git, "v2", rollout=ROLLOUT | {"paused": True})
     models.refresh()
-    models.wait(commit=commit, health="Suspended", timeout_seconds=30)
+    models.wait(commit=commit, health="Suspended", timeout_seconds=120)
 
 
 def test_an_application_set_gives_each_cluster_the_overlay_of_its_site(
@@ -270,12 +270,12 @@ def test_an_application_set_gives_each_cluster_the_overlay_of_its_site(
     apply_manifest(cluster, "fleet.yaml", git, namespace=orders.namespace)
     argocd.add_cluster("store", labels={"site": SITE})
     application = Application(cluster, f"models-{SITE}")
-    application.wait(commit=commit, health="Healthy", timeout_seconds=120)
+    application.wait(commit=commit, health="Healthy", timeout_seconds=300)
     selector = local.read()["spec"]["placement"]["nodeSelector"]["matchLabels"]
     assert selector == EDGE["matchLabels"] | {"slmops.dev/site": SITE}
     assert set(local.assigned()) < set(cluster.edge_nodes)
-    sized.wait("what Git no longer has being gone", lambda: sized.find() is None, timeout_seconds=60)
+    sized.wait("what Git no longer has being gone", lambda: sized.find() is None, timeout_seconds=180)
     # Who takes a cluster out of Argo CD takes no model away.
-    cluster.delete("applicationsets.argoproj.io", "models", namespace=ARGOCD_NAMESPACE, wait_seconds=30)
-    cluster.wait_for("the site's Application being gone", lambda: not application.read(), timeout_seconds=30)
+    cluster.delete("applicationsets.argoproj.io", "models", namespace=ARGOCD_NAMESPACE, wait_seconds=120)
+    cluster.wait_for("the site's Application being gone", lambda: not application.read(), timeout_seconds=120)
     assert not local.read()["metadata"].get("deletionTimestamp")

@@ -130,7 +130,7 @@ def wait_settled(deployment: Deployment, *, nodes: int) -> None:
             and found["status"]["nodes"]["ready"] == nodes
             and condition(found, "Progressing").get("reason") == "Complete"
         ),
-        timeout_seconds=60,
+        timeout_seconds=180,
     )
 
 
@@ -173,7 +173,7 @@ def test_what_is_uninstalled_goes_on_serving_and_is_taken_up_again(
     cluster.wait_for(
         "the release being gone",
         lambda: not cluster.find_all(kinds, namespace=NAMESPACE, selector="app.kubernetes.io/name=slmops"),
-        timeout_seconds=60,
+        timeout_seconds=180,
     )
     assert len(find_kinds(cluster)) == 3, "crds.keep is the default"
     after = quick.read()
@@ -239,13 +239,13 @@ def test_an_upgrade_from_the_previous_release_loses_nothing(
     orders.wait_promoted("v2")
     assert orders.read()["spec"]["rollout"]["analysis"]["provider"] == "Prometheus"
     assert orders.status()["rollout"]["judgedBy"] == "Direct"
-    orders.delete(wait_seconds=90)
+    orders.delete(wait_seconds=240)
 
 
 def test_uninstalled_without_keep_nothing_is_left(bare: Cluster) -> None:
     namespace = f"{NAMESPACE_PREFIX}lifecycle"
     assert bare.get("customresourcedefinition", "slmdeployments.slmops.dev") is not None
     uninstall_operator(bare)
-    bare.delete("namespace", namespace, wait_seconds=60)
-    bare.delete("namespace", NAMESPACE, wait_seconds=60)
+    bare.delete("namespace", namespace, wait_seconds=180)
+    bare.delete("namespace", NAMESPACE, wait_seconds=180)
     check_bare(bare)

@@ -47,7 +47,7 @@ def wait_pods_gone(deployment: Deployment) -> None:
     deployment.cluster.wait_for(
         "owned objects being gone",
         lambda: not deployment.cluster.find_all(OWNED, namespace=deployment.namespace, selector=selector),
-        timeout_seconds=60,
+        timeout_seconds=180,
         describe=lambda: str(
             [
                 item["metadata"]["name"]
@@ -65,7 +65,7 @@ def test_deletion_takes_labels_workloads_and_caches_along(make_deployment: Make,
     seen = cluster.edge_nodes if cluster.is_rig else ()
     for node in seen:
         assert store_files(node, orders), f"{node} has no cache to begin with"
-    orders.delete(wait_seconds=90)
+    orders.delete(wait_seconds=240)
     wait_pods_gone(orders)
     check_gone(orders)
     for node in seen:
@@ -79,7 +79,7 @@ def test_retain_keeps_the_cache_and_an_offline_node_sticks_no_finalizer(
     away = cluster.edge_nodes[-1]
     rig.node_link_down(away)
     wait_offline(cluster, away)
-    orders.delete(wait_seconds=30)
+    orders.delete(wait_seconds=120)
     assert orders.labels() == {}
     rig.node_link_up(away)
     wait_online(cluster, away)
@@ -103,7 +103,7 @@ def test_helm_uninstall_leaves_nothing_behind(cluster: Cluster, operator: object
     cluster.wait_for(
         "the release being gone",
         lambda: not cluster.find_all(kinds, selector="app.kubernetes.io/name=slmops"),
-        timeout_seconds=60,
+        timeout_seconds=180,
         describe=lambda: cluster.kubectl("get", kinds, "-A", "-l", "app.kubernetes.io/name=slmops"),
     )
     assert not [
@@ -113,5 +113,5 @@ def test_helm_uninstall_leaves_nothing_behind(cluster: Cluster, operator: object
         if key.split("/")[0].endswith(".slmops.dev")
     ]
     left = cluster.find_all("leases.coordination.k8s.io", namespace=NAMESPACE)
-    cluster.delete("namespace", NAMESPACE, wait_seconds=60)
+    cluster.delete("namespace", NAMESPACE, wait_seconds=180)
     assert cluster.get("namespace", NAMESPACE) is None, left

@@ -28,7 +28,9 @@ def install_account(plane: ControlPlane) -> Path:
     path = plane.directory / "operator.kubeconfig"
     path.write_text(yaml.safe_dump(config))
     # RBAC and policies are in force a moment after they were stored.
-    wait_until("the node policy being in force", lambda: _is_policy_in_force(plane, path), timeout_seconds=30)
+    wait_until(
+        "the node policy being in force", lambda: _is_policy_in_force(plane, path), timeout_seconds=120
+    )
     return path
 
 

@@ -14,16 +14,26 @@ import pytest
 from e2e.rig import ControlPlane
 from e2e.rig.paths import instance_dir, instances
 from e2e.rig.progress import wait_until
-from slmops.adapters.kube import KubeClient, load_configuration
+from slmops.adapters.kube import load_configuration
 from slmops.api import GROUP
 from slmops.api.crd import build_crd
 from slmops.api.kinds import KINDS, Kind
 from tests.apiserver.account import install_account, lease_permission
-from tests.apiserver.doubles import CountingClient
+from tests.apiserver.doubles import CountingClient, PatientClient
 from tests.apiserver.harness import NAMESPACES, Cluster
 
 # One instance per test run, so that two runs on one machine do not meet.
 _INSTANCE = "apiserver-"
+# KWOK on a machine that has other things to do may be late with its nodes' leases.
+_NODE_GRACE_SECONDS = 120
+_TIMEOUT_SECONDS = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test may take longer here: it is its waits that say what did not come."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_TIMEOUT_SECONDS))
 
 
 def _take_down_leftovers() -> None:
@@ -44,14 +54,14 @@ def _established(plane: ControlPlane, kind: Kind) -> bool:
 def control_plane() -> Iterator[ControlPlane]:
     """Store, API server, controllers and scheduler; taken down, data and all, at the end."""
     _take_down_leftovers()
-    plane = ControlPlane(f"{_INSTANCE}{os.getpid()}").up()
+    plane = ControlPlane(f"{_INSTANCE}{os.getpid()}", node_grace_seconds=_NODE_GRACE_SECONDS).up()
     try:
         for kind in KINDS:
             plane.kubectl.apply(build_crd(kind))
         wait_until(
             "the CRDs being established",
             lambda: all(_established(plane, kind) for kind in KINDS),
-            timeout_seconds=30,
+            timeout_seconds=120,
             interval_seconds=0.2,
         )
         yield plane
@@ -86,7 +96,7 @@ def make_cluster(
     async def make(tail: str, *, nodes: str = "abcd") -> AsyncIterator[Cluster]:
         operator = await load_configuration(str(operator_kubeconfig))
         configuration = await load_configuration(str(kwok.kubeconfig))
-        kube = KubeClient(configuration)
+        kube = PatientClient(configuration)
         name = request.node.name + tail
         words = re.sub(r"[^a-z0-9]+", "-", name.removeprefix("test_").lower())[:24].strip("-")
         # Two files may have a test of the same name.

@@ -4,9 +4,9 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from slmops.adapters.errors import KubeError
+from slmops.adapters.errors import Conflict, KubeError, NotFound, Unavailable
 from slmops.adapters.kube import KubeClient
 from slmops.adapters.resources import Resource
 from slmops.api.source import Source
@@ -16,6 +16,8 @@ from slmops.ports.sources import SourceError
 from slmwire.manifest import Manifest, ManifestFile
 from slmwire.reasons import Reason
 
+PATIENCE_SECONDS: Final = 120.0
+
 
 class ScriptedProvider:
     """Answers for one variant by preset and revision; what is not scripted is healthy, with many samples."""
@@ -23,6 +25,8 @@ class ScriptedProvider:
     def __init__(self) -> None:
         self.samples: dict[tuple[Preset, str], Sample] = {}
         self.outage = ""
+        self.silent = False
+        """Whether nobody has anything to say: a wave that is judged neither passes nor fails meanwhile."""
         self.hangs = False
         self.asked = 0
 
@@ -38,6 +42,8 @@ class ScriptedProvider:
             await asyncio.sleep(3600)
         if self.outage:
             raise ProviderError(self.outage)
+        if self.silent:
+            return {}
         healthy = 0.99 if query.preset in (Preset.EVALUATION_SCORE, Preset.FEEDBACK_SCORE) else 0.0
         assert query.preset is not None
         return {"int4": self.samples.get((query.preset, query.revision), Sample(value=healthy, samples=500))}
@@ -68,6 +74,27 @@ class ScriptedResolver:
         raise SourceError(Reason.SOURCE_UNAVAILABLE, "nothing has content here")
 
 
+class PatientClient(KubeClient):
+    """A test's own hands: an API server that is too busy to answer is asked again."""
+
+    async def _json(self, verb: str, resource: Resource, **options: Any) -> dict[str, Any]:
+        asked_again = False
+        end = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await super()._json(verb, resource, **options)
+            except Unavailable:
+                if asyncio.get_running_loop().time() > end:
+                    raise
+            except (NotFound, Conflict):
+                # The first request was carried out, and its answer got lost.
+                if not asked_again or verb not in ("create", "delete"):
+                    raise
+                return {}
+            asked_again = True
+            await asyncio.sleep(0.5)
+
+
 class Killed(BaseException):
     """The process is gone: nothing after this line ran."""
 
@@ -78,14 +105,20 @@ class CountingClient(KubeClient):
     writes: list[str]
     die_before: int | None = None
     broken: Callable[[str, str], bool] = staticmethod(lambda verb, path: False)
+    under_way: int = 0
+    """Requests that have not been answered, those that come round by themselves left out."""
 
     async def _json(self, verb: str, resource: Resource, **options: Any) -> dict[str, Any]:
-        reading = verb in ("get", "list") or resource.plural in ("leases", "events")
-        if not reading:
+        by_itself = resource.plural in ("leases", "events")
+        if not by_itself and verb not in ("get", "list"):
             if self.die_before is not None and len(self.writes) >= self.die_before:
                 raise Killed
             path = str(options.get("path"))
             if self.broken(verb, path):
                 raise KubeError(f"{verb} {path}: scripted failure", status=500)
             self.writes.append(f"{verb} {path}")
-        return await super()._json(verb, resource, **options)
+        self.under_way += not by_itself
+        try:
+            return await super()._json(verb, resource, **options)
+        finally:
+            self.under_way -= not by_itself

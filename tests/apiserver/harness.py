@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from slmops.adapters.clock import SystemClock
-from slmops.adapters.errors import NotFound
+from slmops.adapters.errors import Conflict, NotFound, Unavailable
 from slmops.adapters.kube import KubeClient
 from slmops.adapters.reflector import Reflector
 from slmops.adapters.resources import DAEMON_SETS, DEPLOYMENTS, NODES, PODS, Resource
@@ -25,7 +25,12 @@ from slmwire.labels import REVISION, ROLE
 from tests.apiserver.doubles import CountingClient, Killed, ScriptedProvider, ScriptedResolver
 
 NAME: Final = "orders"
-WAIT_SECONDS: Final = 40.0
+WAIT_SECONDS: Final = 120.0
+"""Bounds a failure: what takes seconds takes a minute on a machine that has other things to do."""
+QUIET_SECONDS: Final = 3.0
+"""An operator that has not written for so long has nothing left to write."""
+SOAKS_ON: Final = {"soak": "30m", "progressDeadline": "1h"}
+"""Settings of a rollout whose waves soak until the test goes on, by an annotation or with another spec."""
 _KWOK: Final = "kwok.x-k8s.io/node"
 NAMESPACES: Final = Resource(group="", version="v1", plural="namespaces", kind="Namespace", namespaced=False)
 Body = dict[str, Any]
@@ -79,7 +84,19 @@ class Cluster:
     async def node_offline(self, node: str) -> None:
         """Its kubelet stops reporting: KWOK lets go of it and the condition turns Unknown."""
         await self.kube.merge_patch(NODES, name=node, body={"metadata": {"annotations": {_KWOK: None}}})
-        await self._set_ready(node, "Unknown")
+        silent_looks = 0
+
+        async def stays_silent() -> bool:
+            # KWOK may hear later than we that the node is not its own any more, and make it Ready again.
+            nonlocal silent_looks
+            body = await self.kube.get(NODES, name=node)
+            silent_looks = 0 if _ready(body) else silent_looks + 1
+            if not silent_looks:
+                with suppress(Conflict):
+                    await self._set_unknown(body)
+            return silent_looks > 10
+
+        await until("the node being silent", stays_silent)
 
     async def node_online(self, node: str) -> None:
         """Its kubelet is back."""
@@ -90,11 +107,10 @@ class Cluster:
 
         await until("the node being Ready again", ready)
 
-    async def _set_ready(self, node: str, status: str) -> None:
-        body = await self.kube.get(NODES, name=node)
+    async def _set_unknown(self, body: Body) -> None:
         for condition in body["status"]["conditions"]:
             if condition["type"] == "Ready":
-                condition["status"] = status
+                condition["status"] = "Unknown"
                 condition["reason"] = "NodeStatusUnknown"
         await self.kube.replace(NODES, body=body, subresource="status")
 
@@ -184,6 +200,15 @@ class Cluster:
         )
         return str(status["stableRevision"])
 
+    async def until_judged(self) -> Body:
+        """Wait until the first wave's nodes serve and its metrics are asked for; the status.
+
+        With `provider.silent` set before, the rollout stays there until it is not any more.
+        """
+        return await self.until_status(
+            "the first wave being judged", lambda s: step_of(s) == "Analysing" and s["rollout"]["wave"] == 0
+        )
+
     async def until_promoted_again(self, revision: str) -> Body:
         """Wait until an earlier revision is the stable one and the rollout completed; the status."""
         return await self.until_status(
@@ -205,6 +230,22 @@ class Cluster:
             )  # fmt: skip
 
         await until(f"{nodes} nodes serving {revision} alone", settled)
+
+    async def until_over(self, running: "Running", ended: Callable[[], Awaitable[bool]]) -> bool:
+        """Wait until the operator died, or `ended` holds and it writes no more; whether it died."""
+        assert running.task is not None
+        task = running.task
+
+        async def over() -> bool:
+            return task.done() or await ended()
+
+        await until("the end or death", over)
+        await _until_quiet(running.client, unless=task.done)
+        return task.done()
+
+    async def until_quiet(self, running: "Running") -> None:
+        """Wait until the operator writes no more."""
+        await _until_quiet(running.client)
 
     # The operator
 
@@ -246,7 +287,6 @@ class Cluster:
                 identity=f"operator-{self.runs}",
                 watch_namespaces=(self.namespace,),
                 onlooker=onlooker,
-                lease_seconds=3,
             )
         )
 
@@ -278,12 +318,6 @@ class Running:
         async with asyncio.TaskGroup() as group:
             group.create_task(stream.run())
             group.create_task(self.operator.run())
-
-    async def until_dead(self) -> None:
-        """Wait until it died of its own."""
-        assert self.task is not None
-        with suppress(Killed, BaseExceptionGroup):
-            await asyncio.wait_for(asyncio.shield(self.task), WAIT_SECONDS)
 
 
 def deployment(namespace: str, version: str, **rollout: Any) -> Body:
@@ -353,15 +387,31 @@ async def until(
     seen: Callable[[], object] = lambda: "",
     seconds: float = WAIT_SECONDS,
 ) -> None:
-    """Poll until `test` holds; AssertionError with what was seen when it does not in time."""
+    """Poll until `test` holds; AssertionError with what was seen when it does not in time.
+
+    An API server that has no answer is asked again.
+    """
     end = asyncio.get_running_loop().time() + seconds
+    unanswered = ""
     while True:
-        with suppress(NotFound):
+        try:
             if await test():
                 return
+        except (NotFound, Unavailable) as error:
+            unanswered = f"; last error: {error}"
         if asyncio.get_running_loop().time() > end:
-            raise AssertionError(f"waited {seconds:g} s for {what}; last seen: {seen()}")
+            raise AssertionError(f"waited {seconds:g} s for {what}; last seen: {seen()}{unanswered}")
         await asyncio.sleep(0.1)
+
+
+async def _until_quiet(client: CountingClient, *, unless: Callable[[], bool] = lambda: False) -> None:
+    """Wait until nothing has been written or was under way for a while, or `unless` holds."""
+    clock = asyncio.get_running_loop().time
+    written, since = len(client.writes), clock()
+    while clock() - since < QUIET_SECONDS and not unless():
+        await asyncio.sleep(0.1)
+        if client.under_way or len(client.writes) != written:
+            written, since = len(client.writes), clock()
 
 
 def _ready(node: Body) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from e2e.rig import ControlPlane, RigError
 from slmops.adapters.resources import DEPLOYMENTS, PODS, SERVICES
 from slmwire.labels import REVISION, ROLE
-from tests.apiserver.harness import NAME, Cluster, step_of
+from tests.apiserver.harness import NAME, Cluster, until
 from tests.apiserver.specs import changed, deployment
 from tests.apiserver.test_crd import dry_run
 
@@ -70,18 +70,21 @@ async def test_keys_and_tls_are_a_new_revision_that_goes_out_in_waves(cluster: C
         first = await cluster.until_promoted("v1")
         await cluster.until_settled(first, 4)
         assert await _ports(cluster) == [("http", "")]
+        cluster.provider.silent = True
         await _set_access(cluster, auth=AUTH, tls=TLS)
-        status = await cluster.until_status(
-            "the pilot wave soaking", lambda s: step_of(s) == "Soaking" and s["rollout"]["wave"] == 0
-        )
-        second = status["updateRevision"]
+        second = (await cluster.until_judged())["updateRevision"]
         labels = await cluster.node_labels()
         assert first != second in labels["a"] and all(first in labels[name] for name in "bcd")
         assert await _ports(cluster) == [("http", "")], "most pods speak HTTP yet"
         pods = await _pods(cluster)
+        cluster.provider.silent = False
         await cluster.until_promoted_again(second)
         await cluster.until_settled(second, 4)
-        assert await _ports(cluster) == [("https", "https")]
+
+        async def secured() -> bool:
+            return await _ports(cluster) == [("https", "https")]
+
+        await until("the Service speaking of HTTPS", secured)
         await _set_access(cluster, auth=AUTH | {"apiKeysSecretRef": {"name": "other-keys"}})
         status = await cluster.until_status(
             "another Secret of keys being rolled out", lambda s: s["updateRevision"] not in (first, second)

@@ -41,7 +41,11 @@ async def test_no_data_holds_and_never_decides(cluster: Cluster) -> None:
         blind = True
         cluster.provider.read = no_errors_known  # type: ignore[method-assign]
         await cluster.apply("v2")
-        status = await cluster.until_status("NoData", lambda s: _verdict(s, "errors") == "NoData")
+        status = await cluster.until_status(
+            "NoData",
+            lambda s: step_of(s) == "Analysing" and condition(s, "Progressing")["reason"] == "NoData",
+        )
+        assert _verdict(status, "errors") == "NoData"
         await asyncio.sleep(3)
         status = await cluster.status()
         assert step_of(status) == "Analysing"
@@ -55,11 +59,8 @@ async def test_no_data_holds_and_never_decides(cluster: Cluster) -> None:
 async def test_outage_holds_and_is_over_by_itself(cluster: Cluster, kind: str) -> None:
     async with cluster.operator() as running:
         # So many passes that a slow machine cannot sleep through: the outage begins in the first wave.
-        first, _ = await _start_second(cluster, analysis=analysis(passes=15))
-        await cluster.until_status(
-            "the pilot wave being judged",
-            lambda s: step_of(s) in ("Soaking", "Analysing") and s["rollout"]["wave"] == 0,
-        )
+        first, _ = await _start_second(cluster, analysis=analysis(passes=100))
+        await cluster.until_judged()
         if kind == "error":
             cluster.provider.outage = "Prometheus: HTTP 503"
             await cluster.until_status("the outage", lambda s: _verdict(s, "quality") == "ProviderError")
@@ -86,10 +87,13 @@ async def test_outage_holds_and_is_over_by_itself(cluster: Cluster, kind: str) -
 
 async def test_outage_beyond_the_deadline_follows_the_policy(cluster: Cluster) -> None:
     async with cluster.operator():
-        policy = {"onDeadline": "Rollback", "progressDeadline": "6s"}
-        first, second = await _start_second(cluster, **policy)
-        await cluster.until_status("the pilot wave moving", lambda s: step_of(s) in ("Flipping", "Soaking"))
+        first, second = await _start_second(cluster, analysis=analysis(passes=100))
+        await cluster.until_judged()
         cluster.provider.outage = "Prometheus: HTTP 503"
+        await cluster.until_status("the outage", lambda s: _verdict(s, "quality") == "ProviderError")
+        policy = {"onDeadline": "Rollback", "progressDeadline": "6s"}
+        await cluster.apply("v2", **policy)
         status = await cluster.until_status("the rollback", lambda s: step_of(s) == "Failed")
         await cluster.until_settled(first, 4)
     assert [(f["revision"], f["reason"]) for f in status["failedRevisions"]] == [(second, "DeadlineExceeded")]
+    assert "ProviderError" in status["failedRevisions"][0]["message"]

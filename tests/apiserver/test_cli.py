@@ -27,6 +27,7 @@ from tests.apiserver.harness import Cluster
 from tests.apiserver.specs import deployment
 
 STABLE, UPDATE = "c0ffee0123", "abcdef0123"
+PATIENCE_SECONDS = 180
 AT = "2026-01-01T00:00:00Z"
 Body = dict[str, Any]
 
@@ -36,6 +37,7 @@ class Shop:
 
     def __init__(self, plane: ControlPlane, namespace: str) -> None:
         self.plane, self.namespace = plane, namespace
+        self._nodes: list[str] = []
         plane.kubectl("create", "namespace", namespace)
         nowhere = {"nodeSelector": {"matchLabels": {"test": namespace}}}
         plane.kubectl.apply(deployment(namespace=namespace, placement=nowhere))
@@ -47,6 +49,18 @@ class Shop:
         )
         for number, revision in enumerate((STABLE, UPDATE), 1):
             self.store_revision(number, revision)
+
+    def make_node(self, name: str) -> str:
+        """A node that nobody runs, for this test: pods of one that does not exist are deleted in a minute."""
+        self.plane.kubectl.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+        self._nodes.append(name)
+        return name
+
+    def remove(self) -> None:
+        """Take everything away without waiting for it."""
+        self.plane.kubectl("delete", "namespace", self.namespace, "--wait=false")
+        if self._nodes:
+            self.plane.kubectl("delete", "node", *self._nodes)
 
     def read(self) -> Body:
         """The SLMDeployment."""
@@ -101,12 +115,12 @@ class Shop:
     def run(self, *argv: str) -> tuple[int, str, str]:
         """Exit code, standard output and error."""
         process = self.start("-n", self.namespace, *argv)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
         return process.returncode, out, err
 
     def answer(self, kind: str, outcome: str, message: str) -> str:
         """Wait for the annotation, and write the operator's answer to it; the annotation's value."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE_SECONDS
         while (token := self.annotations().get(f"slmops.dev/{kind}")) is None:
             assert time.monotonic() < end, f"no annotation {kind}"
         entry = {"operation": kind, "token": token, "outcome": outcome, "message": message, "at": AT}
@@ -117,8 +131,9 @@ class Shop:
 @pytest.fixture
 def shop(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[Shop]:
     namespace = request.node.name.removeprefix("test_").replace("_", "-")[:50]
-    yield Shop(control_plane, namespace)
-    control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
+    shop = Shop(control_plane, namespace)
+    yield shop
+    shop.remove()
 
 
 class StoreAgent(BaseHTTPRequestHandler):
@@ -155,8 +170,7 @@ def test_stores_are_read_through_the_api_server(shop: Shop, store_agent: tuple[s
     address, port = store_agent
     account = {"name": "default", "namespace": shop.namespace}
     shop.plane.kubectl.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
-    # Names of this test alone: see `_node` in test_cli_pods.
-    names = f"{shop.namespace}-far", f"{shop.namespace}-lost"
+    names = shop.make_node(f"{shop.namespace}-far"), shop.make_node(f"{shop.namespace}-lost")
     for node, found in zip(names, ({"podIP": address, "podIPs": [{"ip": address}]}, {}), strict=True):
         pod = {
             "metadata": {
@@ -183,18 +197,18 @@ def test_stores_are_read_through_the_api_server(shop: Shop, store_agent: tuple[s
 
 
 def test_promote_waits_for_the_operators_answer(shop: Shop) -> None:
-    process = shop.start("promote", "orders", "-n", shop.namespace, "--timeout", "30s")
+    process = shop.start("promote", "orders", "-n", shop.namespace, "--timeout", "120s")
     token = shop.answer("promote", "Done", "wave canary is approved")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, err) == (0, "")
     assert out == "slmdeployment/orders: promote done: wave canary is approved\n"
     assert token.startswith(f"{UPDATE}/canary@")
 
 
 def test_abort_that_is_refused_ends_with_one(shop: Shop) -> None:
-    process = shop.start("abort", "orders", "-n", shop.namespace, "--timeout", "30s")
+    process = shop.start("abort", "orders", "-n", shop.namespace, "--timeout", "120s")
     token = shop.answer("abort", "Refused", "it is being rolled back already")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert "refused: it is being rolled back already" in out
     assert token.startswith(f"{UPDATE}@")
@@ -243,7 +257,7 @@ def test_a_watch_sees_changes_and_the_end(shop: Shop) -> None:
     shop.write_status({"rollout": {"step": "Analysing"}})
     assert "Analysing" in process.stdout.readline()
     shop.plane.kubectl("delete", "slmd", "orders", "-n", shop.namespace)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, err) == (0, "")
     assert out.splitlines()[-1].endswith("deleted")
 
@@ -280,7 +294,7 @@ def test_a_cluster_without_slmops_says_so(shop: Shop) -> None:
     served = [version | {"served": False} for version in crd["spec"]["versions"]]
     plane.kubectl.apply(crd | {"spec": crd["spec"] | {"versions": served}})
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE_SECONDS
         while True:
             code, _, err = shop.run("list")
             if code == 3 or time.monotonic() > end:
@@ -289,7 +303,7 @@ def test_a_cluster_without_slmops_says_so(shop: Shop) -> None:
         assert "helm install slmops" in err
     finally:
         plane.kubectl.apply(crd)
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE_SECONDS
         while shop.run("list")[0] != 0:
             assert time.monotonic() < end
 

@@ -23,7 +23,7 @@ from e2e.rig import RigError
 from e2e.rig.pki import Authority
 from e2e.rig.progress import wait_until
 from slmwire import labels
-from tests.apiserver.test_cli import STABLE, Shop, shop
+from tests.apiserver.test_cli import PATIENCE_SECONDS, STABLE, Shop, shop
 from tests.unit.slmserve.process import ORDERS, ServerProcess
 
 __all__ = ["shop"]
@@ -38,7 +38,7 @@ def _serve(directory: Path, *flags: str, scheme: str = "http") -> Iterator[Serve
     own = ("--model", "orders", "--evaluate", "false", "--host", "0.0.0.0")
     with ServerProcess(ORDERS / "v1-int4", directory, *own, *keys, *flags) as process:
         process.scheme = scheme
-        process.wait_ready()
+        process.wait_ready(PATIENCE_SECONDS)
         yield process
 
 
@@ -67,8 +67,7 @@ def _address() -> str:
 
 
 def _node(shop: Shop) -> str:
-    """Of this test alone: pods of a node that does not exist are deleted as soon as the garbage collector
-    has known its name for 40 s, whichever test it met it in first."""
+    """Of this test alone."""
     return f"{shop.namespace}-far"
 
 
@@ -86,7 +85,7 @@ def _make_pod(shop: Shop, server: ServerProcess) -> None:
             "labels": tags | {labels.ROLE: "serve"},
         },
         "spec": {
-            "nodeName": _node(shop),
+            "nodeName": shop.make_node(_node(shop)),
             "automountServiceAccountToken": False,
             "containers": [{"name": "server", "image": "x", "ports": [port]}],
         },
@@ -124,7 +123,10 @@ def _wait_until_allowed(shop: Shop, verb: str, *resource: str) -> None:
         return True
 
     wait_until(
-        f"the clerk's right to {verb} {' '.join(resource)}", allowed, timeout_seconds=30, interval_seconds=0.1
+        f"the clerk's right to {verb} {' '.join(resource)}",
+        allowed,
+        timeout_seconds=PATIENCE_SECONDS,
+        interval_seconds=0.1,
     )
 
 
@@ -155,7 +157,7 @@ def _ask(shop: Shop, config: Path, *argv: str) -> tuple[int, str, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         env=os.environ | {"KUBECONFIG": str(config), "PYTHONPATH": "operator:."},
     )
     return done.returncode, done.stdout, done.stderr

@@ -52,7 +52,7 @@ def test_life_of_a_release(empty_plane: ControlPlane) -> None:
     assert "no Prometheus is set" in notes and "(Direct)" in notes
     assert crds <= set(installed_objects(empty_plane))
     assert f"deployment.apps/{RELEASE}" in installed_objects(empty_plane)
-    kubectl("wait", "--for=condition=Established", "crd/slmdeployments.slmops.dev", "--timeout=30s")
+    kubectl("wait", "--for=condition=Established", "crd/slmdeployments.slmops.dev", "--timeout=120s")
     kubectl.apply(deployment())
     generation = kubectl.get("slmd", "orders")["metadata"]["generation"]
 

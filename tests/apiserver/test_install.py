@@ -13,6 +13,7 @@ from e2e.rig import ControlPlane, RigError
 from e2e.rig.paths import CHECKOUT
 from e2e.rig.progress import wait_until
 from tests.apiserver.account import ACCOUNT, POLICY
+from tests.apiserver.namespaces import create_namespaces
 
 MANIFESTS = CHECKOUT / "manifests"
 EXAMPLES = sorted((MANIFESTS / "examples").glob("*.yaml"))
@@ -24,7 +25,7 @@ def installed(control_plane: ControlPlane, operator_kubeconfig: Path) -> Iterato
     """manifests/install.yaml applied as its head says, and the namespace of the examples."""
     kubectl = control_plane.kubectl
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(MANIFESTS / "install.yaml"))
-    kubectl("create", "namespace", "slm")
+    create_namespaces(control_plane, "slm")
     yield control_plane
     # The account stays: other tests act by it.
     kubectl(
@@ -139,7 +140,7 @@ def test_only_who_is_bound_to_the_role_may_read_stores(installed: ControlPlane) 
         wait_until(
             "the binding being in force",
             lambda: can("reader", "get", "pods --subresource=proxy"),
-            timeout_seconds=30,
+            timeout_seconds=120,
             interval_seconds=0.2,
         )
         assert can("reader", "list", "pods")
@@ -165,7 +166,7 @@ def test_tenant_roles_reach_view_edit_and_admin(installed: ControlPlane) -> None
     wait_until(
         "the roles being gathered",
         lambda: all(("slmdeployments", "watch") in rules(role) for role in ("view", "edit", "admin")),
-        timeout_seconds=30,
+        timeout_seconds=120,
     )
     assert ("slmdeployments", "create") not in rules("view")
     assert ("slmdeployments", "create") in rules("edit")

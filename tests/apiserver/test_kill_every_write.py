@@ -12,7 +12,7 @@ import pytest
 
 from slmops.model.observed import Preset
 from tests.apiserver.conftest import MakeCluster
-from tests.apiserver.harness import Body, Cluster, step_of, verdicts
+from tests.apiserver.harness import Body, Cluster, step_of, until, verdicts
 
 PARALLEL = 8
 ROLLOUT: dict[str, Any] = {
@@ -49,31 +49,22 @@ async def roll_out(cluster: Cluster, bad: str, die_before: int | None) -> tuple[
         rollout = status.get("rollout") or {}
         return rollout.get("revision") != first and step_of(status) in ("Completed", "Failed")
 
+    async def settled() -> bool:
+        # The last writes come when the other revision's pods are gone.
+        return ended(await cluster.status()) and len(await cluster.daemon_sets()) == 1
+
     died = False
     if die_before is not None:
         async with cluster.operator(die_before=die_before) as running:
             await cluster.apply("v2", **ROLLOUT)
-            dead = asyncio.create_task(running.until_dead())
-            end = asyncio.create_task(cluster.until_status("the end or death", ended))
-            await asyncio.wait({dead, end}, return_when=asyncio.FIRST_COMPLETED)
-            # It may have ended with writes left that come after the end.
-            await asyncio.wait({dead}, timeout=3)
-            died = dead.done()
-            dead.cancel()
-            end.cancel()
+            died = await cluster.until_over(running, settled)
     async with cluster.operator():
         await cluster.apply("v2", **ROLLOUT)
         status = await cluster.until_status("the end", ended)
         stable = str(status["stableRevision"])
         await cluster.until_settled(stable, 2)
 
-        async def quiet() -> bool:
-            return len(await cluster.daemon_sets()) == 1
-
-        for _ in range(100):
-            if await quiet():
-                break
-            await asyncio.sleep(0.1)
+        await until("the other revision's DaemonSet being gone", settled)
         status = await cluster.status()
         return (
             End(
@@ -87,7 +78,7 @@ async def roll_out(cluster: Cluster, bad: str, die_before: int | None) -> tuple[
         )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("outcome", ["promotion", "rollback"])
 async def test_the_end_is_the_same_whichever_write_was_the_last(
     make_cluster: MakeCluster, outcome: str

@@ -5,7 +5,6 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 import pytest
@@ -90,6 +89,11 @@ async def until_model(cluster: Cluster, what: str, test: Callable[[Body], bool])
     return seen
 
 
+def variants_of(status: Body) -> list[Body]:
+    """Variants of the newest version; none before the first look."""
+    return [variant for version in status.get("versions", ())[:1] for variant in version["variants"]]
+
+
 async def until_events(cluster: Cluster, *reasons: str) -> None:
     """Wait for Events about the model; they are posted in the background."""
 
@@ -159,9 +163,13 @@ async def test_a_version_is_made_measured_and_offered_across_a_restart(models: C
         await until_model(
             models,
             "int4 being published",
-            lambda s: any(v.get("digest") for v in s["versions"][0]["variants"] if v["name"] == "int4"),
+            lambda s: any(v.get("digest") for v in variants_of(s) if v["name"] == "int4"),
         )
-        assert running.operator.world.offer_of(models.namespace, NAME) is not None
+
+        async def offered() -> bool:
+            return running.operator.world.offer_of(models.namespace, NAME) is not None
+
+        await until("the offer", offered)
         await until_events(models, "VersionFound", "VariantPublished")
     # While nobody looks, one measurement ends.
     await measure(models, "fp16", 0.90)
@@ -170,9 +178,15 @@ async def test_a_version_is_made_measured_and_offered_across_a_restart(models: C
         status = await until_model(
             models, "the version being accepted", lambda s: bool(s.get("acceptedVersion"))
         )
+
+        async def accepted() -> bool:
+            offer = running.operator.world.offer_of(models.namespace, NAME)
+            return offer is not None and offer.versions[0].accepted
+
+        await until("the accepted version being offered", accepted)
         offer = running.operator.world.offer_of(models.namespace, NAME)
         await until_events(models, "VersionAccepted")
-    assert offer is not None and offer.versions[0].accepted
+    assert offer is not None
     assert [variant.name for variant in offer.versions[0].variants] == ["fp16", "int4"]
     assert status["acceptedVersion"] == "1.0" and condition(status, "Ready")["reason"] == "VersionAccepted"
     fp16, int4 = status["versions"][0]["variants"]
@@ -270,15 +284,12 @@ async def test_killed_before_any_write_the_end_is_the_same(models: Cluster, writ
     driver = asyncio.create_task(drive())
     try:
         async with operator(models, die_before=writes) as running:
-            waiting = asyncio.create_task(running.until_dead())
-            accepted = asyncio.create_task(
-                until_model(models, "acceptance", lambda s: bool(s.get("acceptedVersion")))
-            )
-            await asyncio.wait({waiting, accepted}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (waiting, accepted):
-                task.cancel()
-                with suppress(asyncio.CancelledError, AssertionError):
-                    await task
+
+            async def dead_or_accepted() -> bool:
+                assert running.task is not None
+                return running.task.done() or bool((await status_of(models)).get("acceptedVersion"))
+
+            await until("death or acceptance", dead_or_accepted)
         async with operator(models):
             status = await until_model(models, "acceptance", lambda s: bool(s.get("acceptedVersion")))
     finally:

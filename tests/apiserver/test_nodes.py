@@ -3,7 +3,7 @@
 
 from slmops.adapters.resources import NODES
 from slmops.planning.names import Names
-from tests.apiserver.harness import NAME, Cluster, step_of, until, verdicts
+from tests.apiserver.harness import NAME, SOAKS_ON, Cluster, step_of, until, verdicts
 
 
 async def test_node_offline_before_its_wave_is_deferred_and_converges(cluster: Cluster) -> None:
@@ -31,7 +31,7 @@ async def test_node_that_goes_offline_after_its_flip_fails_the_wave(cluster: Clu
         await cluster.apply("v1")
         first = await cluster.until_promoted("v1")
         await cluster.until_settled(first, 4)
-        await cluster.apply("v2", soak="8s")
+        await cluster.apply("v2", **SOAKS_ON)
         await cluster.until_status("the pilot wave soaking", lambda s: step_of(s) == "Soaking")
         node = f"{cluster.namespace}-a"
         await cluster.node_offline(node)

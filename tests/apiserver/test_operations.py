@@ -5,7 +5,7 @@ from typing import Any
 
 from slmops.adapters.resources import CONTROLLER_REVISIONS, EVENTS
 from slmops.model.observed import Preset
-from tests.apiserver.harness import Body, Cluster, condition, step_of, until, verdicts
+from tests.apiserver.harness import SOAKS_ON, Body, Cluster, condition, step_of, until, verdicts
 
 GATED: list[dict[str, Any]] = [
     {"name": "pilot", "nodeSelector": {"matchLabels": {"pilot": "true"}}},
@@ -45,7 +45,7 @@ async def test_skip_and_abort(cluster: Cluster) -> None:
     async with cluster.operator():
         await cluster.apply("v1")
         first = await cluster.until_promoted("v1")
-        await cluster.apply("v2", soak="50s")
+        await cluster.apply("v2", **SOAKS_ON)
         status = await cluster.until_status("v2 soaking", lambda s: step_of(s) == "Soaking")
         second = status["updateRevision"]
         await cluster.annotate(skip=f"{second}/pilot")

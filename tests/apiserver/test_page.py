@@ -16,10 +16,10 @@ from slmops.page.feed import Feed
 from slmops.page.server import Page as FleetPage
 from slmops.page.server import start_server
 from slmops.page.source import WorldSource
-from tests.apiserver.harness import NAME, Cluster, Running, step_of
+from tests.apiserver.harness import NAME, Cluster, Running, analysis, step_of
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
 
 
 @pytest.fixture
@@ -135,7 +135,8 @@ async def test_it_is_used_with_the_keyboard_and_on_a_phone(cluster: Cluster, bro
         await cluster.apply("v1")
         await cluster.until_promoted("v1")
         cluster.provider.script(Preset.ERROR_RATE, (await cluster.status())["stableRevision"], 0.01)
-        await cluster.apply("v2")
+        # So many passes that it goes on under the eyes of whoever looks.
+        await cluster.apply("v2", analysis=analysis(passes=100))
         await cluster.until_status(
             "a measurement", lambda s: bool((s.get("rollout") or {}).get("measurements"))
         )
@@ -156,6 +157,7 @@ async def test_it_is_used_with_the_keyboard_and_on_a_phone(cluster: Cluster, bro
         assert label is not None and label.startswith("errors on int4: canary ")
         width = await page.evaluate("document.documentElement.scrollWidth")
         assert width <= 390, "the page is wider than the screen"
+        await cluster.apply("v2")
         await cluster.until_status(
             "the end", lambda s: step_of(s) == "Completed" and s["modelVersion"] == "v2"
         )

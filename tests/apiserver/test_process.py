@@ -17,9 +17,11 @@ import pytest
 from e2e.rig import ControlPlane
 from e2e.rig.control_plane import free_ports
 from slmops.adapters.resources import DEPLOYMENTS, LEASES
-from tests.apiserver.harness import NAME, Cluster, condition, deployment, until
+from tests.apiserver.harness import NAME, WAIT_SECONDS, Cluster, condition, deployment, until
 
 ROOT = Path(__file__).parents[2]
+GRACE_SECONDS = 30
+"""What the chart's pod has to end in."""
 
 
 @asynccontextmanager
@@ -92,7 +94,7 @@ async def test_process_installs_reports_and_ends_cleanly(cluster: Cluster, kwok:
 
         await until("the object being gone", gone)
         process.send_signal(signal.SIGTERM)
-        _, errors = await asyncio.wait_for(process.communicate(), 8)
+        _, errors = await asyncio.wait_for(process.communicate(), GRACE_SECONDS)
     assert process.returncode == 0, errors.decode()
     lines = [json.loads(line) for line in errors.decode().splitlines()]
     assert {"Installing", "Promoted", "Deleted"} <= {line.get("reason") for line in lines}
@@ -113,7 +115,7 @@ async def test_process_that_lost_the_lease_ends_with_a_failure(cluster: Cluster,
         await until("the Lease being held", held)
         taken = {"spec": {"holderIdentity": "other"}}
         await cluster.kube.merge_patch(LEASES, namespace=namespace, name="slmops", body=taken)
-        _, errors = await asyncio.wait_for(process.communicate(), 15)
+        _, errors = await asyncio.wait_for(process.communicate(), WAIT_SECONDS)
     assert process.returncode == 1
     assert "was taken by other" in errors.decode()
 
@@ -138,7 +140,7 @@ async def test_second_process_waits_for_the_lease(cluster: Cluster, kwok: Contro
             lease = await cluster.kube.get(LEASES, namespace=namespace, name="slmops")
             assert lease["spec"]["holderIdentity"] == "operator-1"
             process.send_signal(signal.SIGTERM)
-            _, errors = await asyncio.wait_for(process.communicate(), 8)
+            _, errors = await asyncio.wait_for(process.communicate(), GRACE_SECONDS)
     assert process.returncode == 0
     assert b"waiting for the Lease" in errors
 
@@ -157,7 +159,7 @@ async def test_wrong_setting_is_one_clear_line(
     kwok: ControlPlane, settings: dict[str, str], message: str
 ) -> None:
     async with _process(kwok.kubeconfig, "default", **settings) as (process, _, _):
-        _, errors = await asyncio.wait_for(process.communicate(), 20)
+        _, errors = await asyncio.wait_for(process.communicate(), WAIT_SECONDS)
     assert process.returncode == 2
     assert len(errors.decode().splitlines()) == 1
     assert message in errors.decode()
@@ -171,7 +173,7 @@ async def test_settled_process_is_silent(cluster: Cluster) -> None:
         await cluster.until_settled(revision, 4)
         status = await cluster.until_status("all ready", lambda s: s["readyNodes"] == "4/4")
         assert condition(status, "Progressing")["status"] == "False"
-        await asyncio.sleep(1)
+        await cluster.until_quiet(running)
         running.client.writes.clear()
         asked = cluster.provider.asked
         version = (await cluster.read())["metadata"]["resourceVersion"]

@@ -30,6 +30,9 @@ from slmops.ports.metrics import ProviderError
 from slmwire import metrics
 from tests.apiserver.harness import until
 
+WINDOW_SECONDS = 120
+"""Longer than the test: what happened in it counts however slow the machine is."""
+
 
 class Pod:
     """Metrics of one inference pod."""
@@ -99,7 +102,11 @@ class Pod:
 
 def _query(preset: Preset, revision: str) -> MetricQuery:
     return MetricQuery(
-        preset=preset, namespace="default", deployment='or"ders\\', revision=revision, window_seconds=30
+        preset=preset,
+        namespace="default",
+        deployment='or"ders\\',
+        revision=revision,
+        window_seconds=WINDOW_SECONDS,
     )
 
 
@@ -167,7 +174,7 @@ async def test_every_preset_on_a_real_prometheus(pods: tuple[dict[str, Pod], str
             namespace="default",
             deployment="d",
             revision="r",
-            window_seconds=30,
+            window_seconds=WINDOW_SECONDS,
         )
         return await provider.read(query, ProviderSettings())
 
@@ -178,6 +185,10 @@ async def test_every_preset_on_a_real_prometheus(pods: tuple[dict[str, Pod], str
             return sum(sample.samples for sample in found.values()) == 120 and up[""].value == 4
         return False
 
+    async def answered(code: str, count: int) -> bool:
+        found = await read_promql(f'sum({metrics.REQUESTS}{{code="{code}"}})')
+        return bool(found) and found[""].value == count
+
     await until("Prometheus scraping", all_scraped)
     # No request yet: no data, not zero errors.
     for preset in (
@@ -185,18 +196,24 @@ async def test_every_preset_on_a_real_prometheus(pods: tuple[dict[str, Pod], str
         *(Preset.FEEDBACK_SCORE, Preset.REFUSAL_RATE, Preset.DRIFT),
     ):
         assert await read(preset, "good") == {}
-    await asyncio.sleep(2)
     for pod in "abd":
         by_name[pod].answer("200", seconds=0.2, count=100)
         by_name[pod].look_back(scores=[1.0, 0.5] * 20, refusals=10, drift=0.1 if pod == "a" else 0.3)
     by_name["c"].answer("200", seconds=2.0, count=60)
     for code, count in (("500", 0), ("400", 0), ("499", 0)):
         by_name["c"].answer(code, seconds=0.2, count=count)
-    await asyncio.sleep(2)
+    await until("Prometheus knowing of codes that have not been answered yet", lambda: answered("499", 0))
     for code, count in (("500", 20), ("400", 500), ("499", 500)):
         by_name["c"].answer(code, seconds=2.0, count=count)
-    await asyncio.sleep(4)
+    await until("Prometheus knowing of all wrong answers", lambda: answered("499", 500))
+    await until("Prometheus knowing of all good answers", lambda: answered("200", 3 * 100 + 60))
 
+    async def scraped_often() -> bool:
+        # The fewer samples there are, the more PromQL adds for what lies before the first and after the last.
+        found = await read_promql(f"min(count_over_time(up[{WINDOW_SECONDS}s]))")
+        return bool(found) and (found[""].value or 0) >= 8
+
+    await until("eight samples of each", scraped_often)
     good = {preset: await read(preset, "good") for preset in MEASURED}
     bad = {preset: await read(preset, "bad") for preset in MEASURED}
     missing = {preset: await read(preset, "other") for preset in MEASURED}

@@ -22,6 +22,7 @@ from slmops.adapters.resources import DEPLOYMENTS, JOBS, MODELS, OWNED, SECRETS,
 from tests.apiserver.doubles import CountingClient
 from tests.apiserver.harness import NAME, Body, Cluster, deployment, until
 from tests.apiserver.model_kit import operator
+from tests.apiserver.namespaces import create_namespaces
 from tests.apiserver.test_models import ModelResolver, model_body
 
 TENANT: Final = "rbac-tenant"
@@ -32,9 +33,9 @@ NODE: Final = "rbac-node"
 @pytest.fixture(scope="module")
 def prepared(control_plane: ControlPlane, operator_kubeconfig: Path) -> Iterator[ControlPlane]:
     """A tenant's things for the operator to lay hands on."""
+    create_namespaces(control_plane, TENANT, SERVED)
     pod = {"containers": [{"name": "c", "image": "x:1"}]}
     control_plane.kubectl.apply(
-        *({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": n}} for n in (TENANT, SERVED)),
         # No pod is let in before it, and a controller makes it a moment after the namespace.
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": TENANT}},
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "key", "namespace": TENANT}},
@@ -202,7 +203,7 @@ def test_impersonation_is_refused(account: Account) -> None:
                  "Impersonate-Group": "system:masters"},
     )  # fmt: skip
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, context=account.tls, timeout=20)  # noqa: S310
+        urllib.request.urlopen(request, context=account.tls, timeout=60)  # noqa: S310
     assert caught.value.code == 403
 
 
@@ -220,7 +221,7 @@ def confined(prepared: ControlPlane) -> Account:
     wait_until(
         "the binding being in force",
         lambda: found.ask("GET", f"/api/v1/namespaces/{SERVED}/pods")[0] == 200,
-        timeout_seconds=30,
+        timeout_seconds=120,
         interval_seconds=0.2,
     )
     return found

@@ -11,7 +11,17 @@ from e2e.rig import ControlPlane, RigError
 from slmops.adapters.resources import APPS_DEPLOYMENTS, DEPLOYMENTS, PODS
 from slmops.model.observed import Preset
 from slmwire.labels import ROLE, SITE
-from tests.apiserver.harness import NAME, Body, Cluster, condition, deployment, step_of, until, verdicts
+from tests.apiserver.harness import (
+    NAME,
+    SOAKS_ON,
+    Body,
+    Cluster,
+    condition,
+    deployment,
+    step_of,
+    until,
+    verdicts,
+)
 from tests.apiserver.specs import changed
 from tests.apiserver.specs import deployment as small_deployment
 
@@ -59,15 +69,15 @@ async def test_a_revision_goes_out_by_shares_of_the_replicas(cluster: Cluster) -
         await apply(cluster, "v1", placement={"replicas": 4})
         first = await cluster.until_promoted("v1")
         await until_pods(cluster, {first: 4})
+        await cluster.until_status("all ready", lambda s: s["readyNodes"] == "4/4")
         assert not any((await cluster.node_labels()).values()), "nodes are not labelled in this mode"
         pods = await cluster.items(PODS, namespace=cluster.namespace, label_selector=f"{ROLE}=serve")
         assert len({pod["spec"]["nodeName"] for pod in pods}) == 4, "the pods are spread over the nodes"
-        await apply(cluster, "v2", placement={"replicas": 4}, soak="3s")
-        status = await cluster.until_status(
-            "the canary soaking", lambda s: step_of(s) == "Soaking" and s["rollout"]["wave"] == 0
-        )
-        second = status["updateRevision"]
+        cluster.provider.silent = True
+        await apply(cluster, "v2", placement={"replicas": 4})
+        second = (await cluster.until_judged())["updateRevision"]
         assert await asked(cluster) == {first: 3, second: 1}
+        cluster.provider.silent = False
         assert await cluster.until_promoted("v2") == second
         await until_pods(cluster, {second: 4})
         status = await cluster.until_status("the number of pods", lambda s: s["replicas"] == 4)
@@ -85,11 +95,12 @@ async def test_a_regression_is_rolled_back(cluster: Cluster) -> None:
         first = await cluster.until_promoted("v1")
         await until_pods(cluster, {first: 1})
         (before,) = await cluster.serving_pods()
-        await apply(cluster, "v2", placement={"replicas": 1}, soak="5s")
-        status = await cluster.until_status("the canary", lambda s: step_of(s) == "Soaking")
-        bad = status["updateRevision"]
+        cluster.provider.silent = True
+        await apply(cluster, "v2", placement={"replicas": 1})
+        bad = (await cluster.until_judged())["updateRevision"]
         assert await asked(cluster) == {first: 1, bad: 1}, "the stable replica stays until it is judged"
         cluster.provider.script(Preset.EVALUATION_SCORE, bad, 0.5)
+        cluster.provider.silent = False
         await cluster.until_status("the rollback", lambda s: step_of(s) == "Failed")
         await until_pods(cluster, {first: 1})
         assert set(await cluster.serving_pods()) == {before}, "it is the pod that served all the time"
@@ -121,7 +132,7 @@ async def test_scaling_by_the_subresource_and_by_hand(cluster: Cluster, control_
         await until_pods(cluster, {first: 6})
 
         # Who scales leaves replicas out of what is applied.
-        await apply(cluster, "v2", placement={}, soak="20s")
+        await apply(cluster, "v2", placement={}, **SOAKS_ON)
         status = await cluster.until_status("the canary", lambda s: step_of(s) == "Soaking")
         second = status["updateRevision"]
         await until_pods(cluster, {first: 5, second: 1})
@@ -140,13 +151,16 @@ async def test_it_goes_on_after_a_kill_before_any_write(cluster: Cluster) -> Non
         await until_pods(cluster, {first: 2})
         await cluster.until_status("quiet", lambda s: condition(s, "Ready").get("status") == "True")
     await apply(cluster, "v2", placement={"replicas": 2})
+
+    async def ended() -> bool:
+        return bool((await cluster.status()).get("modelVersion") == "v2")
+
     for _ in range(12):
         async with cluster.operator(die_before=2) as running:
-            await running.until_dead()
+            await cluster.until_over(running, ended)
             pods = Counter((await cluster.serving_pods()).values())
             assert sum(pods.values()) >= 2
-        status = await cluster.status()
-        if status.get("modelVersion") == "v2":
+        if await ended():
             break
     async with cluster.operator():
         second = await cluster.until_promoted("v2")
@@ -161,12 +175,12 @@ async def test_each_site_has_its_own_replicas(cluster: Cluster) -> None:
         await apply(cluster, "v1", placement=placement)
         first = await cluster.until_promoted("v1")
         await until_pods(cluster, {first: 4})
+        status = await cluster.until_status("all ready", lambda s: s["readyNodes"] == "4/4")
         pods = await cluster.items(PODS, namespace=cluster.namespace, label_selector=f"{ROLE}=serve")
         placed = Counter(
             (pod["metadata"]["labels"][SITE], pod["spec"]["nodeName"].rpartition("-")[2]) for pod in pods
         )
         assert placed == {("north", "e"): 1, ("north", "f"): 1, ("south", "g"): 2}
-        status = await cluster.status()
         assert {p["reason"] for p in status["worstNodes"]} == {"NoSite"} and status["nodes"]["unfit"] == 4
 
 

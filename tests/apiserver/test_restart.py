@@ -7,7 +7,7 @@ import pytest
 
 from slmops.adapters.resources import DAEMON_SETS
 from slmops.model.observed import Preset
-from tests.apiserver.harness import Cluster, step_of, verdicts
+from tests.apiserver.harness import SOAKS_ON, Cluster, step_of, until, verdicts
 
 
 @pytest.mark.parametrize("writes", [1, 4])
@@ -19,6 +19,10 @@ async def test_killed_after_any_write_ends_the_same(cluster: Cluster, writes: in
         first = await cluster.until_promoted("v1")
         await cluster.until_settled(first, 4)
     await cluster.apply("v2")
+
+    async def ended() -> bool:
+        return bool((await cluster.status()).get("modelVersion") == "v2")
+
     waves: list[int] = []
     while lives < 60:
         status = await cluster.status()
@@ -29,9 +33,7 @@ async def test_killed_after_any_write_ends_the_same(cluster: Cluster, writes: in
         lives += 1
         # The first writes of a life only repeat what exists (drift is not known across lives).
         async with cluster.operator(die_before=writes + (lives // 3)) as running:
-            dead = asyncio.create_task(running.until_dead())
-            await asyncio.wait({dead}, timeout=4)
-            dead.cancel()
+            await cluster.until_over(running, ended)
     async with cluster.operator():
         second = await cluster.until_promoted("v2")
         await cluster.until_settled(second, 4)
@@ -43,11 +45,12 @@ async def test_killed_after_any_write_ends_the_same(cluster: Cluster, writes: in
 
 
 async def test_restart_without_a_change_touches_no_pod_and_no_status(cluster: Cluster) -> None:
-    async with cluster.operator():
+    async with cluster.operator() as running:
         await cluster.apply("v1")
         revision = await cluster.until_promoted("v1")
         await cluster.until_settled(revision, 4)
         await cluster.until_status("all ready", lambda s: s["readyNodes"] == "4/4")
+        await cluster.until_quiet(running)
     pods = await cluster.serving_pods()
     sets = {
         d["metadata"]["name"]: d["metadata"]["generation"]
@@ -55,7 +58,12 @@ async def test_restart_without_a_change_touches_no_pod_and_no_status(cluster: Cl
     }
     version = (await cluster.read())["metadata"]["resourceVersion"]
     async with cluster.operator() as running:
-        await asyncio.sleep(3)
+
+        async def looked() -> bool:
+            return any("daemonsets" in write for write in running.client.writes)
+
+        await until("the second operator having looked", looked)
+        await cluster.until_quiet(running)
         written = list(running.client.writes)
     assert await cluster.serving_pods() == pods
     assert {
@@ -73,15 +81,17 @@ async def test_new_revision_midway_begins_with_the_first_wave(cluster: Cluster) 
         await cluster.apply("v1")
         first = await cluster.until_promoted("v1")
         await cluster.until_settled(first, 4)
-        await cluster.apply("v2", soak="20s")
+        await cluster.apply("v2", **SOAKS_ON)
         await cluster.until_status("v2 soaking", lambda s: step_of(s) == "Soaking")
         second = (await cluster.status())["updateRevision"]
+        cluster.provider.silent = True
         await cluster.apply("v3")
         status = await cluster.until_status(
             "v3 taking over", lambda s: s["rollout"]["revision"] not in (first, second)
         )
         assert status["rollout"]["wave"] == 0
         assert status["stableRevision"] == first
+        cluster.provider.silent = False
         third = await cluster.until_promoted("v3")
         await cluster.until_settled(third, 4)
 
@@ -91,9 +101,9 @@ async def test_going_back_to_stable_midway_returns_at_once(cluster: Cluster) -> 
         await cluster.apply("v1")
         first = await cluster.until_promoted("v1")
         await cluster.until_settled(first, 4)
-        await cluster.apply("v2", soak="20s")
+        await cluster.apply("v2", **SOAKS_ON)
         await cluster.until_status("v2 soaking", lambda s: step_of(s) == "Soaking")
-        await cluster.apply("v1", soak="20s")
+        await cluster.apply("v1", **SOAKS_ON)
         status = await cluster.until_status("the end", lambda s: step_of(s) == "Cancelled")
         await cluster.until_settled(first, 4)
     assert not status.get("failedRevisions")
@@ -104,18 +114,20 @@ async def test_failed_revision_is_not_tried_again_until_asked(cluster: Cluster) 
         await cluster.apply("v1")
         first = await cluster.until_promoted("v1")
         await cluster.until_settled(first, 4)
+        cluster.provider.silent = True
         await cluster.apply("v2")
         status = await cluster.until_status("v2 being known", lambda s: s["updateRevision"] != first)
         bad = status["updateRevision"]
         cluster.provider.script(Preset.ERROR_RATE, bad, 0.9)
+        cluster.provider.silent = False
         await cluster.until_status("the rollback", lambda s: step_of(s) == "Failed")
         await cluster.until_settled(first, 4)
         cluster.provider.samples.clear()
         await cluster.apply("v2", soak="2s")  # GitOps applies it once more
+        generation = (await cluster.read())["metadata"]["generation"]
+        await cluster.until_status("it being seen", lambda s: s["observedGeneration"] == generation)
         await asyncio.sleep(2)
-        status = await cluster.status()
-        assert step_of(status) == "Failed"
-        assert status["observedGeneration"] == (await cluster.read())["metadata"]["generation"]
+        assert step_of(await cluster.status()) == "Failed"
         await cluster.annotate(retry="1")
         await cluster.until_promoted("v2")
         await cluster.until_settled(bad, 4)
@@ -141,10 +153,12 @@ async def test_apiserver_restart_during_a_rollout(cluster: Cluster, control_plan
         first = await cluster.until_promoted("v1")
         await cluster.until_settled(first, 4)
         pods = await cluster.serving_pods()
-        await cluster.apply("v2", soak="6s")
-        await cluster.until_status("v2 soaking", lambda s: step_of(s) == "Soaking")
+        cluster.provider.silent = True
+        await cluster.apply("v2")
+        await cluster.until_judged()
         await asyncio.to_thread(control_plane.restart_apiserver, downtime_seconds=2)
         untouched = set(pods) & set(await cluster.serving_pods())
         assert len(untouched) == 3, "only the pilot node may have another pod"
+        cluster.provider.silent = False
         second = await cluster.until_promoted("v2")
         await cluster.until_settled(second, 4)
