@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from slmops.adapters.trim import seconds_of
-from slmops.model.slmmodel import ContainerView, JobPodView, JobView
+from slmops.model.jobs import ContainerView, JobPodView, JobView
 from slmwire import labels
 from slmwire.paths import TERMINATION_LIMIT_BYTES
 

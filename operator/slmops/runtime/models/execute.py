@@ -9,7 +9,8 @@ from slmops.adapters.errors import Conflict, KubeError, NotFound
 from slmops.adapters.kube import KubeClient
 from slmops.adapters.resources import JOBS, MODELS
 from slmops.api import API_VERSION, MODEL_KIND, SLMModelStatus
-from slmops.model.slmmodel import CreateJob, DeleteJob, ModelObject
+from slmops.model.jobs import CreateJob, DeleteJob
+from slmops.model.slmmodel import ModelObject
 from slmops.runtime.execute import ForeignObject, WritesForbidden
 from slmops.runtime.logs import fields_of
 from slmops.runtime.metrics import OperatorMetrics

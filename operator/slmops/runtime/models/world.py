@@ -9,8 +9,9 @@ from slmops.adapters.reflector import Key, Reflector
 from slmops.adapters.resources import JOBS, PODS
 from slmops.adapters.trim_jobs import OwnedJob, OwnedJobPod, trim_job, trim_job_pod
 from slmops.model import observed
+from slmops.model.jobs import JobPodView, JobView
 from slmops.model.offers import ModelOffer
-from slmops.model.slmmodel import JobPodView, JobView, ProfileView
+from slmops.model.slmmodel import ProfileView
 from slmops.planning.expand import measured_nodes
 from slmops.planning.slmmodel.offer import to_offer
 from slmops.runtime.models.resource import StoredModel, is_newer, parse_model
