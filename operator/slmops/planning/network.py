@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """NetworkPolicies of an SLMDeployment: who reaches its pods, and what these reach.
 
-Two policies. The first selects all pods of the deployment, lets clients, Prometheus and the operator in on
+Pods that train adapters have a policy of their own, which lets nothing in or out. For the others there are two
+policies. The first selects all pods of the deployment, lets clients, Prometheus and the operator in on
 the server's port, and nothing out. The second opens the way to the sources of the revisions that are needed
 for the pods that fetch. A pod has one address for all its containers, so what the fetcher of a serving pod
 may reach, its server may as well; with `egress: Denied` serving pods are left out of the second.
@@ -61,11 +62,8 @@ def is_managed(spec: SLMDeploymentSpec, config: NetworkConfig) -> bool:
 
 def policy_names(names: Names, spec: SLMDeploymentSpec, config: OperatorConfig) -> frozenset[str]:
     """Names of the policies that are to exist."""
-    return (
-        frozenset({names.confine_policy, names.fetch_policy})
-        if is_managed(spec, config.network)
-        else frozenset()
-    )
+    managed = {names.confine_policy, names.fetch_policy} if is_managed(spec, config.network) else set()
+    return frozenset(managed | ({names.train_policy} if spec.adaptation is not None else set()))
 
 
 def apply_policies(
@@ -82,11 +80,14 @@ def apply_policies(
     `revisions` are those that any pod may still have or get, `nodes` those that placement selects. To be
     written before the pods that need them.
     """
-    if not is_managed(spec, config.network):
-        return ()
+    bodies: list[Body] = []
+    if is_managed(spec, config.network):
+        bodies += build_policies(names, spec, config, revisions=revisions, nodes=nodes)
+    if spec.adaptation is not None:
+        bodies.append(build_train_policy(names))
     present = {view.name: view for view in owned if view.kind is OwnedKind.NETWORK_POLICY}
     result = []
-    for body in build_policies(names, spec, config, revisions=revisions, nodes=nodes):
+    for body in bodies:
         name, content = body["metadata"]["name"], body["metadata"]["annotations"][CONTENT]
         view = present.get(name)
         if view is None:
@@ -109,7 +110,7 @@ def build_policies(
     revisions: Iterable[Revision],
     nodes: Iterable[NodeView],
 ) -> tuple[Body, Body]:
-    """Both policies, as in `apply_policies`."""
+    """Both policies of pods that serve and fetch, as in `apply_policies`."""
     confine = {
         "podSelector": _pods(names, *Role),
         "policyTypes": ["Ingress", "Egress"],
@@ -124,6 +125,20 @@ def build_policies(
         "egress": _egress(names, spec, config, hosts=find_hosts(revisions), nodes=nodes),
     }
     return _policy(names, names.confine_policy, confine), _policy(names, names.fetch_policy, fetch)
+
+
+def build_train_policy(names: Names) -> Body:
+    """Policy of the pods that train: whoever manages the network otherwise, these need none."""
+    return _policy(
+        names,
+        names.train_policy,
+        {
+            "podSelector": {"matchLabels": {labels.ADAPTATION: names.name}},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [],
+            "egress": [],
+        },
+    )
 
 
 def _policy(names: Names, name: str, spec: Body) -> Body:
