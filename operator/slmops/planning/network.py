@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """NetworkPolicies of an SLMDeployment: who reaches its pods, and what these reach.
 
-Pods that train adapters have a policy of their own, which lets nothing in or out. For the others there are two
-policies. The first selects all pods of the deployment, lets clients, Prometheus and the operator in on
+Pods that train adapters have a policy of their own, which lets nothing in or out. For the others there are
+two policies. The first selects all pods of the deployment, lets clients, Prometheus and the operator in on
 the server's port, and nothing out. The second opens the way to the sources of the revisions that are needed
 for the pods that fetch. A pod has one address for all its containers, so what the fetcher of a serving pod
 may reach, its server may as well; with `egress: Denied` serving pods are left out of the second.
