@@ -24,9 +24,11 @@ from slmops.planning.adaptation_attempts import (
 )
 from slmops.planning.adaptation_support import find_obstacle
 from slmops.planning.adaptation_triggers import (
+    blamed_sites,
     find_busy,
-    fired_sites,
+    fired_rules,
     holds_adapter,
+    seconds_to_rest,
     trained_bases,
 )
 from slmops.planning.decision import FINISHED, Decision
@@ -68,13 +70,18 @@ def plan_adaptation(
     adaptation = spec.adaptation
     if adaptation is None:
         return AdaptationLook(status=None, actions=_delete_jobs(observed, frozenset()))
+    fired = fired_rules(spec, rules.status, fleet.stable)
     look = _Look(
         training=TrainingLook(names=names, observed=observed, fleet=fleet, adaptation=adaptation, now=now),
         busy=find_busy(spec, decision, standing, resolution, finding),
-        fired=fired_sites(spec, rules.status, fleet.stable),
+        fired=bool(fired),
+        blamed=blamed_sites(adaptation, fired, fleet.stable),
         token=observed.deployment.annotations.get(TRAIN_ANNOTATION, "")[:256],
         answered=old.train_token if old is not None else "",
     )
+    if not look.busy and (wait := seconds_to_rest(decision, now)) > 0:
+        look.busy = "a rollout has just ended"
+        look.wake_at(now + wait)
     known = {state.site: state for state in old.sites} if old is not None else {}
     states = [known.get(s) or SiteAdaptationStatus(site=s) for s in sorted(adaptation.sites)]
     states = [follow_training(look.training, state) for state in states]
@@ -82,6 +89,8 @@ def plan_adaptation(
     if failed:
         states = [_drop_failed(look, state, failed, decision) for state in states]
     states = [_take_up(look, _heed(look, state)) for state in states]
+    if any(state.adapter != getattr(known.get(state.site), "adapter", None) for state in states):
+        look.busy = "spec stands for another revision from now on"
     look.training.running = sum(is_running(state) for state in states)
     states = [_begin(look, state) for state in states]
     wanted = frozenset(state.job for state in states if _keeps_job(look, state))
@@ -101,8 +110,10 @@ class _Look:
     training: TrainingLook
     busy: str
     """Why nothing may begin or count, see `find_busy`."""
-    fired: frozenset[str]
-    """Sites that a broken rule asks to train."""
+    fired: bool
+    """Some rule wants trainings."""
+    blamed: frozenset[str]
+    """Sites that are to train for one."""
     token: str
     answered: str
     bases: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -190,9 +201,8 @@ def _heed(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
         return state
     if look.token and look.token != look.answered:
         return _ask(look, state, "Annotation")
-    fired = state.site in look.fired
     if state.asked_at is not None:
-        gone = state.asked_by == "Rule" and not fired
+        gone = state.asked_by == "Rule" and not look.fired
         return _rest(state.model_copy(update={"asked_at": None})) if gone else state
     if look.busy or state.waiting is not None:
         return state
@@ -200,7 +210,7 @@ def _heed(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
     is_new = state.adapter is not None and state.adapter.base_digest not in bases
     if bases and is_new and state.base_digest not in bases:
         return _ask(look, state, "NewModel")
-    if not fired:
+    if state.site not in look.blamed:
         return state
     ready_at = times.to_seconds(state.finished_at) + look.training.cooldown if state.finished_at else 0.0
     if ready_at > look.now:

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a site trains: a rule of spec.feedback that has fired, a person, or a new version of the model."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
-from slmops.api.feedback_status import FeedbackStatus
+from slmops.api.adaptation import Adaptation
+from slmops.api.feedback_status import FeedbackRuleStatus, FeedbackStatus
+from slmops.planning import times
 from slmops.planning.adaptation_jobs import base_digest_of
 from slmops.planning.adaptation_sites import find_site
 from slmops.planning.adapters import trained_in
+from slmops.planning.analysis import Verdict
 from slmops.planning.decision import FINISHED, Decision
 from slmops.planning.examples_mount import keeps_examples
 from slmops.planning.finding import Finding
@@ -16,24 +20,32 @@ from slmops.planning.resolution import Resolution
 from slmops.planning.revision import Revision, RevisionVariant
 
 ACTION: Final = "TrainAdapter"
+REST_SECONDS: Final = 5.0
 
 
-def fired_sites(
+def fired_rules(
     spec: SLMDeploymentSpec, feedback: FeedbackStatus | None, stable: Revision | None
-) -> frozenset[str]:
-    """Sites of spec.adaptation that a broken rule asks to train.
-
-    The variant that decided tells the site. Where it is of no site that takes part, or there is none, all of
-    them are meant.
-    """
-    if spec.adaptation is None or spec.feedback is None or feedback is None or stable is None:
-        return frozenset()
-    sites = frozenset(spec.adaptation.sites)
+) -> list[FeedbackRuleStatus]:
+    """Rules about the stable revision that have fired and are to make sites train."""
+    if spec.feedback is None or feedback is None or stable is None or feedback.revision != stable.revision:
+        return []
     named = {rule.name for rule in spec.feedback.rules if rule.action == ACTION}
+    return [state for state in feedback.rules if state.name in named and state.fired_at is not None]
+
+
+def blamed_sites(
+    adaptation: Adaptation, fired: Iterable[FeedbackRuleStatus], stable: Revision | None
+) -> frozenset[str]:
+    """Sites that train for rules that have fired, by the variant that decided last.
+
+    Where it is of no site that takes part, or there is none, all of them are meant. A measurement that tells
+    nothing blames nobody.
+    """
+    sites = frozenset(adaptation.sites)
     found: set[str] = set()
-    for state in feedback.rules:
-        if state.name in named and state.fired_at is not None:
-            variant = stable.variant(state.variant)
+    for state in fired:
+        variant = stable.variant(state.variant) if stable is not None else None
+        if stable is not None and state.verdict == Verdict.FAIL:
             site = site_of_variant(stable, variant) if variant is not None else ""
             found |= {site} if site in sites else sites
     return frozenset(found)
@@ -84,6 +96,14 @@ def find_busy(
     if resolution.revision != stable:
         return f"revision {resolution.revision}, which spec stands for, is not the stable one"
     return ""
+
+
+def seconds_to_rest(decision: Decision, now: float) -> float:
+    """Until the end of the last rollout is long enough ago: one look must not end one and begin the next."""
+    rollout = decision.rollout
+    if rollout is None or rollout.finished_at is None:
+        return 0.0
+    return min(REST_SECONDS, times.to_seconds(rollout.finished_at) + REST_SECONDS - now)
 
 
 def trained_bases(stable: Revision | None, site: str) -> frozenset[str]:
