@@ -10,6 +10,9 @@ from slmops.model.observed import Observed
 from slmops.model.plan import Action, AddFinalizer, Plan
 from slmops.planning import conditions, feedback
 from slmops.planning.access import seconds_to_problem
+from slmops.planning.adaptation import AdaptationLook, plan_adaptation
+from slmops.planning.adaptation_says import say_adaptation
+from slmops.planning.adaptation_state import has_changed
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
@@ -81,9 +84,11 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
     finding = finding or find_feedback_problem(deployment.spec, observed.config)
     working = replace(working, spec=in_force(working.spec, deployment.annotations))
     outcome = _plan_accepted(observed, working, stored, finding, now, memory)
-    if not feedback.begins_anew(deployment.status, outcome.status):
+    before = deployment.status
+    if not feedback.begins_anew(before, outcome.status) and not has_changed(before, outcome.status):
         return outcome
-    # The rules of spec.feedback are about the stable revision, and a way back ends with a promotion.
+    # The rules of spec.feedback are about the stable revision, and a way back ends with a promotion. With an
+    # adapter that came or went spec stands for another revision.
     after = replace(observed, deployment=replace(deployment, status=outcome.status), readings=())
     second = plan(after, now, memory=memory)
     return replace(second, transitions=outcome.transitions + second.transitions)
@@ -135,6 +140,10 @@ def _plan_accepted(
         names, fleet, layout, decision, observed, wanted=resolution.revision, target=target, now=now
     )
     shared = share_among(fleet, observed)
+    adaptation = plan_adaptation(
+        names, observed, fleet, decision, standing=standing, resolution=resolution, rules=rules,
+        finding=finding, now=now,
+    )  # fmt: skip
     told, told_in_seconds = apply_distribution(names, observed, shared, now=now)
     status = _status(
         observed,
@@ -146,6 +155,7 @@ def _plan_accepted(
         placement=placement,
         note="; ".join(filter(None, (shared.note, say_unknown_profiles(spec.overrides, observed.profiles)))),
         rules=rules,
+        adaptation=adaptation,
         now=now,
     ).model_copy(
         update={
@@ -165,6 +175,7 @@ def _plan_accepted(
             *apply_service(names, fleet, observed),
             *placement.patches,
             *placement.deletions,
+            *adaptation.actions,
         ),
         resolve=due_requests(resolution, observed.resolutions, now),
         sources=None if working.unmet else sources_of(spec),
@@ -174,6 +185,7 @@ def _plan_accepted(
             requeue_seconds(spec, decision, resolution, target, now, turn_at=placement.places.turn_at),
             placement.settles_in_seconds,
             told_in_seconds,
+            adaptation.wakes_in_seconds,
             feedback.next_feedback_seconds(spec, rules, now=now),
             seconds_to_problem(fleet.matched, revisions, now),
         ),
@@ -328,7 +340,7 @@ def _place(
         needs,
         observed.owned,
         keep_revisions=keep,
-        policies=policy_names(names, spec, observed.config),
+        policies=policy_names(names, spec, observed.config, job_pods=observed.job_pods),
     )
     return _Placement(
         policies=policies,
@@ -353,6 +365,7 @@ def _status(
     placement: _Placement,
     note: str,
     rules: feedback.FeedbackLook,
+    adaptation: AdaptationLook,
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
@@ -376,6 +389,8 @@ def _status(
         says[ConditionType.SIGNATURE_VERIFIED] = conditions.unless_unsure(signed, deployment)
     if (said := feedback.say_feedback(fleet.spec, rules)) is not None:
         says[ConditionType.FEEDBACK_HEALTHY] = said
+    if (said := say_adaptation(adaptation.status, stable=decision.stable_revision)) is not None:
+        says[ConditionType.ADAPTATION_HEALTHY] = said
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]
     stable = fleet.stable
     return SLMDeploymentStatus(
@@ -396,6 +411,7 @@ def _status(
         failed_revisions=list(decision.failed),
         previous_stable=feedback.previous_stable(old, decision.stable_revision),
         feedback=rules.status,
+        adaptation=adaptation.status,
         conditions=conditions.merge_conditions(
             old.conditions, says, generation=deployment.generation, now=now
         ),
