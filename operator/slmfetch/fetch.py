@@ -17,7 +17,7 @@ from slmfetch.refs import Ref, UnreadableRef, new_ref, next_stamp, read_refs, wr
 from slmfetch.room import find_shortage
 from slmfetch.store import NO_SPACE, Store, discard, is_tree_in_use
 from slmfetch.tree import is_tree_intact, publish_tree
-from slmwire.manifest import Manifest, ManifestFile
+from slmwire.manifest import STORE_URL, Manifest, ManifestFile
 from slmwire.reasons import Reason
 
 RELEASE_WAIT_SECONDS = 60.0
@@ -67,8 +67,12 @@ def fetch(store: Store, job: Job, settings: Settings, *, tally: Tally | None = N
     store.prepare()
     with store.locked():
         _begin_pin(store, job)
-    unique = {file.sha256: file for file in job.manifest.files}
+    # Of two entries with the same bytes, the one that has a source.
+    by_source = sorted(job.manifest.files, key=lambda file: file.url != STORE_URL)
+    unique = {file.sha256: file for file in by_source}
     missing = [file for file in unique.values() if not store.check_blob(file, deep=job.deep)]
+    # Last what another node of the site must still have: whatever has a source is here by then.
+    missing.sort(key=lambda file: file.url == STORE_URL)
     began = time.monotonic()
     if missing:
         for file in missing:
@@ -200,6 +204,8 @@ def _pin_error(store: Store, error: OSError) -> FetchError:
 
 
 def _check_url(file: ManifestFile) -> None:
+    if file.url == STORE_URL and not file.offset:
+        return
     try:
         parts = urlsplit(file.url)
         valid = (parts.scheme in ("http", "https") and bool(parts.hostname)) or parts.scheme == "file"
@@ -208,7 +214,9 @@ def _check_url(file: ManifestFile) -> None:
         valid = False
     if not valid:
         raise FetchError(
-            Reason.UNFIT, f"{file.path}: its URL in the manifest is not http://, https:// or file://"
+            Reason.UNFIT,
+            f"{file.path}: its URL in the manifest is not http://, https:// or file://, nor "
+            f"{STORE_URL!r} alone",
         )
 
 
