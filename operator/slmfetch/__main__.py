@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `python -m slmfetch fetch|hold|ready|release|list|agent|import`.
+"""Command line: `python -m slmfetch fetch|hold|keep|ready|release|list|agent|import`.
 
 Exit codes: 0 done, 1 failed (reason in the termination log), 2 wrong settings, 143 stopped.
 """
@@ -117,6 +117,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "--reserve-bytes", type=int, help="bytes to leave free (default 5 %%, at most 4 GiB)"
         )
         sub.add_argument("--max-wait", type=float, default=120.0, help="longest single wait in seconds")
+    keeping = commands.add_parser("keep", help="put an adapter trained on this node into the store, pinned")
+    keeping.set_defaults(run=_run_keep)
+    keeping.add_argument("--file", type=Path, required=True, help="the adapter")
+    keeping.add_argument(
+        "--reserve-bytes", type=int, help="bytes to leave free (default 5 %%, at most 4 GiB)"
+    )
     ready = commands.add_parser("ready", help="exit 0 once `hold` or `release` is done")
     ready.set_defaults(run=_run_ready)
     release = commands.add_parser("release", help="drop this deployment's pins, collect, then hold")
@@ -221,6 +227,23 @@ def _run_release(options: argparse.Namespace, _report: _Report, finish: Callable
     release(_store(options), config.read_owner(config.current_environment()))
     finish("", "")
     return 0 if options.once else _hold()
+
+
+def _run_keep(options: argparse.Namespace, report: _Report, finish: Callable[[str, str], None]) -> int:
+    from slmfetch.keep import keep
+
+    environ = config.current_environment()
+    store = _store(options)
+    settings = config.Settings(
+        store_dir=store.root,
+        size_limit_bytes=config.read_count(environ, env.SIZE_LIMIT_BYTES, default=0),
+        reserve_bytes=options.reserve_bytes,
+        high_watermark_percent=config.read_count(environ, env.HIGH_WATERMARK_PERCENT, default=0, most=100),
+    )
+    kept = keep(store, config.read_owner(environ), options.file, settings)
+    report.digest = f"sha256:{kept.sha256}"
+    finish("", "")
+    return 0
 
 
 def _run_ready(_options: argparse.Namespace, _report: _Report, _finish: Callable[[str, str], None]) -> int:

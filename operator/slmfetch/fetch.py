@@ -13,9 +13,18 @@ from slmfetch.download import Downloader
 from slmfetch.errors import FetchError
 from slmfetch.log import log
 from slmfetch.progress import Reporter, Tally, clear_progress, progress_path
-from slmfetch.refs import Ref, UnreadableRef, new_ref, next_stamp, read_refs, write_ref
+from slmfetch.refs import (
+    Ref,
+    UnreadableRef,
+    adapters_of,
+    explain_pin,
+    new_ref,
+    next_stamp,
+    read_refs,
+    write_ref,
+)
 from slmfetch.room import find_shortage
-from slmfetch.store import NO_SPACE, Store, discard, is_tree_in_use
+from slmfetch.store import Store, discard, is_tree_in_use
 from slmfetch.tree import is_tree_intact, publish_tree
 from slmwire.manifest import STORE_URL, Manifest, ManifestFile
 from slmwire.reasons import Reason
@@ -123,7 +132,7 @@ def _obtain(
 
 
 def release(store: Store, owner: Owner, *, wait_seconds: float = RELEASE_WAIT_SECONDS) -> None:
-    """Drop every pin of a deployment and remove what nobody else needs.
+    """Drop every pin of a deployment, its adapters' too, and remove what nobody else needs.
 
     Servers that hold a tree get `wait_seconds` to end; after that it goes under them.
     """
@@ -140,6 +149,7 @@ def release(store: Store, owner: Owner, *, wait_seconds: float = RELEASE_WAIT_SE
         time.sleep(0.2)
     with store.locked():
         discard(store.refs / owner.key)
+        discard(store.refs / adapters_of(owner).key)
         done = collect(store, force_trees=digests)
     log("released", deployment=owner.key, pins=len(digests), bytes=done.bytes)
 
@@ -154,7 +164,7 @@ def _begin_pin(store: Store, job: Job) -> None:
     try:
         write_ref(store, job.owner, ref)
     except OSError as error:
-        raise _pin_error(store, error) from error
+        raise explain_pin(store, error) from error
 
 
 def _finish(store: Store, job: Job, settings: Settings, missing: Sequence[ManifestFile]) -> None:
@@ -170,7 +180,7 @@ def _finish(store: Store, job: Job, settings: Settings, missing: Sequence[Manife
         write_ref(store, job.owner, ref)
     except OSError as error:
         if not old.complete or missing or not is_tree_intact(store, job.manifest):
-            raise _pin_error(store, error) from error
+            raise explain_pin(store, error) from error
         # A cached model must start on a full or read-only disk: only its time stamp is out of date.
         log("the pin could not be refreshed", level="warning", why=error.strerror or str(error))
     _clean(store, job, settings)
@@ -192,15 +202,6 @@ def _own_refs(store: Store, owner: Owner) -> dict[str, Ref]:
     except UnreadableRef as error:
         log("a pin is unreadable", level="error", pin=str(error))
         return {}
-
-
-def _pin_error(store: Store, error: OSError) -> FetchError:
-    if error.errno in NO_SPACE:
-        return FetchError(
-            Reason.INSUFFICIENT_CAPACITY,
-            f"the file system of {store.root} is full, not even a pin can be written; free space on the node",
-        )
-    return FetchError(Reason.INTERNAL_ERROR, f"cannot write a pin in {store.refs}: {error}")
 
 
 def _check_url(file: ManifestFile) -> None:
