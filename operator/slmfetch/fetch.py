@@ -11,6 +11,7 @@ from slmfetch.collect import collect, prune_refs
 from slmfetch.config import Owner, Settings
 from slmfetch.download import Downloader
 from slmfetch.errors import FetchError
+from slmfetch.examples import remove_examples
 from slmfetch.log import log
 from slmfetch.progress import Reporter, Tally, clear_progress, progress_path
 from slmfetch.refs import (
@@ -132,10 +133,11 @@ def _obtain(
 
 
 def release(store: Store, owner: Owner, *, wait_seconds: float = RELEASE_WAIT_SECONDS) -> None:
-    """Drop every pin of a deployment, its adapters' too, and remove what nobody else needs.
+    """Drop every pin of a deployment, its adapters' and its examples, and remove what nobody else needs.
 
     Servers that hold a tree get `wait_seconds` to end; after that it goes under them.
     """
+    remove_examples(store, owner)
     if not store.refs.is_dir():
         log("there is no store here, nothing to release", store=str(store.root))
         return
