@@ -42,9 +42,7 @@ _ROWS: Final = "rows to pick"
 class Network:
     """The graph of one model directory, whose weights are frozen."""
 
-    def __init__(
-        self, directory: Path, *, dtype: Any = np.float32, cache: DenseCache | None = None
-    ) -> None:
+    def __init__(self, directory: Path, *, dtype: Any = np.float32, cache: DenseCache | None = None) -> None:
         """`dtype` is that of all floats. Raises OptimizeError (Unfit) for operators without a rule."""
         decoder = read_json(directory, GENAI_CONFIG).get("model", {}).get("decoder", {})
         path = directory / decoder.get("filename", "model.onnx")

@@ -31,6 +31,9 @@ class Fitted:
     matrices: Matrices
     """Of the best epoch."""
     epochs: int
+    """That were run."""
+    best_epoch: int
+    """Zero when none was better than no adapter."""
     loss_before: float
     """Mean cross entropy of a token of the held-out answers (of all, where none is held out), in nats."""
     loss_after: float
@@ -58,7 +61,9 @@ def draw_matrices(network: Network, seed: int) -> dict[str, Array]:
         drawn[name] = np.zeros(default.shape, network.dtype)
         if FIRST in name:
             spread = 1 / math.sqrt(default.shape[0])
-            drawn[name] += rng.standard_normal(default.shape).astype(network.dtype) * network.dtype.type(spread)
+            drawn[name] += rng.standard_normal(default.shape).astype(network.dtype) * network.dtype.type(
+                spread
+            )
     return drawn
 
 
@@ -107,7 +112,7 @@ def fit_adapter(
             kept = {name: value.copy() for name, value in matrices.items()}
         elif epoch - last_better >= PATIENCE:
             break
-    return Fitted(matrices=kept, epochs=epoch, loss_before=before, loss_after=best)
+    return Fitted(matrices=kept, epochs=epoch, best_epoch=last_better, loss_before=before, loss_after=best)
 
 
 def _schedule(step: int, steps: int) -> float:

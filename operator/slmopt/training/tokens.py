@@ -57,7 +57,9 @@ def read_examples(path: Path, *, vocab: int, context: int) -> tuple[list[Example
         ) from error
     found = [_parse(line, number, path.name, vocab) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
-        raise unfit(f"{path.name} holds no example; collect some, or lower spec.adaptation.training.minExamples")
+        raise unfit(
+            f"{path.name} holds no example; collect some, or lower spec.adaptation.training.minExamples"
+        )
     fitting = [example for example in found if example.length < context]
     if not fitting:
         raise unfit(f"{path.name}: every example is longer than the model's context of {context} tokens")
