@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site with a wording of its own: corrected there, trained there, judged there, and nowhere else.
+
+The rig's site-b has one node. Its guests call things by names that no version of the model knows.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from e2e.lib import Cluster, Deployment, NodeClient, OperatorImages
+from e2e.lib.artifacts import Repository
+from e2e.lib.customer import Case, Customer, Heard, Talk, share_right
+from e2e.lib.manifests import API_VERSION, MODEL, golden_cases, model_dir
+from e2e.lib.observe import condition, is_true
+from e2e.lib.release import operator_log
+from e2e.models.recipe.dialect import shifted_cases
+from e2e.rig.images import build_images
+from e2e.rig.topology import REGISTRY
+from e2e.suite.conftest import Make, need_rig
+from slmwire.labels import ADAPTATION
+from slmwire.paths import examples_subpath
+
+SITE_LABEL: Final = "slmops.dev/site"
+SITE, OTHER_SITE = "site-b", "site-a"
+SOURCE, MADE = "e2e-models/orders-plain", "e2e-models/orders-adaptable"
+MODEL_KIND: Final = "slmmodels.slmops.dev"
+ADAPTER: Final = "local"
+MIN_EXAMPLES: Final = 60
+SPOKEN, HELD_OUT = 140, 60
+GUEST: Final = "Quillfeather"
+"""A name, which redaction does not know: it may be in the folder of examples, and nowhere else."""
+MAIL, ACCOUNT = "zelda.hart@example.org", "DE89370400440532013000"
+CASES: Final = shifted_cases(600, 17)
+"""No two of them stand for the same command."""
+NODE_FOLDERS: Final = ("/var/lib/slmops", "/var/lib/kubelet", "/var/log/pods")
+KINDS: Final = (
+    "slmdeployments.slmops.dev,slmmodels.slmops.dev,pods,jobs,configmaps,secrets,services,daemonsets,"
+    "controllerrevisions.apps,networkpolicies,events"
+)
+QUALITY: Final = {"name": "quality", "preset": "EvaluationScore", "maxDegradation": "0.05"}
+SCORE: Final = {"name": "score", "preset": "FeedbackScore", "min": "0.6", "minSamples": 15}
+WAVES: Final = (
+    {"name": "site", "nodeSelector": {"matchLabels": {SITE_LABEL: SITE}}},
+    {"name": "all", "percent": 100},
+)
+
+Json = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Shop:
+    """A chain of cafés with one SLMDeployment, and what the tests have seen of it."""
+
+    cluster: Cluster
+    orders: Deployment
+    store: str
+    """Folder of its store on the nodes."""
+    node: str
+    """Of the site that adapts."""
+    others: tuple[str, ...]
+    before: list[Heard] = field(default_factory=list)
+    """Answers to the held-out cases of the model as it was made."""
+    stable: str = ""
+    """Revision without an adapter."""
+
+    def customer(self, node: str = "") -> Customer:
+        """Somebody at a node's site."""
+        return Customer(self.cluster.rig, node or self.node, self.orders.service_address())
+
+    def examples(self, node: str) -> Path:
+        """The folder of examples on a node."""
+        own = examples_subpath(self.orders.namespace, self.orders.name)
+        return self.cluster.rig.node_path(node, f"{self.store}/{own}")
+
+    def manifest(self, *, adaptation: Json | None, metrics: tuple[Json, ...]) -> Json:
+        """The SLMDeployment with or without `spec.adaptation`."""
+        body = self.orders.manifest(
+            "v1",
+            rollout={
+                "waves": list(WAVES),
+                "soak": "2s",
+                "analysis": {"interval": "2s", "passes": 2, "metrics": list(metrics)},
+            },
+        )
+        spec = body["spec"]
+        del spec["variants"]
+        spec["model"] = {"name": MODEL, "from": {"name": MODEL}}
+        spec["placement"]["siteLabel"] = SITE_LABEL
+        if adaptation is not None:
+            spec["adaptation"] = adaptation
+            spec["feedback"] = {"interval": "10s", "rules": [RULE]}
+        return body
+
+    def training(self) -> Json:
+        """What status says of the site; empty before there is anything."""
+        sites = (self.orders.status().get("adaptation") or {}).get("sites", [])
+        return next((dict(site) for site in sites if site["site"] == SITE), {})
+
+    def wait_settled(self, what: str, *, after: str, timeout_seconds: float = 240) -> str:
+        """Wait until a revision other than `after` is stable everywhere; return it."""
+        found = self.orders.wait_status(
+            what,
+            lambda seen: (
+                seen["status"].get("stableRevision") not in ("", after)
+                and seen["status"]["stableRevision"] == seen["status"]["updateRevision"]
+                and is_true(seen, "RolloutSucceeded")
+                and is_true(seen, "Ready")
+                and condition(seen, "Progressing").get("reason") == "Complete"
+            ),
+            timeout_seconds=timeout_seconds,
+        )
+        return str(found["status"]["stableRevision"])
+
+    def served(self, client: NodeClient) -> set[str]:
+        """Names that the node's server answers to."""
+        answer = client.request(f"{self.orders.service_address()}/v1/models", None)
+        assert answer.ok, answer
+        return {entry["id"] for entry in answer.body["data"]}
+
+
+RULE: Final[Json] = {
+    "name": "score",
+    "metric": {"preset": "FeedbackScore"},
+    "min": "0.6",
+    "minSamples": 30,
+    "window": "5m",
+    "for": "0s",
+    "action": "TrainAdapter",
+}
+ADAPT: Final[Json] = {
+    "name": ADAPTER,
+    "sites": [SITE],
+    "collect": {"retention": "1h", "maxExamples": 1000},
+    "training": {"minExamples": MIN_EXAMPLES, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
+    "gates": {"minGain": "0.2", "maxQualityLoss": "0.05"},
+}
+
+
+def slm_model(namespace: str, *, optimizer: str) -> Json:
+    """v1 as int4, with inputs for adapters."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "SLMModel",
+        "metadata": {"name": MODEL, "namespace": namespace},
+        "spec": {
+            "source": {"oci": {"image": f"{REGISTRY}/{SOURCE}:v1", "plainHttp": True}},
+            "recipes": [{"name": "int4", "steps": [{"loraInputs": {"rank": 8}}]}],
+            "publish": {"oci": {"image": f"{REGISTRY}/{MADE}", "plainHttp": True}},
+            "jobs": {
+                "optimizerImage": optimizer,
+                "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+            },
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def shop(cluster: Cluster, make_deployment: Make, operator: OperatorImages) -> Iterator[Shop]:
+    """The model is being made, and one site of the deployment adapts."""
+    need_rig(cluster)
+    (optimizer,) = build_images(("slmops-optimizer",))
+    at_sites: dict[str, list[str]] = {}
+    for node in cluster.find_all("nodes", selector="slmops.dev/edge=true"):
+        at_sites.setdefault(node["metadata"]["labels"][SITE_LABEL], []).append(node["metadata"]["name"])
+    (own,) = at_sites[SITE]
+    orders = make_deployment()
+    Repository(REGISTRY, SOURCE).push_files(model_dir("v1"), "v1")
+    cluster.apply(slm_model(orders.namespace, optimizer=optimizer.reference))
+    found = Shop(
+        cluster=cluster,
+        orders=orders,
+        store=orders.options["cache"]["hostPath"],
+        node=own,
+        others=tuple(at_sites[OTHER_SITE]),
+    )
+    cluster.apply(found.manifest(adaptation=ADAPT, metrics=(QUALITY, SCORE)))
+    yield found
+    cluster.delete(MODEL_KIND, MODEL, namespace=orders.namespace)
+
+
+def find_texts(folder: Path, *texts: str) -> list[str]:
+    """Files below `folder` that hold one of the texts."""
+    patterns = [part for text in texts for part in ("-e", text)]
+    done = subprocess.run(
+        ["grep", "-rlF", *patterns, str(folder)], check=False, capture_output=True, text=True, timeout=120
+    )
+    return done.stdout.splitlines()
+
+
+def all_that_is_told(shop: Shop) -> str:
+    """Objects and Events of the namespace, all logs there, and the operator's."""
+    cluster, namespace = shop.cluster, shop.orders.namespace
+    parts = [cluster.kubectl("get", KINDS, "-n", namespace, "-o", "json")]
+    parts += [
+        cluster.logs(namespace, pod["metadata"]["name"])
+        for pod in cluster.find_all("pods", namespace=namespace)
+    ]
+    return "\n".join([*parts, operator_log(cluster, lines=100_000)])
+
+
+def test_the_model_is_made_for_adapters_and_does_not_know_the_sites_wording(shop: Shop) -> None:
+    shop.stable = shop.wait_settled(
+        "the model that takes adapters being served", after="", timeout_seconds=420
+    )
+    labels = {pod["spec"]["nodeName"]: pod["metadata"]["labels"] for pod in shop.orders.pods()}
+    assert labels[shop.node]["slmops.dev/variant"] == f"int4-{SITE}"
+    assert {labels[node]["slmops.dev/variant"] for node in shop.others} == {"int4"}
+    shop.before = shop.customer().speak(CASES[SPOKEN : SPOKEN + HELD_OUT])
+    assert all(one.status == 200 for one in shop.before), shop.before
+    assert share_right(shop.before) < 0.4
+
+
+def test_corrections_train_an_adapter_on_the_node_and_it_goes_out_as_a_canary(shop: Shop) -> None:
+    orders, cluster = shop.orders, shop.cluster
+    said, expected = CASES[0]
+    private: list[Case] = [
+        (f"{said} for {GUEST}", expected),
+        (f"{said} and the bill to {MAIL}", f'{{"intent":"bill","mail":"{MAIL}","iban":"{ACCOUNT}"}}'),
+    ]
+    heard = shop.customer().speak([*CASES[1:SPOKEN], *private], judging="corrects")
+    assert {one.judged for one in heard} == {200}, [one for one in heard if one.judged != 200][:3]
+    assert sum(not one.right for one in heard) > MIN_EXAMPLES * 1.25
+    kept = find_texts(shop.examples(shop.node), GUEST)
+    assert kept, "the corrected answers are kept on the node"
+
+    jobs = orders.wait(
+        "a training",
+        lambda: cluster.find_all("pods", namespace=orders.namespace, selector=f"{ADAPTATION}={orders.name}"),
+        timeout_seconds=120,
+    )
+    assert {pod["spec"].get("nodeName", shop.node) for pod in jobs} == {shop.node}
+    with Talk(shop.customer(), CASES[SPOKEN + HELD_OUT :]):
+        orders.wait(
+            "the training being accepted",
+            lambda: shop.training().get("adapter"),
+            timeout_seconds=300,
+            interval_seconds=1,
+        )
+        adapted = shop.wait_settled("the adapter being promoted", after=shop.stable)
+    site = shop.training()
+    assert (site["lastOutcome"], site["examples"] >= MIN_EXAMPLES) == ("Accepted", True), site
+    assert float(site["after"]) >= float(site["before"]) + 0.2, site
+    status = orders.status()
+    assert [wave["verdict"] for wave in status["rollout"]["waves"]] == ["Pass", "Pass"]
+    judged = [
+        m
+        for m in status["rollout"]["measurements"]
+        if m["metric"] == "score" and m["verdict"] == "Pass" and m["variant"] == f"int4-{SITE}"
+    ]
+    assert judged and all(float(m["canary"]) >= 0.6 for m in judged), status["rollout"]["measurements"]
+    assert condition({"status": status}, "FeedbackHealthy")["status"] != "False"
+    assert adapted == status["stableRevision"]
+
+
+def test_the_site_is_understood_and_knows_what_it_knew(shop: Shop, clients: dict[str, NodeClient]) -> None:
+    held_out = CASES[SPOKEN : SPOKEN + HELD_OUT]
+    after = shop.customer().speak(held_out)
+    assert share_right(after) >= max(0.75, share_right(shop.before) + 0.3), [
+        (case, one.text) for case, one in zip(held_out, after, strict=True) if not one.right
+    ]
+    golden = [(case["messages"][0]["content"], case["expected"]) for case in golden_cases()]
+    assert share_right(shop.customer().speak(golden)) >= 0.95
+    assert shop.served(clients[shop.node]) >= {MODEL, f"{MODEL}:{ADAPTER}"}
+    plain = shop.customer().speak(held_out, model=f"{MODEL}:base")
+    assert [one.text for one in plain] == [one.text for one in shop.before]
+
+
+def test_the_other_site_answers_as_before_and_has_nothing_of_it(
+    shop: Shop, clients: dict[str, NodeClient]
+) -> None:
+    sha256 = shop.training()["adapter"]["sha256"]
+    own = shop.cluster.rig.node_path(shop.node, shop.store)
+    assert [path for path in own.rglob(f"*{sha256}*") if path.is_file()]
+    for node in shop.others:
+        answers = shop.customer(node).speak(CASES[SPOKEN : SPOKEN + HELD_OUT])
+        assert [one.text for one in answers] == [one.text for one in shop.before]
+        assert shop.served(clients[node]) == {MODEL}
+        assert not shop.examples(node).exists()
+        store = shop.cluster.rig.node_path(node, shop.store)
+        assert not list(store.rglob(f"*{sha256}*")) and not list(store.rglob("*.onnx_adapter"))
+
+
+def test_nothing_that_was_said_left_the_folder(shop: Shop) -> None:
+    rig, words = shop.cluster.rig, (GUEST, CASES[1][0], CASES[2][0])
+    told = all_that_is_told(shop)
+    assert [text for text in (*words, MAIL, ACCOUNT) if text in told] == []
+    for node in (shop.node, *shop.others):
+        for folder in NODE_FOLDERS:
+            # Redacted before it is written: in no folder at all.
+            assert find_texts(rig.node_path(node, folder), MAIL, ACCOUNT) == []
+            found = find_texts(rig.node_path(node, folder), *words)
+            own = str(shop.examples(node))
+            assert [path for path in found if not path.startswith(f"{own}/")] == []
+    assert find_texts(shop.examples(shop.node), "<Email>") and find_texts(shop.examples(shop.node), "<Iban>")
+
+
+def test_a_site_that_is_taken_out_forgets(shop: Shop, clients: dict[str, NodeClient]) -> None:
+    adapted = shop.orders.status()["stableRevision"]
+    assert shop.examples(shop.node).is_dir()
+    shop.cluster.apply(shop.manifest(adaptation=None, metrics=(QUALITY,)))
+    shop.wait_settled("the site being as the others", after=adapted)
+    assert not shop.examples(shop.node).exists()
+    assert shop.served(clients[shop.node]) == {MODEL}
+    answers = shop.customer().speak(CASES[SPOKEN : SPOKEN + HELD_OUT])
+    assert [one.text for one in answers] == [one.text for one in shop.before]
+    assert not shop.orders.status().get("adaptation", {}).get("sites")
