@@ -4,7 +4,6 @@
 The rig's site-b has one node. Its guests call things by names that no version of the model knows.
 """
 
-import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -4,10 +4,11 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Final
 
 from slmcli.audit.cures import anywhere_cure, policy_cure
 from slmcli.audit.facts import TELEMETRY, ContainerFacts, PodFacts
-from slmcli.audit.report import SEVERITIES, Audit, Finding, Severity
+from slmcli.audit.report import SEVERITIES, TRAIN, Audit, Finding, Severity
 from slmops.api.source import Source
 from slmops.planning.access import CHECK
 from slmwire import env
@@ -16,6 +17,10 @@ from slmwire.scheme import SERVER
 
 _DNS = re.compile(r"\b(UDP|TCP) 53\b")
 _OURS = frozenset({SERVER, CHECK, "fetch", "choose", "release"})
+_TRAINING = frozenset({"prepare", "train", "judge", "keep"})
+"""Containers of a pod that trains an adapter; `keep` is the fetcher's program."""
+_WRITERS: Final = {TRAIN: ("keep",)}
+"""By role, containers that may write to the store; otherwise the fetcher's."""
 
 
 def assess_findings(audit: Audit) -> tuple[Finding, ...]:
@@ -206,7 +211,7 @@ def _containers(audit: Audit) -> Iterable[Finding]:
          "find out who did, and delete the pod"),
         ("medium", "ForeignContainer",
          [(pod, f"container {c.name} ({c.image}) is none of the operator's: it shares the pod's network")
-          for pod, c in pairs if c.kind != "debug" and c.name not in _OURS],
+          for pod, c in pairs if c.kind != "debug" and c.name not in _containers_of(pod)],
          "find out what added it, for example a service mesh"),
         ("high", "Privileged",
          [(pod, f"container {c.name} is privileged") for pod, c in pairs if c.privileged],
@@ -222,12 +227,16 @@ def _containers(audit: Audit) -> Iterable[Finding]:
          [(pod, f"container {entry.container} may write to {entry.what} of the node")
           for pod in audit.observed.pods for entry in pod.mounts
           if entry.kind == "hostPath" and entry.access == "writable"
-          and entry.container not in ("fetch", "release")],
+          and entry.container not in _WRITERS.get(pod.role, ("fetch", "release")) and not entry.is_examples],
          "find out who changed it; only the fetcher writes to the store"),
     ]  # fmt: skip
     for severity, reason, cases, cure in rules:
         for pods, message in _grouped(cases):
             yield Finding(severity=severity, reason=reason, subject=_names(pods), message=message, cure=cure)
+
+
+def _containers_of(pod: PodFacts) -> frozenset[str]:
+    return _TRAINING if pod.role == TRAIN else _OURS
 
 
 def _soft(container: ContainerFacts) -> list[str]:

@@ -17,6 +17,8 @@ from slmwire.labels import Role
 
 Severity = Literal["high", "medium", "low"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("high", "medium", "low")
+TRAIN: Final = "train"
+"""Role, as an audit shows it, of pods that train an adapter."""
 _FINGERPRINT: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 BY_DESIGN: Final = (
@@ -138,8 +140,8 @@ def _expected(view: DeploymentView) -> tuple[PodFacts, ...]:
     )  # fmt: skip
 
 
-def _labels(view: DeploymentView, role: Role) -> dict[str, str]:
-    return {labels.DEPLOYMENT: view.name, labels.ROLE: role.value, labels.MANAGED_BY: labels.MANAGED_BY_VALUE}
+def _labels(view: DeploymentView, role: str) -> dict[str, str]:
+    return {labels.DEPLOYMENT: view.name, labels.ROLE: role, labels.MANAGED_BY: labels.MANAGED_BY_VALUE}
 
 
 def build_audit(observed: Observed) -> Audit:
@@ -154,12 +156,13 @@ def build_audit(observed: Observed) -> Audit:
 
 
 def _egress(observed: Observed) -> dict[str, Reach]:
-    roles = sorted({pod.role for pod in observed.pods} | {Role.SERVE.value})
-    found = {role: _reach(observed, Role(role), "Egress") for role in roles if role in set(Role)}
+    known = {*Role, TRAIN}
+    roles = sorted({pod.role for pod in observed.pods} & known | {Role.SERVE.value})
+    found = {role: _reach(observed, role, "Egress") for role in roles}
     return {role: reach for role, reach in found.items() if reach is not None}
 
 
-def _reach(observed: Observed, role: Role, direction: Literal["Egress", "Ingress"]) -> Reach | None:
+def _reach(observed: Observed, role: str, direction: Literal["Egress", "Ingress"]) -> Reach | None:
     """Of the pod of that role that may do the most: one that no policy selects, else the most rules."""
     if observed.policies is None:
         return None
