@@ -113,6 +113,18 @@ class OnnxExport:
         nodes: Sequence[Any] = self.model.graph.node
         return nodes
 
+    @property
+    def overridable(self) -> frozenset[str]:
+        """Inputs with a default value: initializers that a caller, or an adapter, may override."""
+        return frozenset(value.name for value in self.model.graph.input) & self._initializers.keys()
+
+    def refuse_adaptable(self, step: str) -> None:
+        """Raises OptimizeError (Unfit) when there are low-rank inputs, which the step would leave behind."""
+        if found := sorted(self.overridable):
+            raise unfit(
+                f"{step}: the model has inputs for adapters ({found[0]}); put {step} before the step loraInputs"
+            )
+
     def refuse_quantized(self, step: str) -> None:
         """Raises OptimizeError (Unfit) when weights are integers already."""
         found = sorted({node.op_type for node in self.nodes} & _QUANTIZED)
@@ -149,10 +161,13 @@ class OnnxExport:
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values, kind), name))
 
     def matrices(self) -> Iterator[Matrix]:
-        """All products with a constant matrix, in the graph's order."""
+        """All products with a constant matrix, in the graph's order; what an adapter fills is none."""
+        overridable = self.overridable
         biases = {node.input[0]: node.input[1] for node in self.nodes if node.op_type == "Add"}
         for node in self.nodes:
             if node.op_type != "MatMul" or not self.is_float(node.input[1]):
+                continue
+            if node.input[1] in overridable:
                 continue
             bias = biases.get(node.output[0], "")
             yield Matrix(
