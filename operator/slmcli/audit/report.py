@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from slmcli.audit.facts import PodFacts, ServiceFacts, observe_pod_facts, observe_services
+from slmcli.audit.kept import KeptFacts, TrainedFacts, observe_kept, observe_trained
 from slmcli.audit.policies import Reach, assess_reach
 from slmcli.revisions import StoredRevision
 from slmcli.view import Body, DeploymentView
@@ -21,10 +22,14 @@ TRAIN: Final = "train"
 """Role, as an audit shows it, of pods that train an adapter."""
 _FINGERPRINT: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
-BY_DESIGN: Final = (
+_FEEDBACK: Final = "feedback: /v1/feedback counts ratings; texts are neither stored nor logged nor exported"
+_CORRECTIONS: Final = (
+    "feedback: /v1/feedback counts ratings; what users correct is written, redacted, into a folder of the "
+    "node at the sites of spec.adaptation and nowhere else, and is not logged or exported"
+)
+_BY_DESIGN: Final = (
     "logs: the server writes no prompt and no answer, also not in errors",
     "metrics: counts and times only, no texts and nothing that names a client",
-    "feedback: /v1/feedback counts ratings; texts are neither stored nor logged nor exported",
     "status and Events: hold names of nodes, sizes, hashes and measurements",
     "sandbox: before it reads a model the server gives up opening connections, and the kernel enforces it "
     "(the metric slmserve_sandbox is 1), whatever the policies leave to the fetcher of its pod",
@@ -96,6 +101,14 @@ class Audit:
     """By role of the pods; empty when policies could not be read."""
     ingress: Reach | None
     """Of the serving pods."""
+    kept: KeptFacts | None = None
+    """None where spec lets no site keep anything of what users write."""
+    trained: tuple[TrainedFacts, ...] = ()
+
+
+def by_design(audit: Audit) -> tuple[str, ...]:
+    """What the servers of this release do and do not."""
+    return (*_BY_DESIGN, _FEEDBACK if audit.kept is None else _CORRECTIONS)
 
 
 def build_observed(
@@ -152,6 +165,8 @@ def build_audit(observed: Observed) -> Audit:
         signature=_signature(observed.view),
         egress=_egress(observed),
         ingress=_reach(observed, Role.SERVE, "Ingress"),
+        kept=observe_kept(observed.view, observed.pods),
+        trained=observe_trained(observed.view, observed.pods, observed.revisions),
     )
 
 
