@@ -289,4 +289,6 @@ class Observed:
     jobs: tuple[JobView, ...] = ()
     """Jobs that train adapters, by name."""
     job_pods: tuple[JobPodView, ...] = ()
-    """Their pods, by name."""
+    """Their pods, by name; also those whose Job is gone already."""
+    are_jobs_known: bool = True
+    """False while Jobs cannot be read: that one is not in `jobs` then says nothing."""
