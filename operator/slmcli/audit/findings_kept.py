@@ -40,6 +40,6 @@ def assess_kept(audit: Audit) -> Iterable[Finding]:
             + (f" and {len(outside) - 3} more" if len(outside) > 3 else ""),
             message=f"the server may keep what users correct at {', '.join(where)}, which "
             "spec.adaptation.sites does not name",
-            cure="if it lasts: the revision without it has not reached the node yet, see kubectl slm explain; "
+            cure="if it lasts: the revision without it has not reached the node yet (kubectl slm explain); "
             "the folder goes when its next pod starts",
         )

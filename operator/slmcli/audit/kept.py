@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slmops.api.adaptation_status import SiteAdaptationStatus, SiteAdapter
-
 from slmcli.audit.facts import PodFacts
 from slmcli.revisions import StoredRevision
 from slmcli.view import DeploymentView
+from slmops.api.adaptation_status import SiteAdaptationStatus, SiteAdapter
 from slmwire.examples import REDACTIONS
 from slmwire.manifest import STORE_URL
 
@@ -89,8 +88,9 @@ def observe_trained(
                     _facts(site, adapter, row, revision=revision.revision, variant=variant, nodes=nodes)
                 )
     shown = {facts.sha256 for facts in found}
+    name = view.spec.adaptation.name if view.spec is not None and view.spec.adaptation is not None else ""
     found += [
-        _facts(site, adapter, {}, revision="", variant="", nodes=set())
+        _facts(site, adapter, {"path": name}, revision="", variant="", nodes=set())
         for sha256, (site, adapter) in known.items()
         if sha256 not in shown and adapter in (site.adapter, site.waiting)
     ]
@@ -130,10 +130,9 @@ def _facts(
     nodes: set[str],
 ) -> TrainedFacts:
     latest = site is not None and adapter is not None and adapter == (site.waiting or site.adapter)
-    file = str(row.get("path", "")).rpartition("/")[2].partition(".")[0]
     return TrainedFacts(
         site=site.site if site is not None else "",
-        name=adapter.name if adapter is not None else file,
+        name=str(row["path"]).rpartition("/")[2].partition(".")[0],
         sha256=adapter.sha256 if adapter is not None else str(row["sha256"]),
         size_bytes=adapter.size if adapter is not None else int(row["size"]),
         base_digest=adapter.base_digest if adapter is not None else "",
