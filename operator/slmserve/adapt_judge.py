@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is the model with the new adapter better than what serves now? Answered by the server's own code.
+
+The engine reads a folder of links: the model's files and the new adapter beside them. What serves now is the
+model with the adapter of an earlier training where it has one, and else the model alone.
+"""
+
+import asyncio
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from slmserve.adapt_prepare import HELD_OUT_NAME, TOKENS_NAME
+from slmserve.answers import build_deliver
+from slmserve.backend import Backend
+from slmserve.config import ServerConfig
+from slmserve.errors import StartError
+from slmserve.golden import GoldenCase, load_cases, run_golden
+from slmserve.model import LoadedModel, load_model
+from slmwire.jobs import ADAPTER_FILE, AdapterReport, TrainOrder, TrainOutcome
+from slmwire.manifest import ManifestFile, digest_of
+from slmwire.paths import GOLDEN_FILE
+from slmwire.reasons import Reason
+
+ADAPTER_NAME: Final = Path(ADAPTER_FILE).name
+_LINKS: Final = "judged"
+_ROUNDING: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """Answers as expected, 0..1, with what serves now and with the new adapter; None without cases."""
+
+    before: float | None
+    after: float | None
+
+
+def assess(order: TrainOrder, *, held_out: Shares, golden: Shares) -> tuple[TrainOutcome, str]:
+    """The outcome, and why."""
+    before, after = held_out.before or 0.0, held_out.after or 0.0
+    shown = f"of the held-out examples {before:.3f} were answered as expected before, {after:.3f} with it"
+    if after - before < order.min_gain - _ROUNDING or after <= before:
+        return TrainOutcome.NO_GAIN, f"{shown}; {order.min_gain:g} more is asked for"
+    if golden.before is not None and golden.after is not None:
+        if golden.before - golden.after > order.max_quality_loss + _ROUNDING:
+            lost = f"of {GOLDEN_FILE} {golden.before:.3f} before, {golden.after:.3f} with it"
+            return TrainOutcome.QUALITY_LOSS, f"{lost}; {order.max_quality_loss:g} less is allowed"
+        shown += f"; of {GOLDEN_FILE} {golden.before:.3f} and {golden.after:.3f}"
+    return TrainOutcome.ACCEPTED, shown
+
+
+async def judge(
+    config: ServerConfig, order: TrainOrder, work: Path, *, deadline_seconds: float
+) -> AdapterReport:
+    """Load once and answer everything with both; raises StartError, GoldenError, or TimeoutError."""
+    adapter = work / ADAPTER_NAME
+    if not adapter.is_file():
+        raise StartError(Reason.UNFIT, f"the training left no {ADAPTER_NAME}")
+    async with asyncio.timeout(deadline_seconds):
+        base_digest = await asyncio.to_thread(digest_of, _own_files(config.model_dir, order.name))
+        links, earlier = link_model(config.model_dir, adapter, work / _LINKS, name=order.name)
+        held_out = _read_cases(work / HELD_OUT_NAME, work)
+        golden = load_cases(links)
+        model = await asyncio.to_thread(load_model, replace(config, model_dir=links))
+        if model.build_backend is None:
+            raise StartError(Reason.UNFIT, "the model generates no text; it cannot be adapted")
+        deliver = build_deliver(asyncio.get_running_loop())
+        backend = model.build_backend(max(64, 2 * model.engine.slots), deliver)
+        backend.start()
+        try:
+            names = earlier, order.name
+            own = await _measure(held_out, model, backend, names)
+            general = await _measure(golden, model, backend, names)
+        finally:
+            await asyncio.to_thread(backend.close)
+    outcome, message = assess(order, held_out=own, golden=general)
+    return AdapterReport(
+        outcome=outcome,
+        message=message,
+        sha256=_hash(adapter),
+        size_bytes=adapter.stat().st_size,
+        base_digest=base_digest,
+        examples=_count_lines(work / TOKENS_NAME),
+        held_out=len(held_out),
+        before=own.before,
+        after=own.after,
+        golden_samples=len(golden),
+        golden_before=general.before,
+        golden_after=general.after,
+    )
+
+
+async def _measure(
+    cases: list[GoldenCase], model: LoadedModel, backend: Backend, names: tuple[str, str]
+) -> Shares:
+    if not cases:
+        return Shares(before=None, after=None)
+    before, after = [(await run_golden(cases, model, backend, adapter=name)).score for name in names]
+    return Shares(before=before, after=after)
+
+
+def _read_cases(path: Path, work: Path) -> list[GoldenCase]:
+    """The held-out examples: the same form as a golden set, so the same reader."""
+    folder = work / "held-out"
+    folder.mkdir(exist_ok=True)
+    target = folder / GOLDEN_FILE
+    target.unlink(missing_ok=True)
+    target.symlink_to(path)
+    cases = load_cases(folder)
+    if not cases:
+        raise StartError(Reason.UNFIT, f"there is no {HELD_OUT_NAME} to judge by; prepare leaves it")
+    return cases
+
+
+def link_model(model_dir: Path, adapter: Path, links: Path, *, name: str) -> tuple[Path, str]:
+    """A folder of links to the model's files and to `adapter` as `name`.
+
+    Returns it, and the name under which an earlier adapter `name` is in it now; empty: there was none.
+    """
+    if links.exists():
+        shutil.rmtree(links)
+    earlier = ""
+    own = _adapter_path(name)
+    taken = {path.stem for path in (model_dir / "adapters").glob("*")}
+    for path in _files(model_dir):
+        target = path.relative_to(model_dir).as_posix()
+        if target == own:
+            earlier = _free_name(taken)
+            target = _adapter_path(earlier)
+        (links / target).parent.mkdir(parents=True, exist_ok=True)
+        (links / target).symlink_to(path.absolute())
+    (links / own).parent.mkdir(parents=True, exist_ok=True)
+    (links / own).symlink_to(adapter.absolute())
+    return links, earlier
+
+
+def _adapter_path(name: str) -> str:
+    return f"adapters/{name}.onnx_adapter"
+
+
+def _free_name(taken: set[str]) -> str:
+    name = "earlier"
+    while name in taken:
+        name += "-"
+    return name
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent) / name for name in names)
+
+
+def _own_files(model_dir: Path, name: str) -> Iterator[ManifestFile]:
+    """What the tree's manifest lists, without the adapter of an earlier training."""
+    for path in _files(model_dir):
+        shown = path.relative_to(model_dir).as_posix()
+        if shown != _adapter_path(name):
+            yield ManifestFile(path=shown, size=path.stat().st_size, sha256=_hash(path))
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _count_lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
