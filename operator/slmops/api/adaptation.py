@@ -99,7 +99,7 @@ class Training(ApiModel):
     )
 
 
-class Gates(ApiModel):
+class AdapterGates(ApiModel):
     """What an adapter must hold before it is rolled out; the rollout's analysis comes on top."""
 
     min_gain: Decimal = Field(
@@ -149,8 +149,8 @@ class Adaptation(ApiModel):
         default_factory=Collection, description="What nodes keep of the feedback that they get."
     )
     training: Training = Field(default_factory=Training, description="How adapters are trained.")
-    gates: Gates = Field(
-        default_factory=Gates, description="What an adapter must hold before it is rolled out."
+    gates: AdapterGates = Field(
+        default_factory=AdapterGates, description="What an adapter must hold before it is rolled out."
     )
 
 
