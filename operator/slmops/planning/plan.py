@@ -328,7 +328,7 @@ def _place(
         needs,
         observed.owned,
         keep_revisions=keep,
-        policies=policy_names(names, spec, observed.config),
+        policies=policy_names(names, spec, observed.config, job_pods=observed.job_pods),
     )
     return _Placement(
         policies=policies,

@@ -103,8 +103,9 @@ class Executor:
         """Carry out the actions in order and return those that failed.
 
         One that fails does not stop those that do not depend on it: labels that name a revision wait
-        for that revision's objects, and the finalizer waits for everything; the rest goes on, so that
-        one object that cannot be written never keeps the fleet from moving on or back.
+        for that revision's objects, a training for the policy that keeps its pods to themselves, and the
+        finalizer waits for everything; the rest goes on, so that one object that cannot be written never
+        keeps the fleet from moving on or back.
         """
         failures: list[Failure] = []
         for is_patch, group in groupby(actions, key=lambda action: isinstance(action, PatchNodeLabels)):
@@ -114,6 +115,8 @@ class Executor:
                 continue
             for action in group:
                 if isinstance(action, RemoveFinalizer) and failures:
+                    continue
+                if isinstance(action, CreateJob) and _is_unconfined(deployment, failures):
                     continue
                 try:
                     await self._act(deployment, action)
@@ -293,12 +296,22 @@ def _lacks_policy(deployment: Deployment, failures: Iterable[Failure]) -> bool:
     cannot be written."""
     if deployment.spec is None or deployment.spec.privacy.egress != "Denied":
         return False
-    wanted = Names(deployment.namespace, deployment.name).confine_policy
-    return any(
-        isinstance(failure.action, ApplyObject)
-        and failure.action.kind is OwnedKind.NETWORK_POLICY
-        and (failure.action.name, failure.action.why) == (wanted, MISSING)
+    return Names(deployment.namespace, deployment.name).confine_policy in _missing_policies(failures)
+
+
+def _is_unconfined(deployment: Deployment, failures: Iterable[Failure]) -> bool:
+    """Whether pods that train would reach anything: their NetworkPolicy is not there and cannot be
+    written."""
+    return Names(deployment.namespace, deployment.name).train_policy in _missing_policies(failures)
+
+
+def _missing_policies(failures: Iterable[Failure]) -> frozenset[str]:
+    return frozenset(
+        failure.action.name
         for failure in failures
+        if isinstance(failure.action, ApplyObject)
+        and failure.action.kind is OwnedKind.NETWORK_POLICY
+        and failure.action.why == MISSING
     )
 
 

@@ -4,14 +4,17 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from slmops.adapters.errors import Forbidden, KubeError, Unavailable
 from slmops.adapters.resources import JOBS, PODS
+from slmops.api import SLMDeploymentStatus
 from slmops.model.config import OperatorConfig
 from slmops.model.jobs import CreateJob, DeleteJob
-from slmops.model.observed import Observed
-from slmops.model.plan import RemoveFinalizer
+from slmops.model.observed import Observed, OwnedKind
+from slmops.model.plan import ApplyObject, RemoveFinalizer
+from slmops.planning.network import MISSING
 from slmops.runtime.execute import Executor, describe
 from slmops.runtime.metrics import OperatorMetrics
 from slmops.runtime.observe import observe
@@ -192,3 +195,43 @@ async def test_an_account_without_rights_to_jobs_looks_after_the_rest() -> None:
     bench.kube.list = list_all  # type: ignore[method-assign]
     async with bench.run():
         assert not bench.observed().are_jobs_known
+
+
+async def test_no_training_goes_out_without_the_policy_that_keeps_it_to_itself() -> None:
+    bench = Bench()
+    bench.kube.fails = lambda line: Forbidden("no", status=403) if "networkpolicies" in line else None
+    body = {"metadata": {"name": f"{NAME}-train", "labels": {}}}
+    policy = ApplyObject(kind=OwnedKind.NETWORK_POLICY, name=f"{NAME}-train", body=body, why=MISSING)
+    assert await bench.act(policy, CREATE) == [Forbidden]
+    assert ("jobs", NAMESPACE, "orders-train") not in bench.kube.objects
+    assert await bench.act(replace(policy, why="changed by somebody else"), CREATE) == [Forbidden]
+    assert ("jobs", NAMESPACE, "orders-train") in bench.kube.objects, "the one that is there holds"
+
+
+def test_each_end_of_a_training_is_counted_once() -> None:
+    metrics = OperatorMetrics()
+
+    def show(before: SLMDeploymentStatus, **site: Any) -> SLMDeploymentStatus:
+        fields = {"site": "north", "adapter": None} | site
+        after = SLMDeploymentStatus.model_validate({"adaptation": {"sites": [fields]}})
+        metrics.show_status(replace(Bench().observed().deployment, status=before), after)
+        return after
+
+    def counted() -> dict[str, float]:
+        samples = next(iter(metrics.adapter_trainings.collect())).samples
+        return {s.labels["outcome"]: s.value for s in samples if s.name.endswith("_total")}
+
+    first, second, third = (f"2026-01-01T0{hour}:00:00Z" for hour in range(3))
+    status = show(SLMDeploymentStatus(), phase="Training", reason="Running")
+    assert counted() == {}
+    status = show(status, phase="Refused", reason="NoGain", finishedAt=first)
+    status = show(status, phase="Refused", reason="NoGain", finishedAt=first, message="in other words")
+    assert counted() == {"NoGain": 1}
+    status = show(status, phase="Training", reason="Running", finishedAt=first)
+    status = show(status, phase="Accepted", reason="AdapterAccepted", finishedAt=second)
+    status = show(status, phase="RolledBack", reason="RolloutFailed", finishedAt=third)
+    assert counted() == {"NoGain": 1, "Accepted": 1}, "a rollout that failed is no training"
+    phases = {s.labels["phase"]: s.value for s in next(iter(metrics.adapter_sites.collect())).samples}
+    assert phases == {"RolledBack": 1}
+    metrics.forget(NAMESPACE, NAME)
+    assert counted() == {} and not next(iter(metrics.adapter_sites.collect())).samples
