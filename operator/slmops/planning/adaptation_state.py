@@ -6,9 +6,7 @@ from slmops.api.adaptation_status import SiteAdapter
 from slmops.planning.adapters import TrainedAdapter, build_trained
 
 
-def trained_adapters(
-    spec: SLMDeploymentSpec, status: SLMDeploymentStatus
-) -> dict[str, TrainedAdapter]:
+def trained_adapters(spec: SLMDeploymentSpec, status: SLMDeploymentStatus) -> dict[str, TrainedAdapter]:
     """By site; those that wait for their turn are not among them."""
     adaptation, states = spec.adaptation, status.adaptation
     if adaptation is None or states is None:
@@ -22,6 +20,4 @@ def trained_adapters(
 
 def as_trained(name: str, adapter: SiteAdapter) -> TrainedAdapter:
     """The adapter as the planner works with it."""
-    return build_trained(
-        name=name, sha256=adapter.sha256, size=adapter.size, base_digest=adapter.base_digest
-    )
+    return build_trained(name=name, sha256=adapter.sha256, size=adapter.size, base_digest=adapter.base_digest)

@@ -8,7 +8,7 @@ stored revision keeps them beside the model's own files, which many overrides ha
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from slmops.api.overrides import Adapter
 from slmops.api.source import Source
@@ -114,6 +114,18 @@ def join_adapters(base: Manifest, rows: Iterable[Any]) -> Manifest:
 def _rows(files: Iterable[ManifestFile]) -> list[Any]:
     rows: list[Any] = json.loads(Manifest(files=tuple(files)).to_json())["files"]
     return rows
+
+
+class HasFiles(Protocol):
+    """A variant, resolved or of a stored revision."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+
+def trained_in(variants: Iterable[HasFiles]) -> frozenset[str]:
+    """Hashes of the files that have no source: adapters that were trained at sites."""
+    return frozenset(f.sha256 for v in variants for f in v.manifest.files if f.url == STORE_URL)
 
 
 def find_problem(variant: Variant) -> str:

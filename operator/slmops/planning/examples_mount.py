@@ -73,4 +73,3 @@ def server_of(variant: RevisionVariant) -> Body:
 def keeps_examples(variant: RevisionVariant) -> bool:
     """Whether the servers of a stored variant keep examples, so that an adapter can be trained for it."""
     return any(entry.get("name") == env.EXAMPLES_DIR for entry in server_of(variant).get("env", ()))
-

@@ -10,6 +10,8 @@ from slmops.model.observed import Observed
 from slmops.model.plan import Action, AddFinalizer, Plan
 from slmops.planning import conditions, feedback
 from slmops.planning.access import seconds_to_problem
+from slmops.planning.adaptation import AdaptationLook, plan_adaptation
+from slmops.planning.adaptation_says import say_adaptation
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
@@ -135,6 +137,10 @@ def _plan_accepted(
         names, fleet, layout, decision, observed, wanted=resolution.revision, target=target, now=now
     )
     shared = share_among(fleet, observed)
+    adaptation = plan_adaptation(
+        names, observed, fleet, decision, standing=standing, resolution=resolution, rules=rules,
+        finding=finding, now=now,
+    )  # fmt: skip
     told, told_in_seconds = apply_distribution(names, observed, shared, now=now)
     status = _status(
         observed,
@@ -146,6 +152,7 @@ def _plan_accepted(
         placement=placement,
         note="; ".join(filter(None, (shared.note, say_unknown_profiles(spec.overrides, observed.profiles)))),
         rules=rules,
+        adaptation=adaptation,
         now=now,
     ).model_copy(
         update={
@@ -165,6 +172,7 @@ def _plan_accepted(
             *apply_service(names, fleet, observed),
             *placement.patches,
             *placement.deletions,
+            *adaptation.actions,
         ),
         resolve=due_requests(resolution, observed.resolutions, now),
         sources=None if working.unmet else sources_of(spec),
@@ -174,6 +182,7 @@ def _plan_accepted(
             requeue_seconds(spec, decision, resolution, target, now, turn_at=placement.places.turn_at),
             placement.settles_in_seconds,
             told_in_seconds,
+            adaptation.wakes_in_seconds,
             feedback.next_feedback_seconds(spec, rules, now=now),
             seconds_to_problem(fleet.matched, revisions, now),
         ),
@@ -353,6 +362,7 @@ def _status(
     placement: _Placement,
     note: str,
     rules: feedback.FeedbackLook,
+    adaptation: AdaptationLook,
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
@@ -376,6 +386,8 @@ def _status(
         says[ConditionType.SIGNATURE_VERIFIED] = conditions.unless_unsure(signed, deployment)
     if (said := feedback.say_feedback(fleet.spec, rules)) is not None:
         says[ConditionType.FEEDBACK_HEALTHY] = said
+    if (said := say_adaptation(adaptation.status, stable=decision.stable_revision)) is not None:
+        says[ConditionType.ADAPTATION_HEALTHY] = said
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]
     stable = fleet.stable
     return SLMDeploymentStatus(
@@ -396,6 +408,7 @@ def _status(
         failed_revisions=list(decision.failed),
         previous_stable=feedback.previous_stable(old, decision.stable_revision),
         feedback=rules.status,
+        adaptation=adaptation.status,
         conditions=conditions.merge_conditions(
             old.conditions, says, generation=deployment.generation, now=now
         ),

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a site can train at all, and on which of its nodes."""
+
+from collections.abc import Collection
+
+from slmops.api import SLMDeploymentSpec
+from slmops.model.config import OperatorConfig
+from slmops.model.observed import Observed
+from slmops.planning.adaptation_triggers import variants_of_site
+from slmops.planning.distribution import is_served
+from slmops.planning.examples_mount import keeps_examples
+from slmops.planning.fleet import Fleet
+from slmops.planning.nodes import NodeState
+from slmops.planning.revision import RevisionVariant
+
+
+def find_obstacle(spec: SLMDeploymentSpec, observed: Observed, fleet: Fleet, site: str) -> str:
+    """Why the site cannot train, and the cure; empty when it can, and while that is not known yet."""
+    if not observed.config.optimizer_image:
+        return "the operator has no image that trains: let an administrator name one (chart value optimizer.image)"
+    variants = variants_of_site(fleet.stable, site)
+    if not variants:
+        return ""  # the stable revision is from before the site took part
+    if not any(keeps_examples(variant) for variant in variants):
+        return (
+            "no variant for the site is served by onnxruntime from files of its own: give it one in ONNX "
+            "format, not as an ImageVolume, made with the recipe step loraInputs"
+        )
+    hosts = [state for state in fleet.matched if site_of_node(spec, state) == site]
+    if len(hosts) > 1 and not _shares(spec, observed.config):
+        return (
+            f"the site has {len(hosts)} nodes, and they cannot give each other an adapter: set "
+            "spec.distribution.peers to Site, with store agents that serve spec.cache.hostPath"
+        )
+    return ""
+
+
+def _shares(spec: SLMDeploymentSpec, config: OperatorConfig) -> bool:
+    return (
+        spec.distribution.peers == "Site"
+        and bool(config.store_agent_port)
+        and is_served(spec.cache.host_path, config.store_agent_path)
+    )
+
+
+def site_of_node(spec: SLMDeploymentSpec, state: NodeState) -> str:
+    """The node's site; empty without the label."""
+    return state.node.labels.get(spec.placement.site_label, "")
+
+
+def find_places(
+    fleet: Fleet, site: str, *, without: Collection[str] = ()
+) -> list[tuple[NodeState, RevisionVariant]]:
+    """Nodes of the site, by name, that serve the stable revision now with a variant that can be trained."""
+    stable = fleet.stable
+    if stable is None:
+        return []
+    trainable = {v.name: v for v in variants_of_site(stable, site) if keeps_examples(v)}
+    return [
+        (state, variant)
+        for state in fleet.matched
+        if state.name not in without
+        and site_of_node(fleet.spec, state) == site
+        and (variant := trainable.get(state.serve.get(stable.revision, ""))) is not None
+        and state.serves(stable.revision, variant.name)
+    ]
