@@ -24,6 +24,7 @@ _CPU_SECONDS: Final = 2
 _WALL_SECONDS: Final = 20.0
 _MEMORY_BYTES: Final = 1 << 30
 _OWN: Final = "Redacted"
+_MOST_ROUNDS: Final = 8
 _GAP: Final = r" \t\u00a0\u2007\u2009\u202f\-\u2010-\u2015/"
 """What people write between the digits of a number; dots are told apart from those of decimals."""
 
@@ -39,6 +40,11 @@ class Rules:
     """Finders by the name that takes the place of what they find."""
 
     finders: tuple[tuple[str, Callable[[str], Iterator[Span]]], ...]
+
+    @property
+    def repeated(self) -> "Rules":
+        """Those that never find what stands for something."""
+        return Rules(finders=tuple(finder for finder in self.finders if finder[0] != _OWN))
 
     def find(self, text: str) -> Iterator[tuple[int, int, str]]:
         """Spans of all rules as (begin, end, name), empty ones left out."""
@@ -104,6 +110,16 @@ def _redact_value(value: Any, rules: Rules) -> Any:
 
 
 def _redact_plain(text: str, rules: Rules) -> str:
+    cleaned = _replace(text, rules)
+    # What is gone may have hidden what stood beside it; patterns of others could find our own marks.
+    for _ in range(_MOST_ROUNDS):
+        before, cleaned = cleaned, _replace(cleaned, rules.repeated)
+        if cleaned == before:
+            break
+    return cleaned
+
+
+def _replace(text: str, rules: Rules) -> str:
     parts, at = [], 0
     for begin, end, name in _merged(sorted(rules.find(text), key=lambda found: (found[0], -found[1]))):
         parts += [text[at:begin], f"<{name}>"]
@@ -141,7 +157,11 @@ _URLS: Final = (
     re.compile(rf"(?i)(?<![\w.])www\.{_URL_END}+"),
     re.compile(rf"(?<![\w@.-])(?:[\w-]{{1,63}}\.){{1,8}}[A-Za-z]{{2,24}}(?::\d{{1,5}})?/{_URL_END}*"),
 )
-_DATE: Final = r"(?!\d{4}-\d{2}-\d{2}(?!\d))(?!\d{1,2}[./-]\d{1,2}[./-]\d{4}(?!\d))"
+_DATE: Final = (
+    r"(?![12]\d{3}-[01]\d-[0-3]\d(?![\d/-]))"
+    r"(?![0-3]?\d[./-][0-3]?\d[./-][12]\d{3}(?![\d/-]))"
+)
+"""Not where a date begins."""
 _ALONE: Final = r"(?<!\d)(?<!\d[.,:])"
 _PHONES: Final = (
     re.compile(rf"\+[ ]?\(?\d(?:[{_GAP}.()]{{0,3}}\d){{6,14}}(?!\d)"),
