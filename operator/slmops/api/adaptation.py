@@ -84,8 +84,8 @@ class Training(ApiModel):
     )
     cooldown: Duration = Field(
         default="24h",
-        description="Least time after the end of a training until a rule may ask for another one at the site. "
-        "The annotation slmops.dev/train and a new version of the model do not wait for it.",
+        description="Least time after the end of a training until a rule may ask for another one at the "
+        "site. The annotation slmops.dev/train and a new version of the model do not wait for it.",
         json_schema_extra=_between("1h", "8760h"),
     )
     deadline: Duration = Field(
@@ -99,7 +99,7 @@ class Training(ApiModel):
     )
 
 
-class AdapterGates(ApiModel):
+class AdaptationGates(ApiModel):
     """What an adapter must hold before it is rolled out; the rollout's analysis comes on top."""
 
     min_gain: Decimal = Field(
@@ -149,8 +149,8 @@ class Adaptation(ApiModel):
         default_factory=Collection, description="What nodes keep of the feedback that they get."
     )
     training: Training = Field(default_factory=Training, description="How adapters are trained.")
-    gates: AdapterGates = Field(
-        default_factory=AdapterGates, description="What an adapter must hold before it is rolled out."
+    gates: AdaptationGates = Field(
+        default_factory=AdaptationGates, description="What an adapter must hold before it is rolled out."
     )
 
 

@@ -101,8 +101,8 @@ class FeedbackRule(ApiModel):
         description="Notify: condition FeedbackHealthy and an Event. Hold: no rollout begins or goes on "
         "while the rule is broken. RollBack: back to the stable revision before this one, once per "
         "revision; the revision is remembered as failed. NewModelVersion: the SLMModel in model.from looks "
-        "at its source again, at most every six hours. TrainAdapter: the site whose variant decided trains an "
-        "adapter, every site of spec.adaptation where it was none of theirs.",
+        "at its source again, at most every six hours. TrainAdapter: the site whose variant decided trains "
+        "an adapter, every site of spec.adaptation where it was none of theirs.",
     )
 
 

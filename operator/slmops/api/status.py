@@ -60,8 +60,8 @@ class ConditionType(StrEnum):
     (Unknown); RuleViolated, FeedbackHold (rollouts are frozen), RollingBack, RollbackBlocked (False)."""
 
     ADAPTATION_HEALTHY = "AdaptationHealthy"
-    """Set with spec.adaptation: nothing keeps its sites from adapting the model. Reasons: Collecting, Training,
-    Adapted (True); NotServing (Unknown); Unsupported, TrainingFailed, AdapterRolledBack (False)."""
+    """Set with spec.adaptation: nothing keeps its sites from adapting the model. Reasons: Collecting,
+    Training, Adapted (True); NotServing (Unknown); Unsupported, TrainingFailed, AdapterRolledBack (False)."""
 
 
 class Condition(ApiModel):

@@ -187,8 +187,8 @@ def _worded(report: AdapterReport, order: TrainOrder) -> AdapterReport:
             message = f"held-back examples: {shares}, spec asks for a gain of {order.min_gain:g}"
         case TrainOutcome.QUALITY_LOSS:
             message = (
-                f"golden set: {_text(report.golden_before)} without and {_text(report.golden_after)} with it, "
-                f"spec allows a loss of {order.max_quality_loss:g}"
+                f"golden set: {_text(report.golden_before)} without and {_text(report.golden_after)} with "
+                f"it, spec allows a loss of {order.max_quality_loss:g}"
             )
     return replace(report, message=message)
 

@@ -17,7 +17,10 @@ from slmops.planning.revision import RevisionVariant
 def find_obstacle(spec: SLMDeploymentSpec, observed: Observed, fleet: Fleet, site: str) -> str:
     """Why the site cannot train, and the cure; empty when it can, and while that is not known yet."""
     if not observed.config.optimizer_image:
-        return "the operator has no image that trains: let an administrator name one (chart value optimizer.image)"
+        return (
+            "the operator has no image that trains: let an administrator name one (chart value "
+            "optimizerImage)"
+        )
     variants = variants_of_site(fleet.stable, site)
     if not variants:
         return ""  # the stable revision is from before the site took part

@@ -105,8 +105,8 @@ def expand_spec(
     """The effective spec; `spec` itself where nothing is to be worked in. Raises ExpansionError.
 
     `known` holds the files of sources by `source_hash`; preferences that go by size are provisional until
-    all are known. `offered` is the version of the SLMModel that spec follows. `trained` are the adapters that were
-    trained at sites of spec.adaptation.
+    all are known. `offered` is the version of the SLMModel that spec follows. `trained` are the adapters that
+    were trained at sites of spec.adaptation.
     """
     forms = [_Form(variant=variant) for variant in spec.variants]
     if offered is not None:

@@ -10,8 +10,8 @@ MAX_VARIANTS: Final = 64
 
 
 def say_too_many(spec: SLMDeploymentSpec, count: int, *, profiles: int, where: str) -> str:
-    """What makes the `count` variants of so many profiles, and the cure; `where` is the field in which a variant
-    names its profiles."""
+    """What makes the `count` variants of so many profiles, and the cure; `where` is the field in which a
+    variant names its profiles."""
     overrides = len(spec.overrides or ())
     limit = f"{count} combinations, at most {MAX_VARIANTS} can be kept"
     if spec.adaptation is not None:
@@ -22,11 +22,11 @@ def say_too_many(spec: SLMDeploymentSpec, count: int, *, profiles: int, where: s
         )
     if not overrides:
         return (
-            f"spec.variants: with {profiles} DeviceProfiles there are {limit}; name in {where} which profiles "
-            "each variant is for"
+            f"spec.variants: with {profiles} DeviceProfiles there are {limit}; name in {where} which "
+            "profiles each variant is for"
         )
     return (
-        f"spec.overrides: {overrides} overrides, {profiles} DeviceProfiles and the variants make {limit}; let "
-        "one override name several sites, name in overrides[].profiles which profiles each is for, and in "
-        f"{where} which each variant is for"
+        f"spec.overrides: {overrides} overrides, {profiles} DeviceProfiles and the variants make {limit}; "
+        "let one override name several sites, name in overrides[].profiles which profiles each is for, and "
+        f"in {where} which each variant is for"
     )

@@ -61,8 +61,8 @@ def _without(spec: SLMDeploymentSpec) -> Finding | None:
     for index, rule in enumerate(rules):
         if rule.action == "TrainAdapter":
             return _invalid(
-                f"spec.feedback.rules[{index}].action: TrainAdapter needs spec.adaptation, the sites that may "
-                "train"
+                f"spec.feedback.rules[{index}].action: TrainAdapter needs spec.adaptation, the sites that "
+                "may train"
             )
     return None
 

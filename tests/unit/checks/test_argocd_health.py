@@ -115,6 +115,9 @@ EXPECTED: Final = table("""
     FeedbackHealthy False RuleViolated: Healthy
     FeedbackHealthy False FeedbackHold RollbackBlocked: Degraded
     FeedbackHealthy False RollingBack: Progressing
+    AdaptationHealthy True Collecting Training Adapted: Healthy
+    AdaptationHealthy Unknown NotServing: Healthy
+    AdaptationHealthy False Unsupported TrainingFailed AdapterRolledBack: Healthy
 """)
 """What each condition means when the others are as in STILL."""
 UNSURE: Final = {("ModelResolved", "Unknown", "Resolving"), ("SignatureVerified", "Unknown", "Verifying")}
