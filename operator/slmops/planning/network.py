@@ -1,20 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """NetworkPolicies of an SLMDeployment: who reaches its pods, and what these reach.
 
-<<<<<<< HEAD
 Two policies for what serves. The first selects all pods of the deployment, lets clients, Prometheus and the
 operator in on the server's port, and nothing out. The second opens the way to the sources of the revisions
 that are needed for the pods that fetch. A pod has one address for all its containers, so what the fetcher of
 a serving pod may reach, its server may as well; with `egress: Denied` serving pods are left out of the
 second. Pods that train adapters have a policy of their own that lets nothing in and nothing out: they see
 what users wrote, and need nobody.
-=======
-Pods that train adapters have a policy of their own, which lets nothing in or out. For the others there are
-two policies. The first selects all pods of the deployment, lets clients, Prometheus and the operator in on
-the server's port, and nothing out. The second opens the way to the sources of the revisions that are needed
-for the pods that fetch. A pod has one address for all its containers, so what the fetcher of a serving pod
-may reach, its server may as well; with `egress: Denied` serving pods are left out of the second.
->>>>>>> a-plan
 
 Policies see a packet after the address of a Service was replaced by a pod's, and know no names. So a
 source that is given by name is any address at its port but link-local and metadata addresses; a name that
