@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slmfetch.agent_http import Reply, Request, Server
+from slmfetch.bundle import import_bundle
 from slmfetch.config import Owner
 from slmfetch.download import Downloader
 from slmfetch.errors import FetchError, IntegrityError
@@ -110,6 +111,18 @@ def test_a_file_trained_here_is_taken_from_the_own_store(site: Site, origin: Ori
     assert (outcome.bytes_downloaded, outcome.bytes_reused) == (len(MODEL), len(ADAPTER))
     assert tree_content(site.store, site.manifest) == FOUND
     assert [seen.path for seen in origin.seen] == ["/m/model.onnx"]
+
+
+def test_a_node_without_a_network_gets_it_as_a_bundle(site: Site, origin: Origin, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    for path, data in FOUND.items():
+        (bundle / path).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / path).write_bytes(data)
+    (bundle / "manifest.json").write_text(site.manifest.to_json())
+    import_bundle(site.store, bundle)
+    assert site.fetch().bytes_downloaded == 0
+    assert tree_content(site.store, site.manifest) == FOUND
+    assert origin.seen == []
 
 
 def test_another_node_gets_it_from_the_agent_of_the_one_that_trained_it(site: Site, tmp_path: Path) -> None:
