@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,8 +38,11 @@ from tests.apiserver.model_kit import end_pod
 
 Body = dict[str, Any]
 SITES: Final = {"a": "north", "b": "north", "c": "south", "d": "south"}
+NORTH: Final = {"a": "int4-north", "b": "int4-north"}
+SOUTH: Final = {"c": "int4", "d": "int4"}
 ADAPTATION: Final[Body] = {"sites": ["north"], "training": {"minExamples": 5, "cooldown": "1h"}}
 HEALTHY: Final = {Preset.EVALUATION_SCORE: 0.99, Preset.FEEDBACK_SCORE: 0.9}
+PARALLEL: Final = 4
 CONTAINERS: Final = ["prepare", "train", "judge", "keep"]
 
 
@@ -99,7 +102,7 @@ class ByVariant(ScriptedProvider):
         """Implements MetricsProvider."""
         assert query.preset is not None
         value = HEALTHY.get(query.preset, 0.0)
-        found = {name: value for name in ("int4", "int4-north", "int4-south")}
+        found = dict.fromkeys(("int4", "int4-north", "int4-south"), value)
         if query.preset is Preset.FEEDBACK_SCORE:
             found |= self.judged
         return {name: Sample(value=value, samples=500) for name, value in found.items()}
@@ -163,10 +166,10 @@ class Fleet:
     provider: ByVariant
 
     async def apply(self, version: str = "v1", *, adaptation: Body | None = ADAPTATION, **spec: Any) -> None:
-        body = harness.deployment(
-            self.cluster.namespace, version, waves=[{"name": "all", "percent": 100}], soak="0s"
-        )
-        body["spec"] |= spec
+        rollout = {"waves": [{"name": "all", "percent": 100}], "soak": "0s", "maxUnavailable": "100%"}
+        body = harness.deployment(self.cluster.namespace, version, **rollout)
+        # Nodes of a site give each other what was trained on one of them.
+        body["spec"] |= {"distribution": {"peers": "Site"}} | spec
         if adaptation is not None:
             body["spec"]["adaptation"] = adaptation
         await self.cluster.kube.apply(DEPLOYMENTS, namespace=self.cluster.namespace, body=body)
@@ -204,20 +207,11 @@ class Fleet:
 
     async def until_adapted(self, before: str, text: str) -> str:
         """Wait until a later revision than `before` with this adapter at the north is promoted; it."""
-        status = await self.cluster.until_status(
-            "the adapter being promoted",
-            lambda s: (
-                s.get("stableRevision") not in ("", before)
-                and s["stableRevision"] == s["updateRevision"]
-                and harness.step_of(s) == "Completed"
-            ),
-        )
+        status = await self.cluster.until_status("the adapter being promoted", lambda s: is_beyond(before, s))
         revision = str(status["stableRevision"])
-        assert await self.files_of(revision, "int4-north") == {"model.onnx": "", **self._adapter(text)}
+        adapter = {"adapters/local.onnx_adapter": sha(text)}
+        assert await self.files_of(revision, "int4-north") == {"model.onnx": ""} | adapter
         return revision
-
-    def _adapter(self, text: str) -> dict[str, str]:
-        return {f"adapters/local.onnx_adapter": sha(text)}
 
     async def files_of(self, revision: str, variant: str) -> dict[str, str]:
         """Path of each file of a variant; with its SHA-256 when it comes from nowhere but stores."""
@@ -232,9 +226,7 @@ class Fleet:
     async def server_env(self, revision: str, variant: str) -> Body:
         name = f"{NAME}-{revision}-{variant}"
         body = await self.cluster.kube.get(DAEMON_SETS, namespace=self.cluster.namespace, name=name)
-        (server,) = (
-            c for c in body["spec"]["template"]["spec"]["containers"] if c["name"] == "server"
-        )
+        (server,) = (c for c in body["spec"]["template"]["spec"]["containers"] if c["name"] == "server")
         return {entry["name"]: entry.get("value") for entry in server["env"]}
 
 
@@ -243,6 +235,12 @@ def site_of(status: Body, site: str) -> Body:
     sites = (status.get("adaptation") or {}).get("sites") or ()
     found: Body = next((entry for entry in sites if entry["site"] == site), {})
     return found
+
+
+def is_beyond(revision: str, status: Body) -> bool:
+    """Whether another revision has been rolled out."""
+    stable = status.get("stableRevision", revision)
+    return stable == status["updateRevision"] != revision and harness.step_of(status) == "Completed"
 
 
 @asynccontextmanager
@@ -271,3 +269,238 @@ async def fleet(make_cluster: MakeCluster) -> AsyncIterator[Fleet]:
     """Two nodes at each of two sites."""
     async with fleet_of(make_cluster, "") as found:
         yield found
+
+
+async def test_a_site_trains_an_adapter_and_serves_it(fleet: Fleet) -> None:
+    cluster, namespace = fleet.cluster, fleet.cluster.namespace
+    async with cluster.operator():
+        await fleet.apply()
+        first = await cluster.until_promoted("v1")
+        await fleet.until_given(NORTH | SOUTH)
+        env = await fleet.server_env(first, "int4-north")
+        assert env["SLM_EXAMPLES_DIR"] == paths.EXAMPLES_DIR
+        assert "SLM_EXAMPLES_DIR" not in await fleet.server_env(first, "int4")
+        policy = await cluster.kube.get(NETWORK_POLICIES, namespace=namespace, name=f"{NAME}-train")
+        assert "egress" not in policy["spec"] and policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        assert await jobs(cluster) == [], "nobody has asked"
+
+        await cluster.annotate(train="1")
+        (job,) = await fleet.until_job()
+        state = await fleet.until_site("the training", lambda s: s.get("phase") == "Training")
+        assert (state["job"], state["askedBy"]) == (job["metadata"]["name"], "Annotation")
+        (pod,) = await pods(cluster)
+        node = node_of(cluster, pod)
+        assert (state["node"], SITES[node]) == (f"{namespace}-{node}", "north")
+        check_pod(pod)
+        assert pod["metadata"]["labels"]["slmops.dev/site"] == "north"
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        (owner,) = job["metadata"]["ownerReferences"]
+        assert owner["uid"] == (await cluster.read())["metadata"]["uid"] and owner["controller"]
+        assert pod["metadata"]["uid"] not in await cluster.serving_pods()
+
+        fleet.kubelet.reports.append(accepted("one"))
+        second = await fleet.until_adapted(first, "one")
+        await fleet.until_given(NORTH | SOUTH)
+        state = site_of(await cluster.status(), "north")
+        assert (state["phase"], state["lastOutcome"], state["adapter"]["sha256"]) == (
+            "Accepted", "Accepted", sha("one"),
+        )  # fmt: skip
+        assert "waiting" not in state
+        env = await fleet.server_env(second, "int4-north")
+        assert env["SLM_DEFAULT_ADAPTER"] == "local"
+        assert await fleet.files_of(second, "int4") == {"model.onnx": ""}, "the south has nothing of it"
+        assert "SLM_DEFAULT_ADAPTER" not in await fleet.server_env(second, "int4")
+        assert fleet.kubelet.ended and len(await jobs(cluster)) == 1
+
+        # Another model has other files: the adapter falls away, and the site trains anew without being asked.
+        await fleet.apply("v2")
+        third = await cluster.until_promoted("v2")
+        assert await fleet.files_of(third, "int4-north") == {"model.onnx": ""}
+        state = await fleet.until_site(
+            "another training", lambda s: s.get("phase") == "Training" and s["job"] != state["job"]
+        )
+        assert state["askedBy"] == "NewModel"
+        fleet.kubelet.reports.append(accepted("two", version="v2"))
+        await fleet.until_adapted(third, "two")
+
+
+async def test_a_site_that_is_taken_out_is_as_others_are(fleet: Fleet) -> None:
+    cluster = fleet.cluster
+    async with cluster.operator():
+        await fleet.apply()
+        first = await cluster.until_promoted("v1")
+        await cluster.annotate(train="1")
+        await fleet.until_job()
+        await fleet.apply(adaptation=ADAPTATION | {"sites": ["south"]})
+        await fleet.until_given({"a": "int4", "b": "int4", "c": "int4-south", "d": "int4-south"})
+        status = await cluster.until_status(
+            "the new sites being promoted",
+            lambda s: is_beyond(first, s),
+        )
+        assert [(e["site"], e["phase"]) for e in status["adaptation"]["sites"]] == [("south", "Collecting")]
+        await until_no_jobs(cluster)
+        await fleet.apply(adaptation=None)
+        await fleet.until_given(dict.fromkeys(SITES, "int4"))
+        assert "adaptation" not in await cluster.status()
+
+        async def no_policy() -> bool:
+            found = await cluster.items(NETWORK_POLICIES, namespace=cluster.namespace)
+            return f"{NAME}-train" not in [policy["metadata"]["name"] for policy in found]
+
+        await until("the policy of trainings being gone", no_policy)
+
+
+async def test_a_node_with_too_few_examples_is_followed_by_the_next_and_a_refusal_ends_it(
+    fleet: Fleet,
+) -> None:
+    cluster = fleet.cluster
+    async with cluster.operator():
+        await fleet.apply()
+        first = await cluster.until_promoted("v1")
+        fleet.kubelet.reports += [TOO_FEW, TOO_FEW]
+        await cluster.annotate(train="1")
+        state = await fleet.until_site("the end of it", lambda s: s.get("phase") == "Refused")
+        assert sorted(fleet.kubelet.ended) == ["a", "b"], "each node once"
+        assert (state["reason"], state["attempt"]) == ("TooFewExamples", 2)
+
+        fleet.kubelet.reports += [TOO_FEW, REFUSED]
+        await cluster.annotate(train="2")
+        state = await fleet.until_site(
+            "the refusal", lambda s: s.get("phase") == "Refused" and s["reason"] == "NoGain"
+        )
+        assert (state["before"], state["after"], state["examples"]) == ("0.4000", "0.4000", 60)
+        assert state["attempt"] == 4
+        assert (await cluster.status())["stableRevision"] == first and "adapter" not in state
+
+
+async def test_a_rule_asks_the_site_that_decided(fleet: Fleet) -> None:
+    cluster = fleet.cluster
+    rule = {
+        "name": "score",
+        "metric": {"preset": "FeedbackScore"},
+        "min": "0.6",
+        "for": "1s",
+        "action": "TrainAdapter",
+    }
+    both = ADAPTATION | {"sites": ["north", "south"]}
+    async with cluster.operator():
+        await fleet.apply(adaptation=both, feedback={"interval": "10s", "rules": [rule]})
+        await cluster.until_promoted("v1")
+        fleet.provider.judged["int4-south"] = 0.3
+        state = await fleet.until_site("the training", lambda s: s.get("phase") == "Training", site="south")
+        assert state["askedBy"] == "Rule"
+        (job,) = await fleet.until_job()
+        assert job["metadata"]["labels"]["slmops.dev/site"] == "south"
+        assert site_of(await cluster.status(), "north")["phase"] == "Collecting"
+
+
+async def test_a_deployment_that_is_deleted_takes_its_job_along(fleet: Fleet) -> None:
+    cluster = fleet.cluster
+    async with cluster.operator():
+        await fleet.apply()
+        await cluster.until_promoted("v1")
+        await cluster.annotate(train="1")
+        await fleet.until_job()
+        await cluster.kube.delete(DEPLOYMENTS, namespace=cluster.namespace, name=NAME)
+        await until_no_jobs(cluster)
+
+        async def gone() -> bool:
+            return not await cluster.items(DEPLOYMENTS, namespace=cluster.namespace)
+
+        await until("the deployment being gone", gone)
+        assert not any((await cluster.node_labels()).values())
+
+
+@dataclass(frozen=True)
+class End:
+    """What must not depend on a kill."""
+
+    sha256: str
+    attempts: int
+    jobs: int
+    ended: tuple[str, ...]
+    labels: Mapping[str, tuple[str, ...]]
+
+
+async def adapt(fleet: Fleet, die_before: int | None) -> tuple[End, list[str]]:
+    """A training and the rollout of what it left, with one death; the end, and what was written before it."""
+    cluster = fleet.cluster
+    async with cluster.operator():
+        await fleet.apply()
+        first = await cluster.until_promoted("v1")
+    fleet.kubelet.reports.append(accepted("one"))
+
+    def ended(status: Body) -> bool:
+        return is_beyond(first, status)
+
+    async with cluster.operator(die_before=die_before) as running:
+        task = running.task
+        assert task is not None
+
+        async def over() -> bool:
+            return task.done() or ended(await cluster.status())
+
+        await cluster.annotate(train="1")
+        await until("the end or death", over, seconds=90)
+    async with cluster.operator():
+        await cluster.until_status("the end", ended)
+        revision = await fleet.until_adapted(first, "one")
+        await cluster.until_settled(revision, 2)
+        state = site_of(await cluster.status(), "north")
+        end = End(
+            sha256=state["adapter"]["sha256"],
+            attempts=state["attempt"],
+            jobs=len(await jobs(cluster)),
+            ended=tuple(fleet.kubelet.ended),
+            labels={node: tuple(found.values()) for node, found in (await cluster.node_labels()).items()},
+        )
+    return end, running.client.writes
+
+
+@pytest.mark.timeout(600)
+async def test_there_is_one_job_whichever_write_was_the_last(make_cluster: MakeCluster) -> None:
+    """What follows once the revision with the adapter is there is any rollout's business."""
+    async with fleet_of(make_cluster, "whole", nodes="ac") as fleet:
+        whole, writes = await adapt(fleet, None)
+    assert whole == End(
+        sha256=sha("one"), attempts=1, jobs=1, ended=("a",), labels={"a": ("int4-north",), "c": ("int4",)}
+    )
+    begins = next(index for index, write in enumerate(writes) if "controllerrevisions" in write)
+    assert sum("/jobs" in write for write in writes[:begins]) == 1
+    slots = asyncio.Semaphore(PARALLEL)
+
+    async def kill(number: int) -> None:
+        async with slots, fleet_of(make_cluster, f"kill{number}", nodes="ac") as fleet:
+            end, writes = await adapt(fleet, number)
+        assert len(writes) == number and end == whole, f"killed before write {number}"
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(begins + 2):
+            group.create_task(kill(number))
+
+
+async def until_no_jobs(cluster: Cluster) -> None:
+    async def none() -> bool:
+        return not await jobs(cluster) and not await pods(cluster)
+
+    await until("no Job and no pod of one", none)
+
+
+def check_pod(pod: Body) -> None:
+    """What a training may and may not do."""
+    spec = pod["spec"]
+    init, (keep,) = spec["initContainers"], spec["containers"]
+    assert [c["name"] for c in (*init, keep)] == CONTAINERS
+    assert spec["automountServiceAccountToken"] is False
+    assert not spec.get("hostNetwork") and not spec.get("hostPID")
+    for container in (*init, keep):
+        context = container["securityContext"]
+        assert context["capabilities"]["drop"] == ["ALL"] and context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert not context.get("privileged")
+    mounts = {c["name"]: {m["mountPath"]: m for m in c["volumeMounts"]} for c in (*init, keep)}
+    assert mounts["prepare"][paths.EXAMPLES_DIR]["readOnly"] is True
+    for name in ("train", "judge", "keep"):
+        assert paths.EXAMPLES_DIR not in mounts[name], "only the first container sees what users wrote"
+    order = parse_order(next(text for key, text in pod["metadata"]["annotations"].items() if "job" in key))
+    assert (order.name, order.min_examples) == ("local", 5)
