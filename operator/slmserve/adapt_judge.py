@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is the model with the new adapter better than what serves now? Answered by the server's own code.
 
-The engine reads a folder of links: the model's files and the new adapter beside them. What serves now is the
-model with the adapter of an earlier training where it has one, and else the model alone.
+The engine has the model's files and the new adapter beside them, under a name of its own. What serves now is
+the model with the adapter of an earlier training where it has one, and else the model alone.
 """
 
 import asyncio
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +26,6 @@ from slmwire.paths import GOLDEN_FILE
 from slmwire.reasons import Reason
 
 ADAPTER_NAME: Final = Path(ADAPTER_FILE).name
-_LINKS: Final = "judged"
 _ROUNDING: Final = 1e-9
 
 
@@ -62,17 +60,22 @@ async def judge(
         raise StartError(Reason.UNFIT, f"the training left no {ADAPTER_NAME}")
     async with asyncio.timeout(deadline_seconds):
         base_digest = await asyncio.to_thread(digest_of, _own_files(config.model_dir, order.name))
-        links, earlier = link_model(config.model_dir, adapter, work / _LINKS, name=order.name)
         held_out = _read_cases(work / HELD_OUT_NAME, work)
-        golden = load_cases(links)
-        model = await asyncio.to_thread(load_model, replace(config, model_dir=links))
+        golden = load_cases(config.model_dir)
+        earlier = order.name if (config.model_dir / _adapter_path(order.name)).is_file() else ""
+        trained = _free_name(path.stem for path in (config.model_dir / "adapters").glob("*"))
+        model = await asyncio.to_thread(load_model, config, more_adapters={trained: adapter})
+        if trained not in model.engine.adapters:
+            raise StartError(
+                Reason.UNFIT, f"engine {model.engine.name} takes no such adapter; use onnxruntime"
+            )
         if model.build_backend is None:
             raise StartError(Reason.UNFIT, "the model generates no text; it cannot be adapted")
         deliver = build_deliver(asyncio.get_running_loop())
         backend = model.build_backend(max(64, 2 * model.engine.slots), deliver)
         backend.start()
         try:
-            names = earlier, order.name
+            names = earlier, trained
             own = await _measure(held_out, model, backend, names)
             general = await _measure(golden, model, backend, names)
         finally:
@@ -116,34 +119,13 @@ def _read_cases(path: Path, work: Path) -> list[GoldenCase]:
     return cases
 
 
-def link_model(model_dir: Path, adapter: Path, links: Path, *, name: str) -> tuple[Path, str]:
-    """A folder of links to the model's files and to `adapter` as `name`.
-
-    Returns it, and the name under which an earlier adapter `name` is in it now; empty: there was none.
-    """
-    if links.exists():
-        shutil.rmtree(links)
-    earlier = ""
-    own = _adapter_path(name)
-    taken = {path.stem for path in (model_dir / "adapters").glob("*")}
-    for path in _files(model_dir):
-        target = path.relative_to(model_dir).as_posix()
-        if target == own:
-            earlier = _free_name(taken)
-            target = _adapter_path(earlier)
-        (links / target).parent.mkdir(parents=True, exist_ok=True)
-        (links / target).symlink_to(path.absolute())
-    (links / own).parent.mkdir(parents=True, exist_ok=True)
-    (links / own).symlink_to(adapter.absolute())
-    return links, earlier
-
-
 def _adapter_path(name: str) -> str:
     return f"adapters/{name}.onnx_adapter"
 
 
-def _free_name(taken: set[str]) -> str:
-    name = "earlier"
+def _free_name(names: Iterable[str]) -> str:
+    taken = set(names)
+    name = "trained"
     while name in taken:
         name += "-"
     return name

@@ -4,6 +4,7 @@
 import contextlib
 import fcntl
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,8 +42,11 @@ class LoadedModel:
     """One of the engine's adapters, which answers for the model; empty: none."""
 
 
-def load_model(config: ServerConfig) -> LoadedModel:
-    """Verify, load and generate one token; raises StartError with reason and cure."""
+def load_model(config: ServerConfig, *, more_adapters: Mapping[str, Path] | None = None) -> LoadedModel:
+    """Verify, load and generate one token; raises StartError with reason and cure.
+
+    `more_adapters` are files beside the directory by name, for engines that take the kind.
+    """
     _hold_directory(config.model_dir)
     digest = verify_model(
         config.model_dir, expected_digest=config.model_digest, manifest_file=config.manifest_file
@@ -50,7 +54,12 @@ def load_model(config: ServerConfig) -> LoadedModel:
     kind = pick_engine(config, digest)
     codec = load_codec(config.model_dir)
     template = load_template(config.model_dir)
-    options = EngineOptions(slots=config.slots, context_length=config.context_length, threads=config.threads)
+    options = EngineOptions(
+        slots=config.slots,
+        context_length=config.context_length,
+        threads=config.threads,
+        more_adapters=tuple((name, str(file)) for name, file in (more_adapters or {}).items()),
+    )
     loaded = kind.load(config.model_dir, options)
     _check_default(config.default_adapter, loaded.info.adapters)
     return LoadedModel(

@@ -61,7 +61,7 @@ def _draw(*, scale: float, seed: int = 3) -> Mapping[str, NDArray[np.float32]]:
 
 
 def write_lora(target: Path, *, scale: float, seed: int = 3) -> Path:
-    """An adapter; `scale` 0 changes nothing, 0.1 some answers, 1 all of them."""
+    """An adapter; `scale` 0 changes nothing, 0.32 a fifth of the answers, which stay orders."""
     target.parent.mkdir(parents=True, exist_ok=True)
     adapter: Any = ort.AdapterFormat()
     values = {
