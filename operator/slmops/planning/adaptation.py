@@ -24,8 +24,9 @@ from slmops.planning.adaptation_attempts import (
 )
 from slmops.planning.adaptation_support import find_obstacle
 from slmops.planning.adaptation_triggers import (
+    blamed_sites,
     find_busy,
-    fired_sites,
+    fired_rules,
     holds_adapter,
     trained_bases,
 )
@@ -68,10 +69,12 @@ def plan_adaptation(
     adaptation = spec.adaptation
     if adaptation is None:
         return AdaptationLook(status=None, actions=_delete_jobs(observed, frozenset()))
+    fired = fired_rules(spec, rules.status, fleet.stable)
     look = _Look(
         training=TrainingLook(names=names, observed=observed, fleet=fleet, adaptation=adaptation, now=now),
         busy=find_busy(spec, decision, standing, resolution, finding),
-        fired=fired_sites(spec, rules.status, fleet.stable),
+        fired=bool(fired),
+        blamed=blamed_sites(adaptation, fired, fleet.stable),
         token=observed.deployment.annotations.get(TRAIN_ANNOTATION, "")[:256],
         answered=old.train_token if old is not None else "",
     )
@@ -101,8 +104,10 @@ class _Look:
     training: TrainingLook
     busy: str
     """Why nothing may begin or count, see `find_busy`."""
-    fired: frozenset[str]
-    """Sites that a broken rule asks to train."""
+    fired: bool
+    """Some rule wants trainings."""
+    blamed: frozenset[str]
+    """Sites that are to train for one."""
     token: str
     answered: str
     bases: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -190,9 +195,8 @@ def _heed(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
         return state
     if look.token and look.token != look.answered:
         return _ask(look, state, "Annotation")
-    fired = state.site in look.fired
     if state.asked_at is not None:
-        gone = state.asked_by == "Rule" and not fired
+        gone = state.asked_by == "Rule" and not look.fired
         return _rest(state.model_copy(update={"asked_at": None})) if gone else state
     if look.busy or state.waiting is not None:
         return state
@@ -200,7 +204,7 @@ def _heed(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
     is_new = state.adapter is not None and state.adapter.base_digest not in bases
     if bases and is_new and state.base_digest not in bases:
         return _ask(look, state, "NewModel")
-    if not fired:
+    if state.site not in look.blamed:
         return state
     ready_at = times.to_seconds(state.finished_at) + look.training.cooldown if state.finished_at else 0.0
     if ready_at > look.now:

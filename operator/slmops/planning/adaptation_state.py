@@ -18,6 +18,16 @@ def trained_adapters(spec: SLMDeploymentSpec, status: SLMDeploymentStatus) -> di
     }
 
 
+def has_changed(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> bool:
+    """Whether spec stands for something else after a look, because adapters came or went."""
+    return _adapters_in(old) != _adapters_in(new)
+
+
+def _adapters_in(status: SLMDeploymentStatus) -> dict[str, str]:
+    states = status.adaptation.sites if status.adaptation is not None else []
+    return {state.site: state.adapter.sha256 for state in states if state.adapter is not None}
+
+
 def as_trained(name: str, adapter: SiteAdapter) -> TrainedAdapter:
     """The adapter as the planner works with it."""
     return build_trained(name=name, sha256=adapter.sha256, size=adapter.size, base_digest=adapter.base_digest)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a site trains: a rule of spec.feedback that has fired, a person, or a new version of the model."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
-from slmops.api.feedback_status import FeedbackStatus
+from slmops.api.adaptation import Adaptation
+from slmops.api.feedback_status import FeedbackRuleStatus, FeedbackStatus
 from slmops.planning.adaptation_jobs import base_digest_of
 from slmops.planning.adaptation_sites import find_site
 from slmops.planning.adapters import trained_in
+from slmops.planning.analysis import Verdict
 from slmops.planning.decision import FINISHED, Decision
 from slmops.planning.examples_mount import keeps_examples
 from slmops.planning.finding import Finding
@@ -18,22 +21,29 @@ from slmops.planning.revision import Revision, RevisionVariant
 ACTION: Final = "TrainAdapter"
 
 
-def fired_sites(
+def fired_rules(
     spec: SLMDeploymentSpec, feedback: FeedbackStatus | None, stable: Revision | None
-) -> frozenset[str]:
-    """Sites of spec.adaptation that a broken rule asks to train.
-
-    The variant that decided tells the site. Where it is of no site that takes part, or there is none, all of
-    them are meant.
-    """
-    if spec.adaptation is None or spec.feedback is None or feedback is None or stable is None:
-        return frozenset()
-    sites = frozenset(spec.adaptation.sites)
+) -> list[FeedbackRuleStatus]:
+    """Rules about the stable revision that have fired and are to make sites train."""
+    if spec.feedback is None or feedback is None or stable is None or feedback.revision != stable.revision:
+        return []
     named = {rule.name for rule in spec.feedback.rules if rule.action == ACTION}
+    return [state for state in feedback.rules if state.name in named and state.fired_at is not None]
+
+
+def blamed_sites(
+    adaptation: Adaptation, fired: Iterable[FeedbackRuleStatus], stable: Revision | None
+) -> frozenset[str]:
+    """Sites that train for rules that have fired, by the variant that decided last.
+
+    Where it is of no site that takes part, or there is none, all of them are meant. A measurement that tells
+    nothing blames nobody.
+    """
+    sites = frozenset(adaptation.sites)
     found: set[str] = set()
-    for state in feedback.rules:
-        if state.name in named and state.fired_at is not None:
-            variant = stable.variant(state.variant)
+    for state in fired:
+        variant = stable.variant(state.variant) if stable is not None else None
+        if stable is not None and state.verdict == Verdict.FAIL:
             site = site_of_variant(stable, variant) if variant is not None else ""
             found |= {site} if site in sites else sites
     return frozenset(found)

@@ -12,6 +12,7 @@ from slmops.planning import conditions, feedback
 from slmops.planning.access import seconds_to_problem
 from slmops.planning.adaptation import AdaptationLook, plan_adaptation
 from slmops.planning.adaptation_says import say_adaptation
+from slmops.planning.adaptation_state import has_changed
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED, Decision
@@ -83,9 +84,11 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
     finding = finding or find_feedback_problem(deployment.spec, observed.config)
     working = replace(working, spec=in_force(working.spec, deployment.annotations))
     outcome = _plan_accepted(observed, working, stored, finding, now, memory)
-    if not feedback.begins_anew(deployment.status, outcome.status):
+    before = deployment.status
+    if not feedback.begins_anew(before, outcome.status) and not has_changed(before, outcome.status):
         return outcome
-    # The rules of spec.feedback are about the stable revision, and a way back ends with a promotion.
+    # The rules of spec.feedback are about the stable revision, and a way back ends with a promotion. With an
+    # adapter that came or went spec stands for another revision.
     after = replace(observed, deployment=replace(deployment, status=outcome.status), readings=())
     second = plan(after, now, memory=memory)
     return replace(second, transitions=outcome.transitions + second.transitions)
