@@ -104,17 +104,18 @@ class ExampleStore:
         found, known = [], {}
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                expires_at = expiry_of(entry.name)
-                info = entry.stat(follow_symlinks=False)
-                if expires_at is None or not stat.S_ISREG(info.st_mode):
-                    continue
-                before = self._known.get(entry.name)
-                if before is None or before[:2] != (info.st_ino, info.st_size):
-                    before = info.st_ino, info.st_size, len(_lines(Path(entry.path)))
-                known[entry.name] = before
-                found.append(
-                    _File(path=Path(entry.path), expires_at=expires_at, size=info.st_size, lines=before[2])
-                )
+                # Whoever looks after the store removes what has expired, and holds no lock.
+                with contextlib.suppress(FileNotFoundError):
+                    expires_at = expiry_of(entry.name)
+                    info = entry.stat(follow_symlinks=False)
+                    if expires_at is None or not stat.S_ISREG(info.st_mode):
+                        continue
+                    before = self._known.get(entry.name)
+                    if before is None or before[:2] != (info.st_ino, info.st_size):
+                        before = info.st_ino, info.st_size, len(_lines(Path(entry.path)))
+                    known[entry.name] = before
+                    path, lines = Path(entry.path), before[2]
+                    found.append(_File(path=path, expires_at=expires_at, size=info.st_size, lines=lines))
         self._known = known
         return sorted(found, key=lambda file: file.expires_at)
 

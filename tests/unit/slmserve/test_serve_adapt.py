@@ -5,6 +5,8 @@ import asyncio
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,15 +35,15 @@ from slmwire.jobs import AdapterReport, TrainOrder, TrainOutcome, parse_report
 from slmwire.manifest import ManifestFile, digest_of
 from slmwire.reasons import Reason, parse_termination
 from tests.unit.slmserve.lora_orders import build_lora_orders, questions, write_lora
-from tests.unit.slmserve.process import ORDERS, ServerProcess
+from tests.unit.slmserve.process import ORDERS, ROOT, ServerProcess
 
 _SCALE = 0.32
 _COUNT = 120
 
 
 def _order(**more: Any) -> TrainOrder:
-    given = {"name": "local", "retention_seconds": 3600, "min_examples": 50, "max_quality_loss": 1.0} | more
-    return TrainOrder(**given)
+    order = TrainOrder(name="local", retention_seconds=3600, min_examples=50, max_quality_loss=1.0)
+    return replace(order, **more)
 
 
 def _answers(model_dir: Path, asked: Sequence[list[dict[str, str]]], adapter: str) -> list[str]:
@@ -194,6 +196,32 @@ def test_a_better_adapter_is_accepted(prepared: Job) -> None:
     assert again.before == again.after == report.after
     assert again.golden_before == report.golden_after
     assert again.base_digest == report.base_digest
+
+
+def test_both_ends_work_confined(job: Job, wanted: list[str]) -> None:
+    """As the Job's containers run them: processes that can open no connection."""
+    job.keep(wanted)
+    path = job.directory / "job.json"
+    path.write_text(_order().to_json())
+    environ = {"PYTHONPATH": str(ROOT / "operator"), "SLM_SANDBOX": "required", "PATH": "/usr/bin:/bin"}
+    for task, before in (("prepare", ""), ("judge", "adapter.onnx_adapter")):
+        if before:
+            write_lora(job.work / before, scale=_SCALE)
+        flags = ["--model-dir", str(job.model_dir), "--work", str(job.work), "--job", str(path)]
+        flags += ["--termination-log", str(job.termination_log)]
+        flags += ["--examples", str(job.examples)] if task == "prepare" else []
+        done = subprocess.run(
+            [sys.executable, "-m", "slmserve.adapt", task, *flags],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "sandbox on" in done.stdout
+        assert "muffin" not in done.stdout + done.stderr
+    assert job.report.outcome == TrainOutcome.ACCEPTED
 
 
 def test_what_the_model_could_before_counts(prepared: Job) -> None:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slmserve import examples as examples_module
 from slmserve.examples import ExampleStore
 from slmserve.keeping import MOST_PROMPT_BYTES, RememberedPrompts
 from slmserve.schemas import parse_chat
@@ -155,7 +154,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(errno.ENOSPC, "full")
         return write(descriptor, bytes(data)[:5])
 
-    monkeypatch.setattr(examples_module.os, "write", full)
+    monkeypatch.setattr("slmserve.examples.os.write", full)
     with pytest.raises(OSError, match="full"):
         store.add(_ask("2"), "x")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -183,8 +182,8 @@ def test_what_is_remembered_is_bounded(events: list[tuple[int, int]]) -> None:
         prompts.add(str(identifier), parse_chat(json.dumps(body).encode()))
         assert len(prompts) <= 5
         assert prompts.size <= 1000
-    for identifier in {str(identifier) for identifier, _ in events}:
-        prompts.take(identifier)
+    for number, _ in events:
+        prompts.take(str(number))
     assert (len(prompts), prompts.size) == (0, 0)
 
 
