@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-from slmops.adapters.errors import NotFound
+from slmops.adapters.errors import NotFound, Unavailable
 from slmops.adapters.resources import (
     CONFIG_MAPS,
     DAEMON_SETS,
@@ -119,8 +119,8 @@ class Kubelet:
 
     async def run(self) -> None:
         while True:
-            if self.reports:
-                for pod in await pods(self.cluster):
+            with suppress(NotFound, Unavailable):
+                for pod in await pods(self.cluster) if self.reports else ():
                     if pod["status"].get("phase") == "Pending" and "deletionTimestamp" not in pod["metadata"]:
                         await self._end(pod)
             await asyncio.sleep(0.2)
@@ -134,10 +134,9 @@ class Kubelet:
             messages, failed = {"prepare": to_message(report)}, "prepare"
         elif report.outcome == TrainOutcome.ACCEPTED:
             messages["keep"], failed = Termination(digest=f"sha256:{report.sha256}").to_json(), ""
-        with suppress(NotFound):
-            await end_pod(self.cluster, pod, messages, failed=failed)
-            self.reports.remove(report)
-            self.ended.append(node)
+        await end_pod(self.cluster, pod, messages, failed=failed)
+        self.reports.remove(report)
+        self.ended.append(node)
 
 
 async def pods(cluster: Cluster) -> list[Body]:
