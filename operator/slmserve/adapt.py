@@ -38,6 +38,7 @@ from slmwire.reasons import Reason, Termination
 
 _log = logging.getLogger("slmserve.adapt")
 DEFAULT_DEADLINE_SECONDS: Final = 1800.0
+_ENGINE: Final = "onnxruntime"
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -45,7 +46,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         prog="slmserve.adapt",
         allow_abbrev=False,
         description="Prepare or judge the training of an adapter on this node. Other options are those of "
-        "slmserve (--model-dir, --engine, --threads, --slots, --context-length).",
+        "slmserve (--model-dir, --threads, --slots, --context-length).",
     )
     parser.add_argument("task", choices=("prepare", "judge"))
     parser.add_argument("--examples", type=Path, default=Path(EXAMPLES_DIR), help="default %(default)s")
@@ -65,8 +66,10 @@ def _settings(options: argparse.Namespace, rest: Sequence[str]) -> tuple[TrainOr
     if options.deadline_seconds <= 0:
         raise ConfigError(f"--deadline-seconds is {options.deadline_seconds}; it must be above 0")
     config = parse_config(rest, os.environ)
-    # The judgement names the adapters itself, and nothing is served.
-    return order, replace(config, evaluate=False, default_adapter="", model_digest="", examples=None)
+    # The judgement names the adapters itself, and nothing is served. Adapters of this kind have one engine.
+    return order, replace(
+        config, engine=_ENGINE, evaluate=False, default_adapter="", model_digest="", examples=None
+    )
 
 
 def _judge(options: argparse.Namespace, order: TrainOrder, config: ServerConfig) -> AdapterReport:

@@ -261,6 +261,15 @@ def test_what_cannot_be_judged_says_why(prepared: Job, spoil: Any, message: str)
     assert message in termination.message
 
 
+def test_a_long_golden_set_is_sampled(
+    prepared: Job, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmserve.adapt_judge.MOST_GOLDEN", 25)
+    write_lora(prepared.work / "adapter.onnx_adapter", scale=_SCALE)
+    assert prepared.run("judge", _order()) == 0
+    assert prepared.report.golden_samples == 20
+
+
 def test_a_judgement_has_a_deadline(prepared: Job) -> None:
     write_lora(prepared.work / "adapter.onnx_adapter", scale=_SCALE)
     assert prepared.run("judge", _order(), "--deadline-seconds", "0.001") == 1

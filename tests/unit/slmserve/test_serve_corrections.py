@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import httpx
 import pytest
 
 from slmserve.app import build_app
-from slmserve.config import ConfigError, parse_config
+from slmserve.config import ConfigError, Identity, parse_config
+from slmserve.examples import ExampleStore, Removed
+from slmserve.keeping import ExampleKeeper
+from slmserve.metrics import Metrics
 from slmserve.service import Service
 from slmwire.examples import ExampleSettings, file_name
 from tests.unit.slmserve.process import ORDERS, ServerProcess
@@ -146,6 +150,59 @@ async def test_a_folder_that_is_gone_costs_no_judgement(
     assert len(told) == 1
     assert "FileNotFoundError" in str(told[0].__dict__["fields"])
     assert "secret" not in caplog.text + str(told[0].__dict__)
+
+
+class WatchedStore(ExampleStore):
+    """Says when it was tidied."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, _SETTINGS)
+        self.tidied = threading.Semaphore(0)
+
+    def tidy(self) -> Removed:
+        try:
+            return super().tidy()
+        finally:
+            self.tidied.release()
+
+    async def wait(self) -> None:
+        """Until one that begins after this call has ended."""
+        for _ in range(2):
+            assert await asyncio.to_thread(self.tidied.acquire, timeout=20)
+
+
+def _rename(folder: Path, target: Path) -> None:
+    folder.rename(target)
+
+
+async def test_what_expires_while_it_serves_goes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slmserve.keeping._TIDY_SECONDS", 0.001)
+    metrics, store = Metrics(Identity()), WatchedStore(folder)
+    keeper = ExampleKeeper(store, metrics)
+    await keeper.begin()
+    # A folder that is gone for a while ends nothing.
+    _rename(folder, tmp_path / "away")
+    await store.wait()
+    _rename(tmp_path / "away", folder)
+    (folder / file_name(1_000_000_000)).write_text('{"messages": []}\n')
+    while store.tidied.acquire(blocking=False):
+        pass
+    await store.wait()
+    assert _names(folder) == []
+    await keeper.close()
+    assert b'slmserve_examples_dropped_total{reason="expired"' in metrics.render(queue_depth=0, busy=0)
+
+
+async def test_more_than_can_be_written_is_not_kept(world: World) -> None:
+    identifiers = [await world.ask() for _ in range(40)]
+    answers = await asyncio.gather(*(world.judge(one, correction="x") for one in identifiers))
+    kept = [answer.json()["kept"] for answer in answers]
+    busy = world.metric('slmserve_examples_dropped_total{reason="busy"')
+    assert kept.count(False) == busy
+    assert kept.count(True) >= 32
+    assert world.metric("slmserve_feedback_score_count") == 40
 
 
 @pytest.mark.parametrize("flags", [["--examples-dir", ""]])

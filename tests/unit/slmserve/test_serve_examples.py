@@ -130,6 +130,19 @@ def test_fewer_examples_are_allowed_from_now_on(tmp_path: Path) -> None:
     assert [row["messages"][1]["content"] for row in _rows(tmp_path)] == ["4", "5"]
 
 
+def test_their_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slmserve.examples._MOST_BYTES", 2000)
+    clock = Clock()
+    store = _store(tmp_path, clock)
+    for number in range(12):
+        store.add(_ask(f"{number} {'x' * 300}"), "x")
+        clock.now += 40
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2000
+    kept = [int(row["messages"][1]["content"].split()[0]) for row in _rows(tmp_path)]
+    assert kept == list(range(12 - len(kept), 12))
+    assert len(kept) >= 3
+
+
 def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
     store = _store(tmp_path, Clock())
     store.add(_ask("1"), "x")
