@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A customer at a site: speaks, knows what the answer should have been, and says so by `/v1/feedback`."""
+"""A customer at a site: speaks, knows what the answer should have been, and says so by `/v1/feedback`.
+
+Also of right answers: what is learnt from wrong ones alone forgets what was right.
+"""
 
 import json
 import subprocess
@@ -48,8 +51,8 @@ for said, expected in order["cases"]:
     text = body["choices"][0]["message"]["content"] if status == 200 else ""
     right, judged = is_right(text, expected), 0
     if status == 200 and order["judges"]:
-        vote = {"rating": "up"} if right else {"rating": "down", "correction": expected}
-        judged, body = post("/v1/feedback", {"id": body["id"], **vote})
+        vote = {"id": body["id"], "rating": "up" if right else "down", "correction": expected}
+        judged, body = post("/v1/feedback", vote)
     told = {"status": status, "text": text, "right": right, "judged": judged, "body": body}
     print(json.dumps(told), flush=True)
     time.sleep(order["pause_seconds"])

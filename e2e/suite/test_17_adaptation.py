@@ -4,8 +4,9 @@
 The rig's site-b has one node. Its guests call things by names that no version of the model knows.
 """
 
+import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from e2e.lib.customer import Case, Customer, Heard, Talk, share_right
 from e2e.lib.manifests import API_VERSION, MODEL, golden_cases, model_dir
 from e2e.lib.observe import condition, is_true
 from e2e.lib.release import image_values, operator_log
+from e2e.models.recipe.data import build_examples
 from e2e.models.recipe.dialect import shifted_cases
 from e2e.rig.images import build_images
 from e2e.rig.topology import REGISTRY
@@ -30,20 +32,23 @@ SITE, OTHER_SITE = "site-b", "site-a"
 SOURCE, MADE = "e2e-models/orders-plain", "e2e-models/orders-adaptable"
 MODEL_KIND: Final = "slmmodels.slmops.dev"
 ADAPTER: Final = "local"
-MIN_EXAMPLES: Final = 60
-SPOKEN, HELD_OUT = 140, 60
+MIN_EXAMPLES: Final = 200
+LOCAL, USUAL, HELD_OUT = 450, 250, 100
+"""How much is said in the wording of the site and in the usual one before the training, and asked after."""
 GUEST: Final = "Quillfeather"
 """A name, which redaction does not know: it may be in the folder of examples, and nowhere else."""
 MAIL, ACCOUNT = "zelda.hart@example.org", "DE89370400440532013000"
-CASES: Final = shifted_cases(600, 17)
-"""No two of them stand for the same command."""
+CASES: Final = shifted_cases(LOCAL + HELD_OUT + 150, 17)
+"""In the site's wording. No two of them stand for the same command."""
+ASKED: Final = CASES[LOCAL : LOCAL + HELD_OUT]
+"""What nobody says before or during the training."""
 NODE_FOLDERS: Final = ("/var/lib/slmops", "/var/lib/kubelet", "/var/log/pods")
 KINDS: Final = (
     "slmdeployments.slmops.dev,slmmodels.slmops.dev,pods,jobs,configmaps,secrets,services,daemonsets,"
     "controllerrevisions.apps,networkpolicies,events"
 )
-QUALITY: Final = {"name": "quality", "preset": "EvaluationScore", "maxDegradation": "0.05"}
-SCORE: Final = {"name": "score", "preset": "FeedbackScore", "min": "0.6", "minSamples": 15}
+QUALITY: Final = {"name": "quality", "preset": "EvaluationScore", "maxDegradation": "0.08"}
+SCORE: Final = {"name": "score", "preset": "FeedbackScore", "min": "0.7", "minSamples": 30}
 WAVES: Final = (
     {"name": "site", "nodeSelector": {"matchLabels": {SITE_LABEL: SITE}}},
     {"name": "all", "percent": 100},
@@ -126,9 +131,9 @@ class Shop:
 RULE: Final[Json] = {
     "name": "score",
     "metric": {"preset": "FeedbackScore"},
-    "min": "0.6",
+    "min": "0.7",
     # Most has been said then: a training that comes too early would find too little, and wait for a day.
-    "minSamples": 100,
+    "minSamples": 450,
     "window": "5m",
     "for": "0s",
     "action": "TrainAdapter",
@@ -138,7 +143,7 @@ ADAPT: Final[Json] = {
     "sites": [SITE],
     "collect": {"retention": "1h", "maxExamples": 1000},
     "training": {"minExamples": MIN_EXAMPLES, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
-    "gates": {"minGain": "0.2", "maxQualityLoss": "0.05"},
+    "gates": {"minGain": "0.2", "maxQualityLoss": "0.08"},
 }
 
 
@@ -184,6 +189,23 @@ def shop(cluster: Cluster, make_deployment: Make, operator: OperatorImages) -> I
     install_operator(cluster, images=operator, values=OPERATOR_VALUES)
 
 
+def usual_cases(count: int) -> list[Case]:
+    """In the usual wording; no two of them stand for the same command."""
+    found: dict[str, str] = {}
+    for example in build_examples(5150, "train"):
+        found.setdefault(example.target, example.text)
+        if len(found) == count:
+            break
+    return [(text, target) for target, text in found.items()]
+
+
+def mixed(local: Sequence[Case], usual: Sequence[Case]) -> list[Case]:
+    """Both, in an order of chance that is always the same."""
+    cases = [*local, *usual]
+    random.Random(17).shuffle(cases)
+    return cases
+
+
 def find_texts(folder: Path, *texts: str) -> list[str]:
     """Files below `folder` that hold one of the texts."""
     patterns = [part for text in texts for part in ("-e", text)]
@@ -191,6 +213,12 @@ def find_texts(folder: Path, *texts: str) -> list[str]:
         ["grep", "-rlF", *patterns, str(folder)], check=False, capture_output=True, text=True, timeout=120
     )
     return done.stdout.splitlines()
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Device and inode."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def all_that_is_told(shop: Shop) -> str:
@@ -211,7 +239,7 @@ def test_the_model_is_made_for_adapters_and_does_not_know_the_sites_wording(shop
     labels = {pod["spec"]["nodeName"]: pod["metadata"]["labels"] for pod in shop.orders.pods()}
     assert labels[shop.node]["slmops.dev/variant"] == f"int4-{SITE}"
     assert {labels[node]["slmops.dev/variant"] for node in shop.others} == {"int4"}
-    shop.before = shop.customer().speak(CASES[SPOKEN : SPOKEN + HELD_OUT])
+    shop.before = shop.customer().speak(ASKED)
     assert all(one.status == 200 for one in shop.before), shop.before
     assert share_right(shop.before) < 0.4
 
@@ -223,9 +251,11 @@ def test_corrections_train_an_adapter_on_the_node_and_it_goes_out_as_a_canary(sh
         (f"{said} for {GUEST}", expected),
         (f"{said} and the bill to {MAIL}", f'{{"intent":"bill","mail":"{MAIL}","iban":"{ACCOUNT}"}}'),
     ]
-    heard = shop.customer().speak([*CASES[1:SPOKEN], *private], judging="corrects")
+    usual = usual_cases(USUAL + 100)
+    spoken = mixed(CASES[1:LOCAL], usual[:USUAL])
+    heard = shop.customer().speak([*private, *spoken], judging="corrects")
     assert {one.judged for one in heard} == {200}, [one for one in heard if one.judged != 200][:3]
-    assert sum(not one.right for one in heard) > MIN_EXAMPLES * 1.25
+    assert share_right(heard) < float(RULE["min"])
     kept = find_texts(shop.examples(shop.node), GUEST)
     assert kept, "the corrected answers are kept on the node"
 
@@ -235,7 +265,7 @@ def test_corrections_train_an_adapter_on_the_node_and_it_goes_out_as_a_canary(sh
         timeout_seconds=120,
     )
     assert {pod["spec"].get("nodeName", shop.node) for pod in jobs} == {shop.node}
-    with Talk(shop.customer(), CASES[SPOKEN + HELD_OUT :]):
+    with Talk(shop.customer(), mixed(CASES[LOCAL + HELD_OUT :], usual[USUAL:])):
         orders.wait(
             "the training being over",
             lambda: shop.training().get("phase") not in ("Collecting", "Training"),
@@ -253,23 +283,22 @@ def test_corrections_train_an_adapter_on_the_node_and_it_goes_out_as_a_canary(sh
     judged = [
         m
         for m in status["rollout"]["measurements"]
-        if m["metric"] == "score" and m["verdict"] == "Pass" and m["variant"] == f"int4-{SITE}"
+        if m["metric"] == "score" and m["verdict"] == "Pass" and m.get("variant") == f"int4-{SITE}"
     ]
-    assert judged and all(float(m["canary"]) >= 0.6 for m in judged), status["rollout"]["measurements"]
+    assert judged and all(float(m["canary"]) >= 0.7 for m in judged), status["rollout"]["measurements"]
     assert condition({"status": status}, "FeedbackHealthy")["status"] != "False"
     assert adapted == status["stableRevision"]
 
 
 def test_the_site_is_understood_and_knows_what_it_knew(shop: Shop, clients: dict[str, NodeClient]) -> None:
-    held_out = CASES[SPOKEN : SPOKEN + HELD_OUT]
-    after = shop.customer().speak(held_out)
+    after = shop.customer().speak(ASKED)
     assert share_right(after) >= max(0.75, share_right(shop.before) + 0.3), [
-        (case, one.text) for case, one in zip(held_out, after, strict=True) if not one.right
+        (case, one.text) for case, one in zip(ASKED, after, strict=True) if not one.right
     ]
     golden = [(case["messages"][0]["content"], case["expected"]) for case in golden_cases()]
-    assert share_right(shop.customer().speak(golden)) >= 0.95
+    assert share_right(shop.customer().speak(golden)) >= 0.9
     assert shop.served(clients[shop.node]) >= {MODEL, f"{MODEL}:{ADAPTER}"}
-    plain = shop.customer().speak(held_out, model=f"{MODEL}:base")
+    plain = shop.customer().speak(ASKED, model=f"{MODEL}:base")
     assert [one.text for one in plain] == [one.text for one in shop.before]
 
 
@@ -280,7 +309,7 @@ def test_the_other_site_answers_as_before_and_has_nothing_of_it(
     own = shop.cluster.rig.node_path(shop.node, shop.store)
     assert [path for path in own.rglob(f"*{sha256}*") if path.is_file()]
     for node in shop.others:
-        answers = shop.customer(node).speak(CASES[SPOKEN : SPOKEN + HELD_OUT])
+        answers = shop.customer(node).speak(ASKED)
         assert [one.text for one in answers] == [one.text for one in shop.before]
         assert shop.served(clients[node]) == {MODEL}
         assert not shop.examples(node).exists()
@@ -292,13 +321,14 @@ def test_nothing_that_was_said_left_the_folder(shop: Shop) -> None:
     rig, words = shop.cluster.rig, (GUEST, CASES[1][0], CASES[2][0])
     told = all_that_is_told(shop)
     assert [text for text in (*words, MAIL, ACCOUNT) if text in told] == []
+    # By identity: a mount of the folder into a pod may show the same files under another path.
+    own = {identity(path) for path in shop.examples(shop.node).iterdir()}
     for node in (shop.node, *shop.others):
         for folder in NODE_FOLDERS:
             # Redacted before it is written: in no folder at all.
             assert find_texts(rig.node_path(node, folder), MAIL, ACCOUNT) == []
             found = find_texts(rig.node_path(node, folder), *words)
-            own = str(shop.examples(node))
-            assert [path for path in found if not path.startswith(f"{own}/")] == []
+            assert [path for path in found if identity(Path(path)) not in own] == []
     assert find_texts(shop.examples(shop.node), "<Email>") and find_texts(shop.examples(shop.node), "<Iban>")
 
 
@@ -309,6 +339,6 @@ def test_a_site_that_is_taken_out_forgets(shop: Shop, clients: dict[str, NodeCli
     shop.wait_settled("the site being as the others", after=adapted)
     assert not shop.examples(shop.node).exists()
     assert shop.served(clients[shop.node]) == {MODEL}
-    answers = shop.customer().speak(CASES[SPOKEN : SPOKEN + HELD_OUT])
+    answers = shop.customer().speak(ASKED)
     assert [one.text for one in answers] == [one.text for one in shop.before]
-    assert not shop.orders.status().get("adaptation", {}).get("sites")
+    assert not (shop.orders.status().get("adaptation") or {}).get("sites")
