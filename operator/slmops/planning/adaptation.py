@@ -28,6 +28,7 @@ from slmops.planning.adaptation_triggers import (
     find_busy,
     fired_rules,
     holds_adapter,
+    seconds_to_rest,
     trained_bases,
 )
 from slmops.planning.decision import FINISHED, Decision
@@ -78,6 +79,9 @@ def plan_adaptation(
         token=observed.deployment.annotations.get(TRAIN_ANNOTATION, "")[:256],
         answered=old.train_token if old is not None else "",
     )
+    if not look.busy and (wait := seconds_to_rest(decision, now)) > 0:
+        look.busy = "a rollout has just ended"
+        look.wake_at(now + wait)
     known = {state.site: state for state in old.sites} if old is not None else {}
     states = [known.get(s) or SiteAdaptationStatus(site=s) for s in sorted(adaptation.sites)]
     states = [follow_training(look.training, state) for state in states]
@@ -85,6 +89,8 @@ def plan_adaptation(
     if failed:
         states = [_drop_failed(look, state, failed, decision) for state in states]
     states = [_take_up(look, _heed(look, state)) for state in states]
+    if any(state.adapter != getattr(known.get(state.site), "adapter", None) for state in states):
+        look.busy = "spec stands for another revision from now on"
     look.training.running = sum(is_running(state) for state in states)
     states = [_begin(look, state) for state in states]
     wanted = frozenset(state.job for state in states if _keeps_job(look, state))

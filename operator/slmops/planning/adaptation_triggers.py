@@ -7,6 +7,7 @@ from typing import Final
 from slmops.api import SLMDeploymentSpec
 from slmops.api.adaptation import Adaptation
 from slmops.api.feedback_status import FeedbackRuleStatus, FeedbackStatus
+from slmops.planning import times
 from slmops.planning.adaptation_jobs import base_digest_of
 from slmops.planning.adaptation_sites import find_site
 from slmops.planning.adapters import trained_in
@@ -19,6 +20,7 @@ from slmops.planning.resolution import Resolution
 from slmops.planning.revision import Revision, RevisionVariant
 
 ACTION: Final = "TrainAdapter"
+REST_SECONDS: Final = 5.0
 
 
 def fired_rules(
@@ -94,6 +96,14 @@ def find_busy(
     if resolution.revision != stable:
         return f"revision {resolution.revision}, which spec stands for, is not the stable one"
     return ""
+
+
+def seconds_to_rest(decision: Decision, now: float) -> float:
+    """Until the end of the last rollout is long enough ago: one look must not end one and begin the next."""
+    rollout = decision.rollout
+    if rollout is None or rollout.finished_at is None:
+        return 0.0
+    return min(REST_SECONDS, times.to_seconds(rollout.finished_at) + REST_SECONDS - now)
 
 
 def trained_bases(stable: Revision | None, site: str) -> frozenset[str]:

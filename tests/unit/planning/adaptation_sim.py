@@ -26,10 +26,10 @@ RULE: dict[str, Any] = {
     "metric": {"preset": "FeedbackScore"},
     "min": "0.6",
     "window": "10m",
-    "for": "5m",
+    "for": "10m",
     "action": "TrainAdapter",
 }
-ADAPTATION: dict[str, Any] = {"sites": ["north", "south"], "training": {"cooldown": "6h"}}
+ADAPTATION: dict[str, Any] = {"sites": ["north", "south"], "training": {"cooldown": "2h"}}
 STEPS = ("prepare", "train", "judge", "keep")
 
 
@@ -71,7 +71,7 @@ class AdaptationSim(ProfileSim):
 
     def __init__(self, **changes: Any) -> None:
         weights = [variant("int4", "800Mi")]
-        super().__init__(body_of(*weights, adaptation=ADAPTATION, **changes))
+        super().__init__(body_of(*weights, **{"adaptation": ADAPTATION} | changes))
         self.config = TRAINERS
         self.jobs: dict[str, SimJob] = {}
         self.made: list[SimJob] = []
@@ -97,7 +97,7 @@ class AdaptationSim(ProfileSim):
 
     def fire(self, variant_name: str) -> None:
         """Users judge a variant badly from now on."""
-        self.edit(feedback={"interval": "1m", "rules": [RULE]})
+        self.edit(feedback={"interval": "10m", "rules": [RULE]})
         self.scores[variant_name] = 0.2
 
     def adapters(self, revision: str) -> dict[str, str]:
@@ -211,7 +211,8 @@ class AdaptationSim(ProfileSim):
         training = job.training
         if self._state(job) == "Active":
             return tuple(
-                ContainerView(name=name, state="Running" if name == "prepare" else "Waiting") for name in STEPS
+                ContainerView(name=name, state="Running" if name == "prepare" else "Waiting")
+                for name in STEPS
             )
         last = "keep"
         if training.crash:
@@ -236,7 +237,9 @@ class AdaptationSim(ProfileSim):
 
     def _message(self, job: SimJob, name: str) -> str:
         training = job.training
-        order = parse_order(job.body["spec"]["template"]["metadata"]["annotations"]["slmops.dev/told-job.json"])
+        order = parse_order(
+            job.body["spec"]["template"]["metadata"]["annotations"]["slmops.dev/told-job.json"]
+        )
         if name == "keep":
             return Termination(digest=f"sha256:{job.sha256}").to_json()
         too_few = training.outcome is TrainOutcome.TOO_FEW_EXAMPLES
