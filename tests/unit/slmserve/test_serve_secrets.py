@@ -33,7 +33,8 @@ _FRAGMENT = 12
 """Letters of a planted word that tell it: names of threads, among others, are cut off."""
 _GOOD_KEY = "sk-" + secrets.token_hex(12)
 _ENCODER = EngineUnderTest(engine="encoder", build=build_encoder)
-_KEEPS = ExampleSettings(retention_seconds=3600, max_examples=1000, patterns=(r"own-\w+",))
+_KEEPS = ExampleSettings(retention_seconds=3600, max_examples=1000, redact=("Email",), patterns=(r"own-\w+",))
+"""A planted word may have the digits of a phone number."""
 
 
 @dataclass(slots=True)
