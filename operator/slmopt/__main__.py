@@ -167,10 +167,10 @@ def _run_recipe(options: argparse.Namespace) -> str:
 
 
 def _run_train(options: argparse.Namespace) -> str:
-    from slmopt.training.run import train_adapter
+    from slmopt.training.run import SCRATCH, train_adapter
 
     began = time.monotonic()
-    _remove_left(options.work, ".adapter~*")
+    _remove_left(options.work, f"{SCRATCH}*")
     digest = train_adapter(options.model_dir, options.work, options.job)
     milliseconds = round((time.monotonic() - began) * 1000)
     return Termination(digest=digest, milliseconds=milliseconds).to_json()

@@ -122,7 +122,8 @@ class OnnxExport:
         """Raises OptimizeError (Unfit) when there are low-rank inputs, which the step would leave behind."""
         if found := sorted(self.overridable):
             raise unfit(
-                f"{step}: the model has inputs for adapters ({found[0]}); put {step} before the step loraInputs"
+                f"{step}: the model has inputs for adapters ({found[0]}); put {step} before the step "
+                "loraInputs"
             )
 
     def refuse_quantized(self, step: str) -> None:

@@ -15,8 +15,6 @@ from e2e.models.recipe import menu
 from e2e.models.recipe.data import Example, build_examples
 
 LOCAL_NAMES: Final = {
-    "espresso": ("shorty", "shorties"),
-    "cappuccino": ("foamy", "foamies"),
     "sparkling water": ("fizzer", "fizzers"),
     "croissant": ("butter horn", "butter horns"),
     "bagel": ("ring roll", "ring rolls"),

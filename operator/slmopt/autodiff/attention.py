@@ -104,7 +104,7 @@ class _Rotary:
     """Turns pairs of values by an angle that grows with the position."""
 
     def __init__(self, cos: Array, sin: Array, *, style: str) -> None:
-        """`cos` and `sin` are [length, pairs] or [batch, 1, length, pairs]; style `halves` or `neighbours`."""
+        """`cos` and `sin` are [length, pairs] or [batch, 1, length, pairs]; style halves or neighbours."""
         self._cos, self._sin, self._style = cos, sin, style
 
     def turn(self, x: Array) -> Array:
@@ -138,7 +138,10 @@ def _rotary(node: Node, given: Sequence[Any], length: int) -> _Rotary:
 
 
 def rotary_embedding(node: Node, inputs: Sequence[Any]) -> tuple[Sequence[Any], Pullback]:
-    """RotaryEmbedding (com.microsoft) of x [batch, length, heads * size] by positions [batch, length] or [1]."""
+    """RotaryEmbedding (com.microsoft) of x [batch, length, heads * size].
+
+    Positions are [batch, length], or [1] for that of the first token.
+    """
     x, positions, cos, sin = inputs
     if x.ndim != 3:
         raise node.refuse("four dimensions")

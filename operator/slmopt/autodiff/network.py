@@ -122,11 +122,12 @@ class Network:
         while node is not None and node.op_type in _BEHIND_HEAD:
             computed = [name for name in node.input if name in makers and name not in self._constants]
             node = makers[computed[0]] if len(computed) == 1 else None
-        linear = node is not None and node.op_type in ("MatMul", "MatMulNBits")
-        return node if linear and node.input[1] in self._constants else None
+        if node is None or node.op_type not in ("MatMul", "MatMulNBits"):
+            return None
+        return node if node.input[1] in self._constants else None
 
     def evaluate(self, ids: Array, lengths: Sequence[int], rows: Array, matrices: Matrices) -> Array:
-        """Logits [len(rows), vocab]: `rows` number the positions of ids [batch, length] one row after the other.
+        """Logits [len(rows), vocab]: `rows` number the positions of `ids` [batch, length] row by row.
 
         `lengths` are the sequences' own; what is beyond is padding. `matrices` are those of an adapter; the
         defaults stand for what is missing.

@@ -45,8 +45,8 @@ class Node:
     def refuse(self, what: str) -> OptimizeError:
         """The error for a form of the operator that no rule covers."""
         return unfit(
-            f"training knows no gradient of {self.op} with {what} (node {self.name}); export the model with the "
-            "onnxruntime-genai builder for cpu, or leave spec.adaptation out"
+            f"training knows no gradient of {self.op} with {what} (node {self.name}); export the model with "
+            "the onnxruntime-genai builder for cpu, or leave spec.adaptation out"
         )
 
 

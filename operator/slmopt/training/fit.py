@@ -16,11 +16,12 @@ from slmopt.lora import FIRST, SECOND
 from slmopt.training.adam import AdamW
 from slmopt.training.tokens import Batch, Example, build_batches, split_examples
 
-DECAY: Final = 0.05
+DECAY: Final = 0.5
+"""Of a step, relative to its rate: what the examples do not ask for goes back to no adapter."""
 CLIP: Final = 1.0
 WARM_UP: Final = 0.1
 """Share of the steps in which the rate rises."""
-PATIENCE: Final = 4
+PATIENCE: Final = 6
 """Epochs without a better loss on what is held out, after which training ends."""
 
 
@@ -46,8 +47,8 @@ def draw_matrices(network: Network, seed: int) -> dict[str, Array]:
     """
     if not network.adaptable:
         raise unfit(
-            "the model has no inputs for adapters; add the step loraInputs to the recipe of its SLMModel, and "
-            "serve what that makes"
+            "the model has no inputs for adapters; add the step loraInputs to the recipe of its SLMModel, "
+            "and serve what that makes"
         )
     rng = np.random.default_rng(seed)
     drawn: dict[str, Array] = {}
@@ -55,8 +56,8 @@ def draw_matrices(network: Network, seed: int) -> dict[str, Array]:
         default = network.adaptable[name]
         if default.ndim != 2 or not (FIRST in name) ^ (SECOND in name):
             raise unfit(
-                f"{name} is an input with a default and no {FIRST[1:]} or {SECOND[1:]}; add inputs for adapters "
-                "with the step loraInputs"
+                f"{name} is an input with a default and no {FIRST[1:]} or {SECOND[1:]}; add inputs for "
+                "adapters with the step loraInputs"
             )
         drawn[name] = np.zeros(default.shape, network.dtype)
         if FIRST in name:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training from the files that the container before left to the file of the adapter."""
 
-import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from slmopt.training.fit import fit_adapter
 from slmopt.training.tokens import read_examples
 from slmwire.jobs import ADAPTER_FILE, TRAIN_TOKENS_FILE, TrainOrder, parse_order
 
-_SCRATCH: str = ".adapter~"
+SCRATCH: Final = ".adapter~"
+"""How the names of folders begin that a killed training may leave."""
 
 
 def train_adapter(model_dir: Path, work: Path, job: Path) -> str:
@@ -68,8 +69,8 @@ def _read_order(path: Path) -> TrainOrder:
         raise JobError(f"{path}: {error}") from error
     if not 1 <= order.max_epochs <= 10_000 or not 0 < order.learning_rate <= 1:
         raise JobError(
-            f"{path}: max_epochs is {order.max_epochs} and learning_rate {order.learning_rate}; use 1 to 10000 "
-            "epochs, and a rate above 0 and up to 1"
+            f"{path}: max_epochs is {order.max_epochs} and learning_rate {order.learning_rate}; use 1 to "
+            "10000 epochs, and a rate above 0 and up to 1"
         )
     return order
 
@@ -84,7 +85,7 @@ def _limits(model_dir: Path) -> tuple[int, int]:
 
 
 def write_adapter(network: Network, matrices: Matrices, target: Path) -> None:
-    """Write onnxruntime's adapter format, each matrix in the type of the model's input; whole or not at all."""
+    """Write onnxruntime's adapter format, each matrix in the type of its input; whole or not at all."""
     # Here and not above: the library takes memory that training needs first.
     import onnxruntime as ort
 
@@ -93,8 +94,8 @@ def write_adapter(network: Network, matrices: Matrices, target: Path) -> None:
     adapter.set_adapter_version(1)
     adapter.set_model_version(1)
     adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(m) for name, m in sorted(stored.items())})
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
         made = Path(scratch) / target.name
         adapter.export_adapter(str(made))
         made.chmod(0o644)
-        os.replace(made, target)
+        made.replace(target)

@@ -12,7 +12,8 @@ import numpy as np
 from slmopt.autodiff.node import Array
 from slmopt.errors import JobError, unfit
 
-MAX_ROWS: Final = 8
+MAX_ROWS: Final = 2
+"""There are few examples, and many small steps learn more of them than few large ones."""
 MAX_BATCH_TOKENS: Final = 1024
 """Of one batch, padding included; a longer example is a batch of its own."""
 
@@ -72,8 +73,8 @@ def _parse(line: bytes, number: int, name: str, vocab: int) -> Example:
         prompt, answer = (_ids(body[key], vocab) for key in ("prompt", "answer"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise unfit(
-            f"{name}, line {number} is no example: it takes prompt and answer, each a list of token ids below "
-            f"{vocab} and neither empty"
+            f"{name}, line {number} is no example: it takes prompt and answer, each a list of token ids "
+            f"below {vocab} and neither empty"
         ) from error
     return Example(prompt=prompt, answer=answer)
 
@@ -88,14 +89,14 @@ def _ids(value: Any, vocab: int) -> tuple[int, ...]:
 def split_examples(
     examples: Sequence[Example], rng: np.random.Generator
 ) -> tuple[list[Example], list[Example]]:
-    """A part to learn from, and about a tenth to tell when to stop; the latter is empty below ten examples."""
+    """A part to learn from, and about a tenth to tell when to stop: none of fewer than ten examples."""
     order = [examples[i] for i in rng.permutation(len(examples))]
     held = len(order) // 10
     return order[held:], order[:held]
 
 
 def build_batches(examples: Sequence[Example], rng: np.random.Generator) -> list[Batch]:
-    """All examples, those of like length together so that there is little padding; batches in random order."""
+    """All examples, those of like length together, which saves padding; batches in random order."""
     order = [examples[i] for i in rng.permutation(len(examples))]
     groups = list(_groups(sorted(order, key=lambda example: example.length)))
     return [_pack(groups[i]) for i in rng.permutation(len(groups))]

@@ -21,7 +21,7 @@ from slmopt.errors import OptimizeError
 from slmopt.graph import OnnxExport, save_onnx
 from tests.unit.slmopt.kit import ORDERS, PROMPT, lora_session, run_recipe, run_session
 
-LORA = {"loraInputs": {"rank": 3}}
+LORA: Mapping[str, Any] = {"loraInputs": {"rank": 3}}
 Array = NDArray[Any]
 
 
@@ -201,7 +201,7 @@ def test_rotary_embedding_is_that_of_onnxruntime() -> None:
     x, angles = rng.standard_normal((2, 5, 24), np.float32), rng.uniform(0, 6, (9, 4)).astype(np.float32)
     for positions in (np.array([2], np.int64), np.array([[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]], np.int64)):
         for style in (0, 1):
-            inputs = [x, positions, np.cos(angles), np.sin(angles)]
+            inputs: list[Any] = [x, positions, np.cos(angles), np.sin(angles)]
             attributes = {"interleaved": style, "num_heads": 0}
             node = _make_node("com.microsoft.RotaryEmbedding", inputs, attributes)
             (y,), _ = RULES[node.op](node, inputs)
@@ -235,7 +235,9 @@ def test_quantized_products_are_those_of_onnxruntime(form: tuple[int, str], bloc
     np.testing.assert_allclose(y, _run_ort("MatMulNBits", attributes, inputs, 1), rtol=1e-3, atol=1e-3)
     weight = RULES[node.op](node, [np.eye(columns), packed, scales, *inputs[3:]])[0][0]
     gradient = rng.standard_normal((3, rows))
-    np.testing.assert_allclose(pull([gradient])[0], gradient @ weight.T, atol=1e-6)
+    found = pull([gradient])[0]
+    assert found is not None
+    np.testing.assert_allclose(found, gradient @ weight.T, atol=1e-6)
 
 
 def _draw(network: Network, scale: float = 0.1) -> dict[str, Array]:

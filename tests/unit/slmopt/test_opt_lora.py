@@ -18,7 +18,7 @@ from slmwire.manifest import parse_manifest
 from slmwire.paths import MODEL_MANIFEST_FILE
 from tests.unit.slmopt.kit import ORDERS, PROMPT, lora_session, make_half, run_recipe, run_session
 
-LORA = {"loraInputs": {}}
+LORA: Mapping[str, Any] = {"loraInputs": {}}
 Steps = tuple[Mapping[str, Any], ...]
 
 
