@@ -24,7 +24,6 @@ from e2e.models.recipe.dialect import shifted_cases
 from e2e.rig.images import build_images
 from e2e.rig.topology import REGISTRY
 from e2e.suite.conftest import OPERATOR_VALUES, Make, need_rig
-from slmwire.labels import ADAPTATION
 from slmwire.paths import examples_subpath
 
 SITE_LABEL: Final = "slmops.dev/site"
@@ -245,7 +244,7 @@ def test_the_model_is_made_for_adapters_and_does_not_know_the_sites_wording(shop
 
 
 def test_corrections_train_an_adapter_on_the_node_and_it_goes_out_as_a_canary(shop: Shop) -> None:
-    orders, cluster = shop.orders, shop.cluster
+    orders = shop.orders
     said, expected = CASES[0]
     private: list[Case] = [
         (f"{said} for {GUEST}", expected),
@@ -259,11 +258,7 @@ def test_corrections_train_an_adapter_on_the_node_and_it_goes_out_as_a_canary(sh
     kept = find_texts(shop.examples(shop.node), GUEST)
     assert kept, "the corrected answers are kept on the node"
 
-    jobs = orders.wait(
-        "a training",
-        lambda: cluster.find_all("pods", namespace=orders.namespace, selector=f"{ADAPTATION}={orders.name}"),
-        timeout_seconds=120,
-    )
+    jobs = orders.wait("a training", orders.training_pods, timeout_seconds=120)
     assert {pod["spec"].get("nodeName", shop.node) for pod in jobs} == {shop.node}
     with Talk(shop.customer(), mixed(CASES[LOCAL + HELD_OUT :], usual[USUAL:])):
         orders.wait(
