@@ -21,7 +21,7 @@ DECAY: Final = 0.5
 CLIP: Final = 1.0
 WARM_UP: Final = 0.1
 """Share of the steps in which the rate rises."""
-PATIENCE: Final = 6
+PATIENCE: Final = 10
 """Epochs without a better loss on what is held out, after which training ends."""
 
 

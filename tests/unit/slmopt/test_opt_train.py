@@ -78,8 +78,14 @@ class Pod:
         return self.work / Path(ADAPTER_FILE).name
 
     def matrices(self) -> dict[str, NDArray[Any]]:
-        read = ort.AdapterFormat.read_adapter(str(self.adapter)).get_parameters()
-        return {name: value.numpy() for name, value in read.items()}
+        read = ort.AdapterFormat.read_adapter(str(self.adapter))
+        # Copies: the values lie in the file that the reader has mapped.
+        return {name: value.numpy().copy() for name, value in read.get_parameters().items()}
+
+    def start(self) -> "subprocess.Popen[str]":
+        """The training as a process of its own."""
+        command = [sys.executable, "-m", "slmopt", *self.arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +96,7 @@ def adaptable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _exact(model: Path, matrices: Mapping[str, NDArray[Any]], cases: list[Case], scratch: Path) -> float:
-    """Share answered exactly on onnxruntime, with the adapter's matrices as the inputs' values."""
+    """Share answered exactly on onnxruntime, the adapter's matrices in place of the defaults."""
     export = OnnxExport(model)
     for name, values in matrices.items():
         export.write(name, values)
@@ -101,8 +107,11 @@ def _exact(model: Path, matrices: Mapping[str, NDArray[Any]], cases: list[Case],
 
 def test_a_shifted_wording_is_learnt_and_the_rest_is_kept(adaptable: Path, tmp_path: Path) -> None:
     learnt, held = CASES[:120], CASES[120:]
-    pod = Pod(tmp_path, adaptable, tokens=_lines(learnt), max_epochs=15)
-    assert pod.train() == 0
+    pod = Pod(tmp_path, adaptable, tokens=_lines(learnt))
+    # In a process of its own numpy has one thread, as in the image.
+    with pod.start() as process:
+        process.communicate()
+    assert process.returncode == 0
     assert pod.said.reason == "" and pod.said.digest.startswith("sha256:")
     matrices = pod.matrices()
     golden = list(build_golden())
@@ -215,8 +224,7 @@ def test_a_rate_that_blows_up_is_not_kept(adaptable: Path, tmp_path: Path) -> No
 
 def test_it_stops_when_it_is_told_to(adaptable: Path, tmp_path: Path) -> None:
     pod = Pod(tmp_path, adaptable, tokens=_lines(CASES[:120]), max_epochs=1000)
-    command = [sys.executable, "-m", "slmopt", *pod.arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+    with pod.start() as process:
         assert process.stdout is not None
         while "epoch is done" not in process.stdout.readline():
             assert process.poll() is None
