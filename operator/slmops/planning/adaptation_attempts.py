@@ -20,9 +20,11 @@ from slmops.planning.adaptation_jobs import (
     build_order,
     build_train_job,
     train_job_name,
+    tree_digest_of,
 )
 from slmops.planning.adaptation_report import Attempt, read_training
 from slmops.planning.adaptation_support import find_places
+from slmops.planning.adaptation_triggers import variants_of_site
 from slmops.planning.fleet import Fleet
 from slmops.planning.names import Names
 from slmops.planning.revision import RevisionVariant
@@ -88,7 +90,7 @@ def follow_training(look: TrainingLook, state: SiteAdaptationStatus) -> SiteAdap
         job,
         look.observed.job_pods,
         order=build_order(look.adaptation, seed=state.attempt),
-        base_digest=state.base_digest,
+        digests=_digests(look, state),
         now=look.now,
     )
     if attempt.report is not None:
@@ -102,6 +104,17 @@ def follow_training(look: TrainingLook, state: SiteAdaptationStatus) -> SiteAdap
     if attempt.phase == "Absent":
         return _make_again(look, state)
     return _running(look, state, attempt)
+
+
+def _digests(look: TrainingLook, state: SiteAdaptationStatus) -> frozenset[str]:
+    """What a report may call the files that it is about: the model's own, or all that its node had."""
+    served = (
+        tree_digest_of(variant, look.adaptation.name)
+        for revision in look.fleet.revisions.values()
+        for variant in variants_of_site(revision, state.site)
+        if base_digest_of(variant) == state.base_digest
+    )
+    return frozenset((state.base_digest, *served))
 
 
 def _overdue() -> Failure:

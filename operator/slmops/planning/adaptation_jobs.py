@@ -14,18 +14,22 @@ from slmops.api.adaptation import Adaptation
 from slmops.api.base import duration_seconds
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import NodeView
+from slmops.planning.adapters import FOLDER
 from slmops.planning.build import SERVER_USER
 from slmops.planning.examples_mount import GROUP, server_of
 from slmops.planning.names import Names
 from slmops.planning.revision import RevisionVariant
 from slmops.planning.scheduling import HOSTNAME, label_in, require_nodes
 from slmwire import env, jobs, labels, paths
+from slmwire.manifest import digest_of
 
 PREPARE: Final = "prepare"
 TRAIN: Final = "train"
 JUDGE: Final = "judge"
 KEEP: Final = "keep"
 KEEP_MEMORY: Final = "64Mi"
+_AS_SERVED: Final = (env.MODEL, env.MODEL_VERSION, env.THREADS, env.SLOTS, env.CONTEXT_LENGTH)
+"""Settings of the server that decide which prompts fit and how they are answered."""
 _TOLD_DIR: Final = jobs.JOB_FILE.rpartition("/")[0]
 _ANNOTATION: Final = f"{labels.DOMAIN}/told-job.json"
 Body = dict[str, Any]
@@ -57,6 +61,12 @@ def train_job_name(names: Names, *, site: str, attempt: int, asked_at: str) -> s
 def base_digest_of(variant: RevisionVariant) -> str:
     """Of the model's own files, without what overrides and trainings add."""
     return (variant.base or variant.manifest).digest
+
+
+def tree_digest_of(variant: RevisionVariant, name: str) -> str:
+    """What a node finds in the tree that it serves, without the adapter `name` of an earlier training."""
+    own = f"{FOLDER}/{name}.onnx_adapter"
+    return digest_of(file for file in variant.manifest.files if file.path != own)
 
 
 def build_order(adaptation: Adaptation, *, seed: int) -> jobs.TrainOrder:
@@ -120,7 +130,9 @@ def _pod(place: TrainPlace) -> Body:
     }
     serve = ["python3", "-m", "slmserve.adapt"]
     where = ["--model-dir", paths.MODEL_DIR, "--work", jobs.WORK_DIR, "--job", jobs.JOB_FILE]
-    settings = {env.MODEL: spec.model.name, env.MODEL_DIGEST: base_digest_of(place.variant)}
+    told = {str(entry["name"]): entry.get("value") for entry in server.get("env", ())}
+    settings = {name: told[name] for name in _AS_SERVED if told.get(name)}
+    settings |= {env.MODEL_DIGEST: base_digest_of(place.variant)}
     body: Body = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,

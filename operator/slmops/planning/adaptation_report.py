@@ -6,7 +6,7 @@ adapter is good enough is judged again here. Texts of a report are not handed on
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -45,17 +45,18 @@ def read_training(
     pods: Iterable[JobPodView],
     *,
     order: TrainOrder,
-    base_digest: str,
+    digests: Collection[str],
     now: float,
 ) -> Attempt:
-    """State of a Job with its pods; `order` is what spec asks for now, `base_digest` what it trains for."""
+    """State of a Job with its pods; `order` is what spec asks for now, `digests` the files
+    that it may be about."""
     if job is None:
         return ABSENT
     # A kubelet may make pods with any label, but none that a Job owns.
     own = [pod for pod in pods if pod.job == job.name and pod.owner_uid == job.uid]
     pod = max(own, key=lambda pod: pod.created_at, default=None)
     if job.state == "Complete":
-        return _complete(pod, order, base_digest)
+        return _complete(pod, order, digests)
     if job.state == "Failed":
         refusal = _refusal(pod, order)
         if refusal is not None:
@@ -102,7 +103,7 @@ def _refusal(pod: JobPodView | None, order: TrainOrder) -> AdapterReport | None:
     return None
 
 
-def _complete(pod: JobPodView | None, order: TrainOrder, base_digest: str) -> Attempt:
+def _complete(pod: JobPodView | None, order: TrainOrder, digests: Collection[str]) -> Attempt:
     report = parse_report(_said(pod, JUDGE, "Done"))
     kept = parse_termination(_said(pod, KEEP, "Done"))
     if report is None or kept is None:
@@ -110,7 +111,7 @@ def _complete(pod: JobPodView | None, order: TrainOrder, base_digest: str) -> At
         return Attempt(phase="Failed", failure=Failure(reason="ReportLost", message=message))
     if not isinstance(report, AdapterReport):
         return _bad("it is no report about an adapter")
-    problem = find_report_problem(report, base_digest=base_digest)
+    problem = find_report_problem(report, digests=digests)
     if problem:
         return _bad(problem)
     if kept.digest != f"sha256:{report.sha256}":
@@ -123,7 +124,7 @@ def _bad(problem: str) -> Attempt:
     return Attempt(phase="Failed", failure=Failure(reason=BAD_REPORT, message=message))
 
 
-def find_report_problem(report: AdapterReport, *, base_digest: str) -> str:
+def find_report_problem(report: AdapterReport, *, digests: Collection[str]) -> str:
     """What is impossible about a report of an adapter that was accepted; empty when all is as it can be."""
     if report.outcome != TrainOutcome.ACCEPTED:
         return "the Job succeeded, and its report is of no accepted adapter"
@@ -131,7 +132,7 @@ def find_report_problem(report: AdapterReport, *, base_digest: str) -> str:
         return "sha256 is no SHA-256"
     if not 1 <= (_count(report.size_bytes) or 0) <= MAX_SIZE_BYTES:
         return "the adapter's size is none"
-    if report.base_digest != base_digest:
+    if not isinstance(report.base_digest, str) or report.base_digest not in digests:
         return "the adapter is for other files than the model's"
     if not _count(report.examples) or not _count(report.held_out):
         return "the counts of examples are none"
@@ -182,7 +183,10 @@ def _worded(report: AdapterReport, order: TrainOrder) -> AdapterReport:
         case TrainOutcome.ACCEPTED:
             message = f"held-back examples: {shares}"
         case TrainOutcome.TOO_FEW_EXAMPLES:
-            message = f"{report.examples} examples to train on, spec asks for {order.min_examples}"
+            message = (
+                f"{report.examples} examples to train on, spec asks for {order.min_examples}, and "
+                f"{report.held_out} to judge by"
+            )
         case TrainOutcome.NO_GAIN:
             message = f"held-back examples: {shares}, spec asks for a gain of {order.min_gain:g}"
         case TrainOutcome.QUALITY_LOSS:
