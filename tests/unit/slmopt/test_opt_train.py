@@ -56,7 +56,7 @@ class Pod:
         self.work.mkdir(parents=True)
         if tokens is not None:
             (self.work / Path(TRAIN_TOKENS_FILE).name).write_text(tokens)
-        settings = {"name": "local", "retention_seconds": 1, "min_examples": 1} | order
+        settings: dict[str, Any] = {"name": "local", "retention_seconds": 1, "min_examples": 1} | order
         self.job.write_text(TrainOrder(**settings).to_json())
 
     @property
@@ -125,7 +125,7 @@ def test_the_file_holds_every_matrix_in_the_inputs_type(adaptable: Path, tmp_pat
     pod = Pod(tmp_path, adaptable, tokens=_lines(CASES[:12]), max_epochs=1)
     assert pod.train() == 0
     session = ort.InferenceSession(str(adaptable / "model.onnx"), providers=["CPUExecutionProvider"])
-    wanted = {n.name: (tuple(n.shape), np.float32) for n in session.get_overridable_initializers()}
+    wanted = {n.name: (tuple(n.shape), np.dtype(np.float32)) for n in session.get_overridable_initializers()}
     assert {n: (m.shape, m.dtype) for n, m in pod.matrices().items()} == wanted
     assert [path.name for path in pod.work.iterdir() if path.name.startswith(".")] == []
 
