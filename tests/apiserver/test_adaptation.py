@@ -97,6 +97,8 @@ class ByVariant(ScriptedProvider):
         super().__init__()
         self.judged: dict[str, float] = {}
         """FeedbackScore, by variant, where it is not good."""
+        self.only_good = ""
+        """The one revision that works at the north; empty: all do."""
 
     async def read(self, query: MetricQuery, settings: ProviderSettings) -> Samples:
         """Implements MetricsProvider."""
@@ -105,7 +107,13 @@ class ByVariant(ScriptedProvider):
         found = dict.fromkeys(("int4", "int4-north", "int4-south"), value)
         if query.preset is Preset.FEEDBACK_SCORE:
             found |= self.judged
-        return {name: Sample(value=value, samples=500) for name, value in found.items()}
+        if query.preset is Preset.ERROR_RATE and self.only_good not in ("", query.revision):
+            found["int4-north"] = 0.9
+        counts = query.preset is Preset.ERROR_RATE
+        return {
+            name: Sample(value=value, samples=500, events=value * 500 if counts else 0.0)
+            for name, value in found.items()
+        }
 
 
 @dataclass
@@ -370,6 +378,28 @@ async def test_a_node_with_too_few_examples_is_followed_by_the_next_and_a_refusa
         assert (state["before"], state["after"], state["examples"]) == ("0.4000", "0.4000", 60)
         assert state["attempt"] == 4
         assert (await cluster.status())["stableRevision"] == first and "adapter" not in state
+
+
+async def test_an_adapter_that_fails_its_rollout_is_dropped(fleet: Fleet) -> None:
+    cluster = fleet.cluster
+    async with cluster.operator() as running:
+        await fleet.apply()
+        fleet.provider.only_good = first = await cluster.until_promoted("v1")
+        fleet.kubelet.reports.append(accepted("worse than it looks"))
+        await cluster.annotate(train="1")
+        state = await fleet.until_site("its end", lambda s: s.get("phase") == "RolledBack")
+        assert "adapter" not in state and state["lastOutcome"] == "Accepted"
+        await cluster.until_settled(first, 4)
+        status = await cluster.until_status(
+            "what serves being what is wanted",
+            lambda s: s["stableRevision"] == s["updateRevision"] == first,
+        )
+        assert harness.condition(status, "AdaptationHealthy")["reason"] == "AdapterRolledBack"
+        assert len(await jobs(cluster)) == 1, "nobody trains the same again"
+        counted = running.operator._parts.metrics.adapter_trainings.labels(
+            cluster.namespace, NAME, "Accepted"
+        )
+        assert counted._value.get() == 1
 
 
 async def test_a_rule_asks_the_site_that_decided(fleet: Fleet) -> None:
