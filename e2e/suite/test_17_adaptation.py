@@ -31,8 +31,8 @@ SITE, OTHER_SITE = "site-b", "site-a"
 SOURCE, MADE = "e2e-models/orders-plain", "e2e-models/orders-adaptable"
 MODEL_KIND: Final = "slmmodels.slmops.dev"
 ADAPTER: Final = "local"
-MIN_EXAMPLES: Final = 200
-LOCAL, USUAL, HELD_OUT = 450, 250, 100
+MIN_EXAMPLES: Final = 150
+LOCAL, USUAL, HELD_OUT = 300, 250, 100
 """How much is said in the wording of the site and in the usual one before the training, and asked after."""
 GUEST: Final = "Quillfeather"
 """A name, which redaction does not know: it may be in the folder of examples, and nowhere else."""
@@ -132,7 +132,7 @@ RULE: Final[Json] = {
     "metric": {"preset": "FeedbackScore"},
     "min": "0.7",
     # Most has been said then: a training that comes too early would find too little, and wait for a day.
-    "minSamples": 450,
+    "minSamples": 350,
     "window": "5m",
     "for": "0s",
     "action": "TrainAdapter",
