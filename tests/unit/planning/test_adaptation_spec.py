@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slmops.api import SLMDeploymentSpec
 from slmops.api.base import NAME_PATTERN
 from slmops.model.config import NetworkConfig, OperatorConfig
-from slmops.model.observed import Resolved
+from slmops.model.observed import NodeView, Resolved
 from slmops.planning import build
 from slmops.planning.adaptation_jobs import TrainPlace, build_train_job, train_job_name
 from slmops.planning.adapters import build_trained, find_problem
@@ -27,7 +27,7 @@ from slmops.planning.validate_adaptation import find_adaptation_problem
 from slmwire.examples import parse_settings
 from slmwire.jobs import parse_order
 from slmwire.manifest import STORE_URL
-from tests.unit.planning.profile_kit import body_of, files, node, profile, variant
+from tests.unit.planning.profile_kit import body_of, files, profile, variant
 
 NAMES = Names("shop", "orders")
 CONFIG = OperatorConfig(runtime_image="slmops/runtime:test", optimizer_image="slmops/optimizer:test")
@@ -54,7 +54,7 @@ def named(spec: SLMDeploymentSpec) -> dict[str, EffectiveVariant]:
 
 
 def override_at(spec: SLMDeploymentSpec, **labels: str) -> str:
-    rule = find_rule(rules_of(spec), node("n", **labels).labels)
+    rule = find_rule(rules_of(spec), labels)
     return rule.override_name if rule is not None else ""
 
 
@@ -275,7 +275,7 @@ def place(**changes: Any) -> TrainPlace:
         adaptation=spec.adaptation,
         config=CONFIG,
         site="north",
-        node=node("north0", **{"kubernetes.io/hostname": "north-0"}),
+        node=NodeView(name="north0", labels={"kubernetes.io/hostname": "north-0"}, ready=True),
         variant=own,
         name="orders-train-1",
         seed=3,
