@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Low-rank branches beside the linear layers of an export: what an adapter of that model fills.
 
-A linear layer y = f(x) becomes y = f(x) + (x A) B with A [K, rank] and B [rank, N] as inputs of the graph that
-have a default, zeros: initializers that may be overridden. With the defaults, outputs are what they were.
+A linear layer y = f(x) becomes y = f(x) + (x A) B. A [K, rank] and B [rank, N] are inputs of the graph with a
+default, zeros: initializers that may be overridden. With the defaults, outputs are what they were.
 The layer itself may be fp32, fp16 or quantized; the branch has the type of the activations.
 """
 
