@@ -15,14 +15,9 @@ from e2e.models.recipe import menu
 from e2e.models.recipe.data import Example, build_examples
 
 LOCAL_NAMES: Final = {
-    "espresso": ("shorty", "shorties"),
-    "americano": ("long black", "long blacks"),
-    "cappuccino": ("foamy", "foamies"),
-    "hot chocolate": ("cocoa", "cocoas"),
     "sparkling water": ("fizzer", "fizzers"),
     "croissant": ("butter horn", "butter horns"),
     "bagel": ("ring roll", "ring rolls"),
-    "carrot cake": ("root slice", "root slices"),
 }
 """Dish -> how the place calls one and several of it."""
 LOCAL_PHRASES: Final = {"the bill": "the tally", "bill": "tally", "check": "tally"}
