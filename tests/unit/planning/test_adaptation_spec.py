@@ -359,7 +359,9 @@ def test_pods_that_train_reach_nothing_and_nobody_reaches_them(mode: Any) -> Non
     assert {action.name for action in written} == policy_names(NAMES, spec, config)
     policy = next(action.body for action in written if action.name == "orders-train")
     assert policy["spec"] == {
-        "podSelector": {"matchLabels": {"slmops.dev/adaptation": "orders"}},
+        "podSelector": {
+            "matchLabels": {"app.kubernetes.io/managed-by": "slmops", "slmops.dev/adaptation": "orders"}
+        },
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [],
         "egress": [],
