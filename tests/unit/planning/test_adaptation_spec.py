@@ -314,6 +314,10 @@ def test_a_job_trains_on_its_node_without_network_rights_or_credential() -> None
         for p, m in mounts[name].items()
         if p in ("/model", "/examples")
     )
+    # What is held back is text: who trains sees token ids alone, and no disk keeps it.
+    assert [name for name, has in mounts.items() if "/held-out" in has] == ["prepare", "judge"]
+    held_out = next(v for v in pod["volumes"] if v["name"] == "held-out")
+    assert held_out["emptyDir"]["medium"] == "Memory"
     for container in (prepare, train, judge):
         assert container["securityContext"]["runAsNonRoot"] is True
     for container in (prepare, train, judge, keep):
@@ -359,7 +363,9 @@ def test_pods_that_train_reach_nothing_and_nobody_reaches_them(mode: Any) -> Non
     assert {action.name for action in written} == policy_names(NAMES, spec, config)
     policy = next(action.body for action in written if action.name == "orders-train")
     assert policy["spec"] == {
-        "podSelector": {"matchLabels": {"slmops.dev/adaptation": "orders"}},
+        "podSelector": {
+                "matchLabels": {"app.kubernetes.io/managed-by": "slmops", "slmops.dev/adaptation": "orders"}
+            },
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [],
         "egress": [],
