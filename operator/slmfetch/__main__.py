@@ -151,8 +151,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[str, str], None]) -> int:
-    from slmfetch.examples import settle_examples
+    from slmfetch.examples import Wanted, settle_examples
     from slmfetch.fetch import Job, Purpose, fetch
+    from slmfetch.keep import forget
 
     environ = config.current_environment()
     manifest = _read_manifest(options)
@@ -192,8 +193,14 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         deep=options.deep,
     )
     store.prepare()
-    settle_examples(store, job.owner, _wanted_examples(environ, job.purpose))
-    outcome = fetch(store, job, settings, tally=report.tally)
+    examples = _wanted_examples(environ, job.purpose)
+    settle_examples(store, job.owner, examples)
+    try:
+        outcome = fetch(store, job, settings, tally=report.tally)
+    finally:
+        # After the revision has pinned what it needs, and even when something of that did not come.
+        if examples is Wanted.GONE:
+            forget(store, job.owner)
     report.bytes_reused = outcome.bytes_reused
     finish("", _summary(outcome))
     log(
