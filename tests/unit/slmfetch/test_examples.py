@@ -155,6 +155,18 @@ def test_an_adapter_that_is_served_stays_without_them(store: Store, tmp_path: Pa
         assert store.blob(trained).exists()
 
 
+def test_a_release_that_keeps_models_removes_examples_alone(store: Store, tmp_path: Path) -> None:
+    code, output = run(store, tmp_path, "fetch", "--serve", SLM_EXAMPLES_DIR="/examples")
+    assert code == 0, output
+    mine, other = (add(store, file_name(time.time() + 60), owner) for owner in (OWNER, OTHER))
+    trained = _trained(store, tmp_path, OWNER)
+    before = {entry.name for entry in scan(store.blobs)}
+    release = start_fetcher(["release", "--once", "--keep-models"], store, tmp_path, cached(store, tmp_path))
+    assert finish(release)[0] == 0
+    assert not mine.exists() and other.exists()
+    assert {entry.name for entry in scan(store.blobs)} == before - {trained}
+
+
 def test_a_release_removes_it_and_the_folders_above_when_they_are_empty(store: Store) -> None:
     add(store, "until-nonsense")
     add(store, file_name(time.time() + 60), OTHER)
