@@ -68,10 +68,8 @@ def _settings(options: argparse.Namespace, rest: Sequence[str]) -> tuple[TrainOr
     if options.deadline_seconds <= 0:
         raise ConfigError(f"--deadline-seconds is {options.deadline_seconds}; it must be above 0")
     config = parse_config(rest, os.environ)
-    # The judgement names the adapters itself, and nothing is served. Adapters of this kind have one engine.
-    return order, replace(
-        config, engine=_ENGINE, evaluate=False, default_adapter="", model_digest="", examples=None
-    )
+    # Nothing is served. Adapters of this kind have one engine.
+    return order, replace(config, engine=_ENGINE, evaluate=False, model_digest="", examples=None)
 
 
 def _judge(options: argparse.Namespace, order: TrainOrder, config: ServerConfig) -> AdapterReport:

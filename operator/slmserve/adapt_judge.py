@@ -2,7 +2,8 @@
 """Is the model with the new adapter better than what serves now? Answered by the server's own code.
 
 The engine has the model's files and the new adapter beside them, under a name of its own. What serves now is
-the model with the adapter of an earlier training where it has one, and else the model alone.
+the model with its default adapter where it has one, of an earlier training or a user's, and else the model
+alone.
 """
 
 import asyncio
@@ -65,7 +66,6 @@ async def judge(
         base_digest = await asyncio.to_thread(digest_of, _own_files(config.model_dir, order.name))
         held_out = _read_cases(held_out_dir)
         golden = _spread(load_cases(config.model_dir))
-        earlier = order.name if (config.model_dir / _adapter_path(order.name)).is_file() else ""
         trained = _free_name(path.stem for path in (config.model_dir / "adapters").glob("*"))
         model = await asyncio.to_thread(load_model, config, more_adapters={trained: adapter})
         if model.build_backend is None:
@@ -74,7 +74,7 @@ async def judge(
         backend = model.build_backend(max(64, 2 * model.engine.slots), deliver)
         backend.start()
         try:
-            names = earlier, trained
+            names = config.default_adapter, trained
             own = await _measure(held_out, model, backend, names)
             general = await _measure(golden, model, backend, names)
         finally:

@@ -31,7 +31,14 @@ KEEP_MEMORY: Final = "64Mi"
 HELD_OUT_LIMIT: Final = "80Mi"
 """More than a server keeps of examples in all."""
 _HELD_OUT: Final = "held-out"
-_AS_SERVED: Final = (env.MODEL, env.MODEL_VERSION, env.THREADS, env.SLOTS, env.CONTEXT_LENGTH)
+_AS_SERVED: Final = (
+    env.MODEL,
+    env.MODEL_VERSION,
+    env.THREADS,
+    env.SLOTS,
+    env.CONTEXT_LENGTH,
+    env.DEFAULT_ADAPTER,
+)
 """Settings of the server that decide which prompts fit and how they are answered."""
 _TOLD_DIR: Final = jobs.JOB_FILE.rpartition("/")[0]
 _ANNOTATION: Final = f"{labels.DOMAIN}/told-job.json"

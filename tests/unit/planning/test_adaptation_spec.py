@@ -340,6 +340,8 @@ def test_a_job_trains_on_its_node_without_network_rights_or_credential() -> None
         "--file",
         "/workspace/adapter.onnx_adapter",
     ]
+    served = {entry["name"]: entry["value"] for entry in judge["env"]}
+    assert served["SLM_DEFAULT_ADAPTER"] == "local", "what serves is what the next one has to be better than"
     order = parse_order(template["metadata"]["annotations"]["slmops.dev/told-job.json"])
     assert (order.name, order.min_examples, order.seed, order.retention_seconds) == ("local", 50, 3, 604800)
 

@@ -196,18 +196,26 @@ def test_a_better_adapter_is_accepted(prepared: Job) -> None:
     assert report.golden_samples == 60
     assert report.golden_before == 1.0
     assert report.golden_after is not None and report.golden_after < 0.98
-    # The next adapter is compared with what serves then.
+
+
+@pytest.mark.parametrize("name", ["local", "theirs"])
+def test_an_adapter_is_compared_with_what_serves(prepared: Job, name: str) -> None:
+    """The model with its default adapter, be it of an earlier training or a user's; any other is no part."""
+    base_digest = _own_digest(prepared.model_dir)
+    adapter = write_lora(prepared.work / "adapter.onnx_adapter", scale=_SCALE)
     served = prepared.directory / "served"
     shutil.copytree(prepared.model_dir, served)
     (served / "adapters").mkdir()
-    shutil.copyfile(adapter, served / "adapters" / "local.onnx_adapter")
+    shutil.copyfile(adapter, served / "adapters" / f"{name}.onnx_adapter")
     prepared.model_dir = served
-    assert prepared.run("judge", _order(min_gain=0.0)) == 1
+    assert prepared.run("judge", _order()) == 0, "it is there, and serves only who asks for it"
+    first = prepared.report
+    assert prepared.run("judge", _order(min_gain=0.0), "--default-adapter", name) == 1
     again = prepared.report
     assert again.outcome == TrainOutcome.NO_GAIN
-    assert again.before == again.after == report.after
-    assert again.golden_before == report.golden_after
-    assert again.base_digest == report.base_digest
+    assert again.before == again.after == first.after
+    assert again.golden_before == again.golden_after == first.golden_after
+    assert (again.base_digest == base_digest) == (name == "local")
 
 
 def test_both_ends_work_confined(job: Job, wanted: list[str]) -> None:
