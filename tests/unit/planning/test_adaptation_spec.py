@@ -366,8 +366,8 @@ def test_pods_that_train_reach_nothing_and_nobody_reaches_them(mode: Any) -> Non
     policy = next(action.body for action in written if action.name == "orders-train")
     assert policy["spec"] == {
         "podSelector": {
-                "matchLabels": {"app.kubernetes.io/managed-by": "slmops", "slmops.dev/adaptation": "orders"}
-            },
+            "matchLabels": {"app.kubernetes.io/managed-by": "slmops", "slmops.dev/adaptation": "orders"}
+        },
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [],
         "egress": [],
