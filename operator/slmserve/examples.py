@@ -23,6 +23,8 @@ from slmwire.examples import ExampleSettings, expiry_of, file_name
 _FILES: Final = 48
 """Stretches of time in a retention."""
 _MOST_BYTES: Final = 64 << 20
+_LARGE_BYTES: Final = 1 << 20
+"""A file from which a sixteenth goes at least: it is written anew, and flash wears out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,11 @@ class ExampleStore:
             dropped = self._make_room(lines=0, size=0)
             self.count = sum(file.lines for file in self._survey())
         return Removed(expired=expired, over_limit=dropped)
+
+    @property
+    def retention_seconds(self) -> int:
+        """How long an example may be kept."""
+        return self._settings.retention_seconds
 
     @property
     def _width(self) -> int:
@@ -150,6 +157,8 @@ class ExampleStore:
                 over = max(over, 1 + files[0].lines // 2)
             if over <= 0:
                 break
+            if files[0].size > _LARGE_BYTES:
+                over = max(over, files[0].lines // 16)
             gone += self._drop(files[0], over)
         return gone
 

@@ -14,6 +14,7 @@ import re
 import resource
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -48,10 +49,27 @@ class Rules:
 
     def find(self, text: str) -> Iterator[tuple[int, int, str]]:
         """Spans of all rules as (begin, end, name), empty ones left out."""
+        plain, places = _seen_by_people(text)
         for name, finder in self.finders:
             for begin, end in finder(text):
                 if begin < end:
                     yield begin, end, name
+            for begin, end in finder(plain) if plain != text else ():
+                if begin < end:
+                    yield places[begin], places[end - 1] + 1, name
+
+
+def _seen_by_people(text: str) -> tuple[str, Sequence[int]]:
+    """`text` without letters that nobody sees and with plain ones for wide ones, and where each stands in it.
+
+    Copied from elsewhere, a number may have marks between its digits, and an address a full-width sign.
+    """
+    if text.isascii():
+        return text, range(len(text))
+    places = [at for at, letter in enumerate(text) if unicodedata.category(letter) != "Cf"]
+    plain = (unicodedata.normalize("NFKC", text[at]) for at in places)
+    letters = (new if len(new) == 1 else text[at] for at, new in zip(places, plain, strict=True))
+    return "".join(letters), places
 
 
 def build_rules(settings: ExampleSettings) -> Rules:
@@ -150,7 +168,7 @@ def _by_pattern(*patterns: re.Pattern[str]) -> Callable[[str], Iterator[Span]]:
     return find
 
 
-_EMAIL: Final = re.compile(r"""[^\s@<>"(),:;\[\]\\]{1,64}@(?:[\w-]{1,63}\.){1,20}[\w-]{2,63}""")
+_EMAIL: Final = re.compile(r"""[^\s@<>"(),:;\[\]\\]{1,64}(?:@|%40|&#64;)(?:[\w-]{1,63}\.){1,20}[\w-]{2,63}""")
 _URL_END: Final = r"""[^\s<>"\\]"""
 _URLS: Final = (
     re.compile(rf"[A-Za-z][A-Za-z0-9+.\-]{{1,20}}://{_URL_END}+"),

@@ -4,14 +4,17 @@
 from collections.abc import Collection
 
 from slmops.api import SLMDeploymentSpec
+from slmops.api.adaptation_status import SiteAdapter
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Observed
 from slmops.planning.adaptation_triggers import variants_of_site
+from slmops.planning.adapters import trained_in
 from slmops.planning.distribution import is_served
 from slmops.planning.examples_mount import keeps_examples
 from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState
-from slmops.planning.revision import RevisionVariant
+from slmops.planning.revision import Revision, RevisionVariant
+from slmwire.reasons import Reason
 
 
 def find_obstacle(spec: SLMDeploymentSpec, observed: Observed, fleet: Fleet, site: str) -> str:
@@ -49,6 +52,33 @@ def _shares(spec: SLMDeploymentSpec, config: OperatorConfig) -> bool:
 def site_of_node(spec: SLMDeploymentSpec, state: NodeState) -> str:
     """The node's site; empty without the label."""
     return state.node.labels.get(spec.placement.site_label, "")
+
+
+def has_lost(
+    fleet: Fleet, revision: Revision | None, site: str, adapter: SiteAdapter, *, trainer: str
+) -> bool:
+    """Whether no node of the site has the adapter that a revision brings there.
+
+    Each that was told to take the revision has to say so, and the `trainer`, if it is still there. A node
+    that does not report may have it.
+    """
+    if revision is None:
+        return False
+    holding = {v.name for v in variants_of_site(revision, site) if adapter.sha256 in trained_in([v])}
+    name = revision.revision
+    hosts = [state for state in fleet.matched if site_of_node(fleet.spec, state) == site]
+    asked = [
+        state
+        for state in hosts
+        if state.name == trainer or not holding.isdisjoint((state.serve.get(name), state.prefetch.get(name)))
+    ]
+    misses = (_misses_adapter(state, name) for state in asked)
+    return bool(holding and asked) and all(state.online for state in hosts) and all(misses)
+
+
+def _misses_adapter(state: NodeState, revision: str) -> bool:
+    problems = (state.serve_problem(revision), state.prefetch_problem(revision))
+    return any(problem is not None and problem.reason == Reason.ADAPTER_LOST for problem in problems)
 
 
 def find_places(

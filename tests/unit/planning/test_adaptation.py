@@ -11,6 +11,7 @@ from slmops.model.jobs import CreateJob
 from slmops.model.observed import OwnedKind
 from slmops.planning import times
 from slmwire.jobs import TrainOutcome
+from slmwire.reasons import Reason
 from tests.unit.planning.adaptation_sim import (
     ADAPTATION,
     RULE,
@@ -19,8 +20,9 @@ from tests.unit.planning.adaptation_sim import (
     installed_sites,
     sha_of,
 )
-from tests.unit.planning.fleet_cluster import Behaviour
+from tests.unit.planning.fleet_cluster import Behaviour, SimNode, SimPod
 from tests.unit.planning.fleet_sim import FleetSim, Look
+from tests.unit.planning.profile_kit import GIB
 
 COOLDOWN = 2 * 3600
 
@@ -199,6 +201,7 @@ LIES: dict[str, dict[str, Any]] = {
     "golden without shares": {"golden_after": None},
     "refused and done": {"outcome": "NoGain"},
     "unknown": {"outcome": "Perfect"},
+    "no text": {"outcome": ["Accepted"]},
 }
 
 
@@ -214,6 +217,16 @@ def test_a_report_that_cannot_be_right_changes_no_model(lie: str) -> None:
     assert state.adapter is None and state.waiting is None
     sim.run(60)
     assert sim.status.update_revision == first
+
+
+@pytest.mark.parametrize("outcome", [["NoGain"], {"NoGain": 1}, None, 1, "", "Perfect"])
+def test_whatever_a_failed_job_says_it_is_a_failure_and_no_defect(outcome: Any) -> None:
+    sim = installed_sites(adaptation=ADAPTATION | {"sites": ["north"]})
+    refused = Training(outcome=TrainOutcome.NO_GAIN, report={"outcome": outcome})
+    sim.trainings["north0"] = sim.trainings["north1"] = refused
+    sim.train()
+    assert sim.run_until(lambda: ended(sim, "north"))
+    assert sim.site("north").phase == "Failed"
 
 
 GATES: dict[str, tuple[dict[str, Any], str]] = {
@@ -270,6 +283,64 @@ def test_a_node_that_never_answers_again_is_not_waited_for() -> None:
     sim.set_online("north0", online=False)
     sim.run(3600 + 300)
     assert (sim.site("north").phase, sim.site("north").reason) == ("Failed", "DeadlineExceeded")
+
+
+def lose(sim: AdaptationSim) -> None:
+    """From now on fetches fail where no node has what was trained."""
+    plain = sim.cluster._fetch_error
+
+    def fetch_error(pod: SimPod, node: SimNode, behaviour: Behaviour) -> Reason | None:
+        somebody = any(pod.digest in other.cache for other in sim.cluster.nodes.values() if other.online)
+        if pod.variant in sim.adapters(pod.revision) and not somebody:
+            return Reason.ADAPTER_LOST
+        return plain(pod, node, behaviour)
+
+    sim.cluster._fetch_error = fetch_error  # type: ignore[method-assign]
+
+
+def test_a_site_whose_nodes_were_all_replaced_goes_on_without_the_adapter() -> None:
+    sim, first = adapted()
+    lose(sim)
+    for name in ("north0", "north1"):
+        del sim.cluster.nodes[name]
+    sim.add_node("north2", labels={"site": "north"}, memory_bytes=4 * GIB)
+    assert sim.run_until(lambda: sim.site("north").adapter is None), sim.explain()
+    assert sim.run_until(lambda: sim.condition("Ready")[0] == "True"), sim.explain()
+    assert sim.status.update_revision == first and sim.adapters(first) == {}
+    state = sim.site("north")
+    assert (state.phase, state.reason) == ("RolledBack", "AdapterLost")
+    sim.run(COOLDOWN)
+    assert len(sim.made) == 1
+
+
+def test_a_rollout_of_an_adapter_that_nobody_has_is_given_up() -> None:
+    """The node that trained it was gone before any other had fetched it."""
+    sim = installed_sites(adaptation=ADAPTATION | {"sites": ["north"]})
+    first = sim.status.stable_revision
+    lose(sim)
+    sim.train()
+    assert sim.run_until(lambda: sim.site("north").adapter is not None), sim.explain()
+    assert sim.site("north").node == "north0"
+    del sim.cluster.nodes["north0"]
+    assert sim.run_until(lambda: sim.site("north").adapter is None), sim.explain()
+    assert sim.site("north").reason == "AdapterLost"
+    sim.settle()
+    assert sim.status.stable_revision == sim.status.update_revision == first
+    assert sim.condition("Ready")[0] == "True"
+
+
+def test_a_node_that_is_away_may_have_the_adapter_still() -> None:
+    sim, _ = adapted()
+    stable, adapter = sim.status.stable_revision, sim.site("north").adapter
+    lose(sim)
+    del sim.cluster.nodes["north0"]
+    sim.set_online("north1", online=False)
+    sim.add_node("north2", labels={"site": "north"}, memory_bytes=4 * GIB)
+    sim.run(1800)
+    assert sim.site("north").adapter == adapter and sim.status.update_revision == stable
+    sim.set_online("north1", online=True)
+    assert sim.run_until(lambda: sim.condition("Ready")[0] == "True"), sim.explain()
+    assert sim.site("north").adapter == adapter and sim.status.update_revision == stable
 
 
 def test_nothing_begins_in_a_rollout_and_what_ends_in_one_waits() -> None:

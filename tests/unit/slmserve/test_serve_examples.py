@@ -130,6 +130,23 @@ def test_fewer_examples_are_allowed_from_now_on(tmp_path: Path) -> None:
     assert [row["messages"][1]["content"] for row in _rows(tmp_path)] == ["4", "5"]
 
 
+def test_a_large_file_is_not_written_anew_for_each_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst of corrections lies in one file, and flash wears out."""
+    monkeypatch.setattr("slmserve.examples._LARGE_BYTES", 1000)
+    store = _store(tmp_path, Clock(), most=64)
+    seen, times_written_anew = 0, 0
+    for number in range(192):
+        store.add(_ask(str(number)), "x")
+        [path] = tmp_path.iterdir()
+        times_written_anew += path.stat().st_ino != seen
+        seen = path.stat().st_ino
+        assert store.count <= 64
+    assert times_written_anew <= 1 + 128 // 4
+    assert [row["messages"][1]["content"] for row in _rows(tmp_path)][-1] == "191"
+
+
 def test_their_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slmserve.examples._MOST_BYTES", 2000)
     clock = Clock()
@@ -197,6 +214,21 @@ def test_what_is_remembered_is_bounded(events: list[tuple[int, int]]) -> None:
         assert prompts.size <= 1000
     for number, _ in events:
         prompts.take(str(number))
+    assert (len(prompts), prompts.size) == (0, 0)
+
+
+def test_a_prompt_that_nobody_corrects_is_not_remembered_for_longer_than_examples_are() -> None:
+    now = [1000.0]
+    prompts = RememberedPrompts(seconds=60.0, clock=lambda: now[0])
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    for identifier in ("a", "b"):
+        prompts.add(identifier, parse_chat(json.dumps(body).encode()))
+        now[0] += 40
+    prompts.expire()
+    assert len(prompts) == 1 and prompts.take("b") is not None
+    prompts.add("c", parse_chat(json.dumps(body).encode()))
+    now[0] += 60
+    assert prompts.take("c") is None
     assert (len(prompts), prompts.size) == (0, 0)
 
 

@@ -137,6 +137,10 @@ def test_json_that_identifies_nobody_keeps_its_form(value: object) -> None:
         ("(see https://x.de/a?b=c).", "(see <Url>)."),
         ("www.example.com, example.com/menu", "<Url>, <Url>"),
         ('{"phone": 4930123456789, "table": 8}', '{"phone": "<Phone>", "table": 8}'),
+        ("call +41\u200b79\u200b123\u00ad45\u200b67 é", "call <Phone> é"),
+        ("bob\uff20example.de, b@ex\u2060ample.de", "<Email>, <Email>"),
+        ("\uff2393\uff280 \uff23\uff28930076 2011 6238 5295 7", "\uff2393\uff280 <Iban>"),
+        ("bob%40example.de bob&#64;example.de", "<Email> <Email>"),
         (r'{"mail":"bob\u0040example.de","table":8}', '{"mail":"<Email>","table":8}'),
     ],
 )
@@ -152,6 +156,7 @@ def test_examples_of_each_kind(text: str, cleaned: str) -> None:
         "3.14159265358979 and 0.123456789",
         "std::vector<int> x; 1.2.3",
         "4111 1111 1111 1112",
+        "za\u200dn\u200cje: cr\u00e8me br\u00fbl\u00e9e \U0001f468\u200d\U0001f373 2 m\u00b2",
         '{"intent":"order","table":8,"items":[{"name":"bagel","qty":2}]}',
     ],
 )
