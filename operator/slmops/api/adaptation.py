@@ -66,7 +66,7 @@ class Training(ApiModel):
     """How an adapter is trained: one Job at a time for a site, on a node of it that serves."""
 
     min_examples: int = Field(
-        default=50,
+        default=100,
         ge=1,
         le=100000,
         description="Fewest examples to train on; those that are held back to judge by come on top. A node "
@@ -104,13 +104,14 @@ class AdaptationGates(ApiModel):
 
     min_gain: Decimal = Field(
         default="0.05",
-        description="By how much the share of held-back examples that are answered as expected must rise.",
+        description="By how much the share of held-back examples that are answered as expected must rise "
+        "above that of what serves now.",
         json_schema_extra=_share(),
     )
     max_quality_loss: Decimal = Field(
         default="0.02",
         description="By how much the share of the model's own golden set that is answered as expected may "
-        "fall.",
+        "fall below that of the model without an adapter.",
         json_schema_extra=_share(),
     )
 

@@ -115,7 +115,7 @@ def test_with_too_few_examples_each_node_is_tried_once() -> None:
     state = sim.site("north")
     assert [job.node for job in sim.made] == ["north0", "north1"]
     assert (state.phase, state.reason, state.tried) == ("Refused", "TooFewExamples", ["north0", "north1"])
-    assert "49 examples" in state.message and "50" in state.message
+    assert "99 examples" in state.message and "100" in state.message
     sim.run(COOLDOWN - 600)
     assert len(sim.made) == 2
 
@@ -218,8 +218,9 @@ def test_a_report_that_cannot_be_right_changes_no_model(lie: str) -> None:
 
 GATES: dict[str, tuple[dict[str, Any], str]] = {
     "gain": ({"before": 0.5, "after": 0.54}, "NoGain"),
+    "none": ({"before": 0.5, "after": 0.5}, "NoGain"),
     "loss": ({"golden_before": 0.9, "golden_after": 0.8}, "QualityLoss"),
-    "examples": ({"examples": 49}, "TooFewExamples"),
+    "examples": ({"examples": 99}, "TooFewExamples"),
 }
 
 

@@ -14,7 +14,7 @@ from slmops.api.base import NAME_PATTERN
 from slmops.model.config import NetworkConfig, OperatorConfig
 from slmops.model.observed import NodeView, Resolved
 from slmops.planning import build
-from slmops.planning.adaptation_jobs import TrainPlace, build_train_job, train_job_name
+from slmops.planning.adaptation_jobs import TrainPlace, build_order, build_train_job, train_job_name
 from slmops.planning.adapters import build_trained, find_problem
 from slmops.planning.effective import EffectiveVariant, find_rule, rules_of
 from slmops.planning.expand import MAX_NAME_LENGTH, ExpansionError, expand_spec
@@ -25,7 +25,7 @@ from slmops.planning.resolution import resolve
 from slmops.planning.revision import Revision, build_revision_data, parse_revision, source_hash
 from slmops.planning.validate_adaptation import find_adaptation_problem
 from slmwire.examples import parse_settings
-from slmwire.jobs import parse_order
+from slmwire.jobs import TrainOrder, parse_order
 from slmwire.manifest import STORE_URL
 from tests.unit.planning.profile_kit import body_of, files, profile, variant
 
@@ -337,7 +337,17 @@ def test_a_job_trains_on_its_node_without_network_rights_or_credential() -> None
         "/workspace/adapter.onnx_adapter",
     ]
     order = parse_order(template["metadata"]["annotations"]["slmops.dev/told-job.json"])
-    assert (order.name, order.min_examples, order.seed, order.retention_seconds) == ("local", 50, 3, 604800)
+    assert (order.name, order.min_examples, order.seed, order.retention_seconds) == ("local", 100, 3, 604800)
+
+
+def test_what_spec_leaves_open_is_ordered_as_the_order_leaves_it_open() -> None:
+    adaptation = spec_of().adaptation
+    assert adaptation is not None
+    order = build_order(adaptation, seed=0)
+    plain = TrainOrder(
+        name=order.name, retention_seconds=order.retention_seconds, min_examples=order.min_examples
+    )
+    assert order == plain
 
 
 def test_names_of_jobs_are_short_and_of_one_attempt() -> None:
@@ -359,7 +369,9 @@ def test_pods_that_train_reach_nothing_and_nobody_reaches_them(mode: Any) -> Non
     assert {action.name for action in written} == policy_names(NAMES, spec, config)
     policy = next(action.body for action in written if action.name == "orders-train")
     assert policy["spec"] == {
-        "podSelector": {"matchLabels": {"slmops.dev/adaptation": "orders"}},
+        "podSelector": {
+            "matchLabels": {"app.kubernetes.io/managed-by": "slmops", "slmops.dev/adaptation": "orders"}
+        },
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [],
         "egress": [],
@@ -376,8 +388,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"adaptation": {"sites": ["north", "north"]}}, "occurs twice"),
     "not allowed": ({"privacy": {"allowedSites": ["west"]}}, "north is not among spec.privacy.allowedSites"),
     "never enough": (
-        {"adaptation": {"sites": ["north"], "collect": {"maxExamples": 50}}},
-        "training.minExamples: 50 is not below",
+        {"adaptation": {"sites": ["north"], "collect": {"maxExamples": 100}}},
+        "training.minExamples: 100 is not below",
     ),
     "pattern": (
         {"adaptation": {"sites": ["north"], "collect": {"patterns": ["a", "("]}}},
