@@ -11,7 +11,7 @@ from typing import Final
 
 from slmops.api import TRAIN_ANNOTATION, SLMDeploymentSpec
 from slmops.api.adaptation import Adaptation
-from slmops.api.adaptation_status import AdaptationStatus, SiteAdaptationStatus
+from slmops.api.adaptation_status import MESSAGE_LIMIT, AdaptationStatus, SiteAdaptationStatus
 from slmops.model.jobs import DeleteJob
 from slmops.model.observed import Observed
 from slmops.model.plan import Action
@@ -22,7 +22,7 @@ from slmops.planning.adaptation_attempts import (
     follow_training,
     is_running,
 )
-from slmops.planning.adaptation_support import find_obstacle
+from slmops.planning.adaptation_support import NO_NODES, find_absence, find_obstacle
 from slmops.planning.adaptation_triggers import (
     blamed_sites,
     find_busy,
@@ -167,7 +167,7 @@ def _drop_failed(
     ended = {
         "phase": "RolledBack",
         "reason": "AdapterRolledBack",
-        "message": f"revision {failed} with the adapter failed: {why}"[:512],
+        "message": f"revision {failed} with the adapter failed: {why}"[:MESSAGE_LIMIT],
         # Nobody trains the same again at once; who was asked meanwhile waits, too.
         "finished_at": times.to_text(look.now),
     }
@@ -226,7 +226,8 @@ def _ask(look: _Look, state: SiteAdaptationStatus, by: str) -> SiteAdaptationSta
 
 def _rest(state: SiteAdaptationStatus) -> SiteAdaptationStatus:
     """Nothing is wanted of the site: what it says is how its last training ended."""
-    return state.model_copy(update={"reason": "", "message": ""}) if state.reason == "Waiting" else state
+    is_past = state.reason in ("Waiting", NO_NODES)
+    return state.model_copy(update={"reason": "", "message": ""}) if is_past else state
 
 
 # What begins
@@ -237,11 +238,15 @@ def _begin(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
         return state
     obstacle = find_obstacle(look.spec, look.training.observed, look.training.fleet, state.site)
     if obstacle:
-        unmet = {"phase": "Unsupported", "reason": "Unsupported", "message": obstacle[:512]}
+        unmet = {"phase": "Unsupported", "reason": "Unsupported", "message": obstacle[:MESSAGE_LIMIT]}
         return state.model_copy(update=unmet | {"asked_at": None, "retry_at": None})
     if state.phase == "Unsupported":
         phase = "Accepted" if state.adapter is not None else "Collecting"
         state = state.model_copy(update={"phase": phase, "reason": "", "message": ""})
+    # Of a site that has trained once, how that ended is worth more.
+    is_new = state.phase == "Collecting"
+    if is_new and (absence := find_absence(look.spec, look.training.fleet, state.site)):
+        return state.model_copy(update={"reason": NO_NODES, "message": absence[:MESSAGE_LIMIT]})
     if state.asked_at is None:
         return _rest(state)
     return begin_training(look.training, state, busy=look.busy)

@@ -2,6 +2,7 @@
 """Whether a site can train at all, and on which of its nodes."""
 
 from collections.abc import Collection
+from typing import Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.model.config import OperatorConfig
@@ -12,6 +13,9 @@ from slmops.planning.examples_mount import keeps_examples
 from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState
 from slmops.planning.revision import RevisionVariant
+
+NO_NODES: Final = "NoNodes"
+"""Reason of a site that no node is of."""
 
 
 def find_obstacle(spec: SLMDeploymentSpec, observed: Observed, fleet: Fleet, site: str) -> str:
@@ -43,6 +47,17 @@ def _shares(spec: SLMDeploymentSpec, config: OperatorConfig) -> bool:
         spec.distribution.peers == "Site"
         and bool(config.store_agent_port)
         and is_served(spec.cache.host_path, config.store_agent_path)
+    )
+
+
+def find_absence(spec: SLMDeploymentSpec, fleet: Fleet, site: str) -> str:
+    """What to look at where no node is of the site; empty where one is."""
+    if any(site_of_node(spec, state) == site for state in fleet.matched):
+        return ""
+    label = spec.placement.site_label
+    return (
+        f"no node that spec.placement selects has the label {label}={site}: compare spec.adaptation.sites "
+        f"with kubectl get nodes -L {label}"
     )
 
 

@@ -405,6 +405,20 @@ def test_a_site_that_cannot_train_says_why() -> None:
 # Invariants
 
 
+def test_a_site_without_nodes_says_where_to_look_until_one_comes() -> None:
+    sim = installed_sites(adaptation=ADAPTATION | {"sites": ["nort", "south"]})
+    assert (sim.site("nort").phase, sim.site("nort").reason) == ("Collecting", "NoNodes")
+    assert "label site=nort" in sim.site("nort").message
+    assert sim.site("south").reason == ""
+    (said,) = [c for c in sim.status.conditions if c.type == "AdaptationHealthy"]
+    assert (said.status, said.reason) == ("True", "Collecting") and "spec.adaptation.sites" in said.message
+    sim.train()
+    sim.run(60)
+    assert {job.site for job in sim.made} == {"south"} and sim.site("nort").reason == "NoNodes"
+    sim.add_node("late", labels={"site": "nort"}, memory_bytes=4 << 30)
+    assert sim.run_until(lambda: sim.site("nort").adapter is not None), sim.explain()
+
+
 class Watch:
     """What must hold after each look, whatever is asked and reported."""
 

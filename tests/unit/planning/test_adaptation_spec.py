@@ -233,6 +233,45 @@ def test_what_is_unset_is_no_part_of_a_revision() -> None:
     assert named(expanded(spec))["int4-o"].to_body()["adapters"] == [row]
 
 
+def test_a_revision_with_overrides_and_profiles_is_the_one_of_the_release_before() -> None:
+    """Golden values of the release before adaptation: whoever does not use it must not be rolled out anew."""
+    adapters = [{"name": "menu", "url": "http://models/menu.onnx_adapter", "sha256": "b" * 64, "size": 5}]
+    overrides = [
+        {"name": "o", "sites": ["x"], "adapters": adapters},
+        {"name": "p", "nodeSelector": {"matchLabels": {"a": "b"}}, "runtime": {"slots": 2}},
+    ]
+    body = body_of(variant("int4"), variant("int8"), overrides=overrides)
+    spec = SLMDeploymentSpec.model_validate(body)
+    found = {
+        count: resolve(
+            expanded(spec, profiles=[profile(name) for name in names]), outcomes=known(spec), stored=()
+        ).revision
+        for count, names in enumerate(((), ("pi", "nuc")))
+    }
+    assert found == {0: "d296f1fb46", 1: "7dd38bab3c"}
+
+
+def test_pods_elsewhere_are_what_they_are_without_adaptation() -> None:
+    def templates(spec: SLMDeploymentSpec) -> Any:
+        whole = expanded(spec)
+        names = {entry.name for entry in whole.variants}
+        return build.build_templates(
+            NAMES,
+            whole,
+            config=CONFIG,
+            revision="r",
+            digests=dict.fromkeys(names, ONNX.manifest.digest),
+            references=dict.fromkeys(names, ONNX.reference),
+        )
+
+    overrides = [{"name": "o", "sites": ["west"], "runtime": {"slots": 2}}]
+    plain = templates(spec_of(overrides=overrides, adaptation=None))
+    adapting = templates(spec_of(overrides=overrides))
+    assert set(adapting) - set(plain) == {"int4-north"}
+    assert {name: adapting[name] for name in plain} == plain
+    assert "xamples" not in str(plain) and "xamples" in str(adapting["int4-north"])
+
+
 # Pods and Jobs
 
 
@@ -382,9 +421,14 @@ def test_pods_that_train_reach_nothing_and_nobody_reaches_them(mode: Any) -> Non
 
 # What is refused
 
+ROW = {"name": "menu", "url": "http://models/menu.onnx_adapter", "sha256": "b" * 64, "size": 5}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "replicas": ({"placement": {"mode": "Replicas", "nodeSelector": {}}}, "placement.mode PerNode"),
     "base": ({"adaptation": {"sites": ["north"], "name": "base"}}, r"spec\.adaptation\.name: base"),
+    "base of an override": (
+        {"overrides": [{"name": "o", "sites": ["west"], "adapters": [ROW | {"name": "base"}]}]},
+        r"overrides\[o\]\.adapters: with spec.adaptation none can be called base.*rename it",
+    ),
     "twice": ({"adaptation": {"sites": ["north", "north"]}}, "occurs twice"),
     "not allowed": ({"privacy": {"allowedSites": ["west"]}}, "north is not among spec.privacy.allowedSites"),
     "never enough": (
