@@ -130,6 +130,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     release = commands.add_parser("release", help="drop this deployment's pins, collect, then hold")
     release.set_defaults(run=_run_release)
     release.add_argument("--once", action="store_true", help="exit instead of holding")
+    release.add_argument(
+        "--keep-models", action="store_true", help="only remove examples, and pins of adapters made of them"
+    )
     listing = commands.add_parser("list", help="print what the store holds as JSON")
     listing.set_defaults(run=_run_list)
     agent = commands.add_parser("agent", help="give blobs to the site's other nodes, collect orphans")
@@ -151,8 +154,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[str, str], None]) -> int:
-    from slmfetch.examples import settle_examples
+    from slmfetch.examples import Wanted, settle_examples
     from slmfetch.fetch import Job, Purpose, fetch
+    from slmfetch.keep import forget
 
     environ = config.current_environment()
     manifest = _read_manifest(options)
@@ -192,8 +196,14 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         deep=options.deep,
     )
     store.prepare()
-    settle_examples(store, job.owner, _wanted_examples(environ, job.purpose))
-    outcome = fetch(store, job, settings, tally=report.tally)
+    examples = _wanted_examples(environ, job.purpose)
+    settle_examples(store, job.owner, examples)
+    try:
+        outcome = fetch(store, job, settings, tally=report.tally)
+    finally:
+        # After the revision has pinned what it needs, and even when something of that did not come.
+        if examples is Wanted.GONE:
+            forget(store, job.owner)
     report.bytes_reused = outcome.bytes_reused
     finish("", _summary(outcome))
     log(
@@ -235,11 +245,18 @@ def _run_hold(options: argparse.Namespace, report: _Report, finish: Callable[[st
 
 
 def _run_release(options: argparse.Namespace, _report: _Report, finish: Callable[[str, str], None]) -> int:
+    from slmfetch.examples import remove_examples
     from slmfetch.fetch import release
+    from slmfetch.keep import forget
 
     if not options.once:
         _ready_file().unlink(missing_ok=True)
-    release(_store(options), config.read_owner(config.current_environment()))
+    owner = config.read_owner(config.current_environment())
+    if options.keep_models:
+        remove_examples(_store(options), owner)
+        forget(_store(options), owner)
+    else:
+        release(_store(options), owner)
     finish("", "")
     return 0 if options.once else _hold(_store(options))
 

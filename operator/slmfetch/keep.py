@@ -2,7 +2,7 @@
 """Puts an adapter that was trained on this node into its store, where no revision names it yet.
 
 Its pins are apart from those of revisions. The two latest of a deployment stay: the one before may still
-serve, or be served again.
+serve, or be served again. They go when its server keeps no examples any more: the site was taken out.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from slmfetch.refs import (
     write_ref,
 )
 from slmfetch.room import find_shortage
-from slmfetch.store import BLOB_MODE, CHUNK_BYTES, NO_SPACE, TEMP_PREFIX, Store, fsync_dir
+from slmfetch.store import BLOB_MODE, CHUNK_BYTES, NO_SPACE, TEMP_PREFIX, Store, discard, fsync_dir
 from slmwire.jobs import ADAPTER_FILE
 from slmwire.manifest import MAX_BYTES, Manifest, ManifestFile
 from slmwire.reasons import Reason
@@ -174,6 +174,24 @@ def _pin(store: Store, owner: Owner, file: ManifestFile) -> None:
     for name in superseded(refs | {ref.revision: ref}):
         remove_ref(store, pins, name)
     log("adapter is in the store", deployment=owner.key, sha256=file.sha256, bytes=file.size)
+
+
+def forget(store: Store, owner: Owner) -> None:
+    """Drop the pins of a deployment's adapters; those that its revisions name stay as long as these.
+
+    What cannot be removed is logged.
+    """
+    pins = store.refs / adapters_of(owner).key
+    if not pins.is_dir():
+        return
+    try:
+        with store.locked():
+            discard(pins)
+            done = collect(store)
+    except (OSError, FetchError) as error:
+        log("pins of adapters cannot be removed", level="error", deployment=owner.key, why=str(error))
+        return
+    log("adapters that were trained here are let go", deployment=owner.key, bytes=done.bytes)
 
 
 def superseded(refs: dict[str, Ref]) -> tuple[str, ...]:

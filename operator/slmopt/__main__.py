@@ -167,8 +167,10 @@ def _run_recipe(options: argparse.Namespace) -> str:
 
 
 def _run_train(options: argparse.Namespace) -> str:
+    from slmopt.training.dumps import forbid_dumps
     from slmopt.training.run import SCRATCH, train_adapter
 
+    forbid_dumps()
     began = time.monotonic()
     _remove_left(options.work, f"{SCRATCH}*")
     digest = train_adapter(options.model_dir, options.work, options.job)

@@ -25,6 +25,7 @@ from slmserve.golden import GoldenError
 from slmserve.journal import describe_exception, setup_logging
 from slmserve.sandbox import confine
 from slmwire.jobs import (
+    HELD_OUT_DIR,
     JOB_FILE,
     WORK_DIR,
     AdapterReport,
@@ -51,6 +52,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("task", choices=("prepare", "judge"))
     parser.add_argument("--examples", type=Path, default=Path(EXAMPLES_DIR), help="default %(default)s")
     parser.add_argument("--work", type=Path, default=Path(WORK_DIR), help="default %(default)s")
+    parser.add_argument("--held-out", type=Path, default=Path(HELD_OUT_DIR), help="default %(default)s")
     parser.add_argument("--job", type=Path, default=Path(JOB_FILE), help="default %(default)s")
     parser.add_argument("--deadline-seconds", type=float, default=DEFAULT_DEADLINE_SECONDS)
     parser.add_argument("--termination-log", type=Path, default=Path(TERMINATION_LOG))
@@ -66,15 +68,20 @@ def _settings(options: argparse.Namespace, rest: Sequence[str]) -> tuple[TrainOr
     if options.deadline_seconds <= 0:
         raise ConfigError(f"--deadline-seconds is {options.deadline_seconds}; it must be above 0")
     config = parse_config(rest, os.environ)
-    # The judgement names the adapters itself, and nothing is served. Adapters of this kind have one engine.
-    return order, replace(
-        config, engine=_ENGINE, evaluate=False, default_adapter="", model_digest="", examples=None
-    )
+    # Nothing is served. Adapters of this kind have one engine.
+    return order, replace(config, engine=_ENGINE, evaluate=False, model_digest="", examples=None)
 
 
 def _judge(options: argparse.Namespace, order: TrainOrder, config: ServerConfig) -> AdapterReport:
+    task = judge(
+        config,
+        order,
+        work=options.work,
+        held_out_dir=options.held_out,
+        deadline_seconds=options.deadline_seconds,
+    )
     try:
-        return asyncio.run(judge(config, order, options.work, deadline_seconds=options.deadline_seconds))
+        return asyncio.run(task)
     except TimeoutError:
         message = (
             f"the adapter was not judged within {options.deadline_seconds:.0f} s; give the training more CPU,"
@@ -84,7 +91,14 @@ def _judge(options: argparse.Namespace, order: TrainOrder, config: ServerConfig)
 
 
 def _prepare(options: argparse.Namespace, order: TrainOrder, config: ServerConfig) -> AdapterReport | None:
-    return prepare(config, order, options.examples, options.work, now=time.time())
+    return prepare(
+        config,
+        order,
+        examples=options.examples,
+        work=options.work,
+        held_out_dir=options.held_out,
+        now=time.time(),
+    )
 
 
 _TASKS: Final[dict[str, Callable[[argparse.Namespace, TrainOrder, ServerConfig], AdapterReport | None]]] = {

@@ -2,8 +2,9 @@
 """Is the model with the new adapter better than what serves now? Answered by the server's own code.
 
 The engine has the model's files and the new adapter beside them, under a name of its own. What serves now is
-the model with the adapter of an earlier training where it has one, and else the model alone: that is what the
-examples held back are compared with. What the golden set may lose is counted from the model alone.
+the model with its default adapter where it has one, of an earlier training or a user's, and else the model
+alone: that is what the examples held back are compared with. What the golden set may lose is counted from
+the model without any training.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from slmserve.adapt_prepare import HELD_OUT_NAME, TOKENS_NAME
+from slmserve.adapt_prepare import TOKENS_NAME
 from slmserve.answers import build_deliver
 from slmserve.backend import Backend
 from slmserve.config import ServerConfig
@@ -52,14 +53,14 @@ def assess(order: TrainOrder, *, held_out: Shares, golden: Shares) -> tuple[Trai
         return outcome, f"{shown}; {order.min_gain:g} more is asked for"
     if golden.before is None or golden.after is None:
         return outcome, shown
-    of_golden = f"of {GOLDEN_FILE} {golden.before:.3f} without an adapter, {golden.after:.3f} with it"
+    of_golden = f"of {GOLDEN_FILE} {golden.before:.3f} without training, {golden.after:.3f} with it"
     if outcome is TrainOutcome.QUALITY_LOSS:
         return outcome, f"{of_golden}; {order.max_quality_loss:g} less is allowed"
     return outcome, f"{shown}; {of_golden}"
 
 
 async def judge(
-    config: ServerConfig, order: TrainOrder, work: Path, *, deadline_seconds: float
+    config: ServerConfig, order: TrainOrder, *, work: Path, held_out_dir: Path, deadline_seconds: float
 ) -> AdapterReport:
     """Load once and answer everything with both; raises StartError, GoldenError, or TimeoutError."""
     adapter = work / ADAPTER_NAME
@@ -67,9 +68,9 @@ async def judge(
         raise StartError(Reason.UNFIT, f"the training left no {ADAPTER_NAME}")
     async with asyncio.timeout(deadline_seconds):
         base_digest = await asyncio.to_thread(digest_of, _own_files(config.model_dir, order.name))
-        held_out = _read_cases(work / HELD_OUT_NAME, work)
+        held_out = _read_cases(held_out_dir)
         golden = _spread(load_cases(config.model_dir))
-        earlier = order.name if (config.model_dir / _adapter_path(order.name)).is_file() else ""
+        untrained = "" if config.default_adapter == order.name else config.default_adapter
         trained = _free_name(path.stem for path in (config.model_dir / "adapters").glob("*"))
         model = await asyncio.to_thread(load_model, config, more_adapters={trained: adapter})
         if model.build_backend is None:
@@ -78,8 +79,8 @@ async def judge(
         backend = model.build_backend(max(64, 2 * model.engine.slots), deliver)
         backend.start()
         try:
-            own = await _measure(held_out, model, backend, (earlier, trained))
-            general = await _measure(golden, model, backend, ("", trained))
+            own = await _measure(held_out, model, backend, (config.default_adapter, trained))
+            general = await _measure(golden, model, backend, (untrained, trained))
         finally:
             await asyncio.to_thread(backend.close)
     outcome, message = assess(order, held_out=own, golden=general)
@@ -113,16 +114,11 @@ def _spread(cases: list[GoldenCase]) -> list[GoldenCase]:
     return cases[:: max(1, math.ceil(len(cases) / MOST_GOLDEN))]
 
 
-def _read_cases(path: Path, work: Path) -> list[GoldenCase]:
+def _read_cases(folder: Path) -> list[GoldenCase]:
     """The held-out examples: the same form as a golden set, so the same reader."""
-    folder = work / "held-out"
-    folder.mkdir(exist_ok=True)
-    target = folder / GOLDEN_FILE
-    target.unlink(missing_ok=True)
-    target.symlink_to(path)
     cases = load_cases(folder)
     if not cases:
-        raise StartError(Reason.UNFIT, f"there is no {HELD_OUT_NAME} to judge by; prepare leaves it")
+        raise StartError(Reason.UNFIT, f"there is no held-out {GOLDEN_FILE} to judge by; prepare leaves it")
     return cases
 
 

@@ -23,7 +23,8 @@ from slmserve.export import ExportConfig, load_export
 from slmserve.template import ChatTemplate, load_template
 from slmserve.tokenizer import TextCodec, load_codec
 from slmwire.examples import expiry_of
-from slmwire.jobs import HELD_OUT_FILE, TRAIN_TOKENS_FILE, AdapterReport, TrainOrder, TrainOutcome
+from slmwire.jobs import TRAIN_TOKENS_FILE, AdapterReport, TrainOrder, TrainOutcome
+from slmwire.paths import GOLDEN_FILE
 from slmwire.reasons import Reason
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ MOST_HELD_OUT: Final = 500
 """More make a judgement longer and no better."""
 _MOST_LINE: Final = 1 << 20
 TOKENS_NAME: Final = Path(TRAIN_TOKENS_FILE).name
-HELD_OUT_NAME: Final = Path(HELD_OUT_FILE).name
 
 
 class _Part(BaseModel):
@@ -188,14 +188,22 @@ def build_renderer(config: ServerConfig) -> Renderer:
 
 
 def prepare(
-    config: ServerConfig, order: TrainOrder, folder: Path, work: Path, *, now: float
+    config: ServerConfig,
+    order: TrainOrder,
+    *,
+    examples: Path,
+    work: Path,
+    held_out_dir: Path,
+    now: float,
 ) -> AdapterReport | None:
-    """Write tokens.jsonl and held-out.jsonl below `work`; a report only where there are too few examples.
+    """Write tokens.jsonl below `work`, and golden.jsonl, which alone has text, below `held_out_dir`.
+
+    A report only where there are too few examples.
 
     Raises StartError for a model that cannot be trained on messages, OSError where files cannot be written.
     """
     renderer = build_renderer(config)
-    found = collect(folder, retention_seconds=order.retention_seconds, now=now)
+    found = collect(examples, retention_seconds=order.retention_seconds, now=now)
     rendered = {example.key: tokens for example in found.examples if (tokens := renderer.render(example))}
     train, held = split([example for example in found.examples if example.key in rendered], order)
     fields = {
@@ -219,7 +227,7 @@ def prepare(
             held_out=len(held),
         )
     _write(work / TOKENS_NAME, [rendered[example.key] for example in train])
-    _write(work / HELD_OUT_NAME, [_case(example) for example in held])
+    _write(held_out_dir / GOLDEN_FILE, [_case(example) for example in held])
     return None
 
 

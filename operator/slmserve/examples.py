@@ -86,6 +86,11 @@ class ExampleStore:
         return Removed(expired=expired, over_limit=dropped)
 
     @property
+    def retention_seconds(self) -> int:
+        """How long an example may be kept."""
+        return self._settings.retention_seconds
+
+    @property
     def _width(self) -> int:
         """Seconds whose examples share a file."""
         return max(2, self._settings.retention_seconds // _FILES)

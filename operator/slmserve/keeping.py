@@ -4,6 +4,7 @@
 import asyncio
 import json
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,20 +22,30 @@ _MOST_PROMPTS: Final = 1024
 _MOST_BYTES: Final = 8 << 20
 MOST_PROMPT_BYTES: Final = 32 << 10
 """Of one request's messages; longer ones are not remembered."""
+MOST_SECONDS: Final = 86_400.0
+"""How long a prompt is remembered for a correction, where examples may be kept for longer than that."""
 _MOST_OUTCOMES: Final = 8192
 _MOST_WAITING: Final = 32
 _TIDY_SECONDS: Final = 300.0
 
 
 class RememberedPrompts:
-    """Messages of the last answers that were not judged yet, bounded in number and bytes.
+    """Messages of the last answers that were not judged yet, bounded in number, bytes and time.
 
     For the event loop.
     """
 
-    def __init__(self, *, most: int = _MOST_PROMPTS, most_bytes: int = _MOST_BYTES) -> None:
-        self._most, self._most_bytes = most, most_bytes
-        self._prompts: OrderedDict[str, bytes] = OrderedDict()
+    def __init__(
+        self,
+        *,
+        most: int = _MOST_PROMPTS,
+        most_bytes: int = _MOST_BYTES,
+        seconds: float = MOST_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most, self._most_bytes, self._seconds, self._clock = most, most_bytes, seconds, clock
+        self._prompts: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        """With the time at which each came, the oldest first."""
         self.size = 0
         """Bytes of all of them."""
 
@@ -53,17 +64,28 @@ class RememberedPrompts:
         if len(prompt) > MOST_PROMPT_BYTES:
             return
         self.take(identifier)
-        self._prompts[identifier] = prompt
+        self._prompts[identifier] = self._clock(), prompt
         self.size += len(prompt)
         while len(self._prompts) > self._most or self.size > self._most_bytes:
-            _, gone = self._prompts.popitem(last=False)
-            self.size -= len(gone)
+            self._drop_oldest()
+
+    def expire(self) -> None:
+        """Forget those that nobody has corrected in time."""
+        before = self._clock() - self._seconds
+        while self._prompts and next(iter(self._prompts.values()))[0] <= before:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, (_, gone) = self._prompts.popitem(last=False)
+        self.size -= len(gone)
 
     def take(self, identifier: str) -> list[dict[str, str]] | None:
         """The messages, forgotten from now on; None when they are not remembered."""
-        prompt = self._prompts.pop(identifier, None)
-        if prompt is None:
+        self.expire()
+        found = self._prompts.pop(identifier, None)
+        if found is None:
             return None
+        prompt = found[1]
         self.size -= len(prompt)
         messages: list[dict[str, str]] = json.loads(prompt)
         return messages
@@ -84,7 +106,7 @@ class ExampleKeeper:
     def __init__(self, store: ExampleStore, metrics: Metrics) -> None:
         self._store, self._metrics = store, metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="examples")
-        self._prompts = RememberedPrompts()
+        self._prompts = RememberedPrompts(seconds=min(store.retention_seconds, MOST_SECONDS))
         self._outcomes: OrderedDict[str, asyncio.Future[bool]] = OrderedDict()
         self._waiting = 0
         self._failing = False
@@ -127,6 +149,7 @@ class ExampleKeeper:
             await self._tidy()
 
     async def _tidy(self) -> None:
+        self._prompts.expire()
         await self._work(self._store.tidy)
 
     async def _keep(self, identifier: str, correction: str) -> bool:

@@ -23,8 +23,8 @@ def pass_gates(
     """ACCEPTED, NO_GAIN or QUALITY_LOSS, by shares of answers as expected, 0..1.
 
     `before` and `after` are of the held-back examples, with what serves now and with the new adapter.
-    `golden_before` and `golden_after` are of the model's golden set, without any adapter and with the new
-    one: were it compared with an adapter before, each training could lose a little more. They are None for a
+    `golden_before` and `golden_after` are of the model's golden set, without any training and with the
+    new adapter: were it compared with an earlier one, each training could lose a little more. They are None for a
     model without such a set.
     """
     gain = after - before

@@ -39,8 +39,9 @@ ANSWERS_FILE: Final = "/workspace/answers.jsonl"
 """Where `slmserve evaluate` leaves the answers for a custom scorer."""
 TRAIN_TOKENS_FILE: Final = "/workspace/tokens.jsonl"
 """What a training learns from, `{"prompt": [ids], "answer": [ids]}` a line, end token included."""
-HELD_OUT_FILE: Final = "/workspace/held-out.jsonl"
-"""What it is judged by, lines as in golden.jsonl."""
+HELD_OUT_DIR: Final = "/held-out"
+"""Where a training has what it is judged by, a golden.jsonl: a volume that `train` does not see, as it is the
+one thing in plain text that leaves the folder of examples. It is in memory, so no disk keeps it."""
 ADAPTER_FILE: Final = "/workspace/adapter.onnx_adapter"
 
 
@@ -145,7 +146,7 @@ class AdapterReport:
     after: float | None = None
     golden_samples: int = 0
     golden_before: float | None = None
-    """On the golden set, without any adapter; `golden_after` with the new one."""
+    """On the golden set, without any training; `golden_after` with the new one."""
     golden_after: float | None = None
 
 

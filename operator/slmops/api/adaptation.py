@@ -102,7 +102,7 @@ class AdaptationGates(ApiModel):
     max_quality_loss: Decimal = Field(
         default="0.02",
         description="By how much the share of the model's own golden set that is answered as expected may "
-        "fall below that of the model without an adapter.",
+        "fall below that of the model without any training.",
         json_schema_extra=_share(),
     )
 
@@ -157,8 +157,8 @@ def adaptation_rules() -> tuple[dict[str, Any], ...]:
         cel(
             "!has(self.adaptation) || !has(self.overrides) || "
             f"!self.overrides.exists(o, has(o.adapters) && o.adapters.exists(a, a.name == '{BASE_NAME}'))",
-            f"with adaptation no adapter of overrides can be called {BASE_NAME}, which names the model without "
-            "the trained one; rename it",
+            f"with adaptation no adapter of overrides can be called {BASE_NAME}, which names the model "
+            "without the trained one; rename it",
         ),
         cel(
             "has(self.adaptation) || !has(self.feedback) || !has(self.feedback.rules) || "

@@ -78,7 +78,7 @@ class SiteAdaptationStatus(ApiModel):
     )
     after: str | None = Field(default=None, description="The same with the new adapter.")
     golden_before: str | None = Field(
-        default=None, description="Share on the model's own golden set without any adapter."
+        default=None, description="Share on the model's own golden set without any training."
     )
     golden_after: str | None = Field(default=None, description="The same with the new adapter.")
     waiting: SiteAdapter | None = Field(

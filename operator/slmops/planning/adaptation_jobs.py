@@ -28,7 +28,17 @@ TRAIN: Final = "train"
 JUDGE: Final = "judge"
 KEEP: Final = "keep"
 KEEP_MEMORY: Final = "64Mi"
-_AS_SERVED: Final = (env.MODEL, env.MODEL_VERSION, env.THREADS, env.SLOTS, env.CONTEXT_LENGTH)
+HELD_OUT_LIMIT: Final = "80Mi"
+"""More than a server keeps of examples in all."""
+_HELD_OUT: Final = "held-out"
+_AS_SERVED: Final = (
+    env.MODEL,
+    env.MODEL_VERSION,
+    env.THREADS,
+    env.SLOTS,
+    env.CONTEXT_LENGTH,
+    env.DEFAULT_ADAPTER,
+)
 """Settings of the server that decide which prompts fit and how they are answered."""
 _TOLD_DIR: Final = jobs.JOB_FILE.rpartition("/")[0]
 _ANNOTATION: Final = f"{labels.DOMAIN}/told-job.json"
@@ -133,6 +143,7 @@ def _pod(place: TrainPlace) -> Body:
     told = {str(entry["name"]): entry.get("value") for entry in server.get("env", ())}
     settings = {name: told[name] for name in _AS_SERVED if told.get(name)}
     settings |= {env.MODEL_DIGEST: base_digest_of(place.variant)}
+    held_out = {"name": _HELD_OUT, "mountPath": jobs.HELD_OUT_DIR}
     body: Body = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -150,7 +161,7 @@ def _pod(place: TrainPlace) -> Body:
                 image=runtime,
                 command=[*serve, PREPARE, *where[:2], "--examples", paths.EXAMPLES_DIR, *where[2:]],
                 env_values=settings,
-                mounts=[model, folder],
+                mounts=[model, folder, held_out],
             ),
             _step(
                 place,
@@ -166,13 +177,14 @@ def _pod(place: TrainPlace) -> Body:
                 image=runtime,
                 command=[*serve, JUDGE, *where],
                 env_values=settings,
-                mounts=[model],
+                mounts=[model, {**held_out, "readOnly": True}],
             ),
         ],
         "containers": [_keep(place, runtime)],
         "volumes": [
             {"name": "store", "hostPath": {"path": spec.cache.host_path, "type": "Directory"}},
             {"name": "work", "emptyDir": {}},
+            {"name": _HELD_OUT, "emptyDir": {"medium": "Memory", "sizeLimit": HELD_OUT_LIMIT}},
             {"name": "tmp", "emptyDir": {}},
             {
                 "name": "told",

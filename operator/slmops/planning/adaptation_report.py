@@ -91,8 +91,8 @@ def _refusal(pod: JobPodView | None, order: TrainOrder) -> AdapterReport | None:
     """What a container that ended the training says of it; None where none has judged it."""
     for name in (PREPARE, JUDGE):
         report = parse_report(_said(pod, name, "Failed"))
-        if not isinstance(report, AdapterReport) or report.outcome not in set(TrainOutcome):
-            continue
+        if not isinstance(report, AdapterReport) or report.outcome not in tuple(TrainOutcome):
+            continue  # looked for in a tuple: a list, which has no hash, may come from a node as well
         outcome = TrainOutcome(report.outcome)
         if outcome is TrainOutcome.ACCEPTED or (name == PREPARE) != (
             outcome is TrainOutcome.TOO_FEW_EXAMPLES

@@ -330,11 +330,12 @@ def build_prefetch_daemon_set(names: Names, revision: Revision, variant: Revisio
 
 
 def build_release_daemon_set(names: Names, spec: SLMDeploymentSpec, *, config: OperatorConfig) -> Body:
-    """DaemonSet that drops this deployment's models from the nodes labelled for it."""
+    """DaemonSet that drops this deployment's models from the nodes labelled for it, or examples alone."""
     # Of the variant nothing is used but what every pod has.
     nobody = Variant.model_construct(name="none", source=Source())
     fetch = _Fetch(names, spec, config, "release", spec.variants[0] if spec.variants else nobody)
-    container = fetch.container(name="release", args=["release"]) | {
+    kept = ["--keep-models"] if spec.cache.deletion_policy == "Retain" else []
+    container = fetch.container(name="release", args=["release", *kept]) | {
         "readinessProbe": {"exec": {"command": ["test", "-f", paths.READY_FILE]}, "periodSeconds": 1}
     }
     container["volumeMounts"] = [

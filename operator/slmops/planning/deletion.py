@@ -46,7 +46,8 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
         return Plan(status=deployment.status, actions=tuple(actions), requeue_after_seconds=RETRY_SECONDS)
     waited = now - (deployment.deleting_since or now)
     release = (
-        spec.cache.deletion_policy == "Delete"
+        # What users wrote goes in any case: without a server nobody may be left to remove it in time.
+        (spec.cache.deletion_policy == "Delete" or spec.adaptation is not None)
         and not observed.namespace_ending
         and waited < observed.config.release_timeout_seconds
         # A spec that was refused for its folder must not get it mounted by being deleted.

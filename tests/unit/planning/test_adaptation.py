@@ -199,6 +199,7 @@ LIES: dict[str, dict[str, Any]] = {
     "golden without shares": {"golden_after": None},
     "refused and done": {"outcome": "NoGain"},
     "unknown": {"outcome": "Perfect"},
+    "no text": {"outcome": ["Accepted"]},
 }
 
 
@@ -214,6 +215,16 @@ def test_a_report_that_cannot_be_right_changes_no_model(lie: str) -> None:
     assert state.adapter is None and state.waiting is None
     sim.run(60)
     assert sim.status.update_revision == first
+
+
+@pytest.mark.parametrize("outcome", [["NoGain"], {"NoGain": 1}, None, 1, "", "Perfect"])
+def test_whatever_a_failed_job_says_it_is_a_failure_and_no_defect(outcome: Any) -> None:
+    sim = installed_sites(adaptation=ADAPTATION | {"sites": ["north"]})
+    refused = Training(outcome=TrainOutcome.NO_GAIN, report={"outcome": outcome})
+    sim.trainings["north0"] = sim.trainings["north1"] = refused
+    sim.train()
+    assert sim.run_until(lambda: ended(sim, "north"))
+    assert sim.site("north").phase == "Failed"
 
 
 GATES: dict[str, tuple[dict[str, Any], str]] = {

@@ -353,6 +353,10 @@ def test_a_job_trains_on_its_node_without_network_rights_or_credential() -> None
         for p, m in mounts[name].items()
         if p in ("/model", "/examples")
     )
+    # What is held back is text: who trains sees token ids alone, and no disk keeps it.
+    assert [name for name, has in mounts.items() if "/held-out" in has] == ["prepare", "judge"]
+    held_out = next(v for v in pod["volumes"] if v["name"] == "held-out")
+    assert held_out["emptyDir"]["medium"] == "Memory"
     for container in (prepare, train, judge):
         assert container["securityContext"]["runAsNonRoot"] is True
     for container in (prepare, train, judge, keep):
@@ -375,6 +379,8 @@ def test_a_job_trains_on_its_node_without_network_rights_or_credential() -> None
         "--file",
         "/workspace/adapter.onnx_adapter",
     ]
+    served = {entry["name"]: entry["value"] for entry in judge["env"]}
+    assert served["SLM_DEFAULT_ADAPTER"] == "local", "what serves is what the next one has to be better than"
     order = parse_order(template["metadata"]["annotations"]["slmops.dev/told-job.json"])
     assert (order.name, order.min_examples, order.seed, order.retention_seconds) == ("local", 100, 3, 604800)
 

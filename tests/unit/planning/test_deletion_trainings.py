@@ -7,8 +7,9 @@ import pytest
 
 from slmops.model.jobs import DeleteJob, JobPodView, JobView
 from slmops.model.observed import Observed
-from slmops.model.plan import PatchNodeLabels, RemoveFinalizer
+from slmops.model.plan import ApplyObject, PatchNodeLabels, RemoveFinalizer
 from slmops.planning.deletion import plan_deletion
+from tests.unit.planning.adaptation_sim import installed_sites
 from tests.unit.planning.fleet_sim import FleetSim
 from tests.unit.planning.fleet_situations import installed
 
@@ -29,6 +30,20 @@ def patched(sim: FleetSim, observed: Observed) -> dict[str, bool]:
     key = sim.names.release_label
     actions = plan_deletion(observed, sim.now + 1).actions
     return {a.node: a.labels.get(key) == "true" for a in actions if isinstance(a, PatchNodeLabels)}
+
+
+def test_what_users_wrote_goes_even_where_models_stay() -> None:
+    sim = installed_sites()
+    sim.edit(cache={"deletionPolicy": "Retain"})
+    sim.run(5)
+    sim.delete()
+    body = next(
+        action.body
+        for action in plan_deletion(sim.observed(), sim.now).actions
+        if isinstance(action, ApplyObject) and action.name == sim.names.release_workload
+    )
+    (container,) = body["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["release", "--keep-models"]
 
 
 def test_a_job_is_deleted_first_and_once(served: FleetSim) -> None:

@@ -27,9 +27,10 @@ from slmfetch.examples import (
 )
 from slmfetch.fetch import release
 from slmfetch.inventory import observe_store
+from slmfetch.keep import keep
 from slmfetch.store import Store, scan
 from slmwire.examples import file_name
-from slmwire.manifest import Manifest
+from slmwire.manifest import STORE_URL, Manifest, ManifestFile
 from slmwire.paths import examples_subpath
 from tests.unit.slmfetch.agents import serve_agent, start_agent
 from tests.unit.slmfetch.kit import (
@@ -37,6 +38,7 @@ from tests.unit.slmfetch.kit import (
     environment,
     finish,
     manifest_of,
+    settings_of,
     start_fetcher,
     wait_until,
 )
@@ -116,10 +118,53 @@ def test_only_the_fetch_of_a_server_that_keeps_none_removes_it(store: Store, tmp
 
 def test_it_goes_even_when_the_model_does_not_come(store: Store, tmp_path: Path) -> None:
     mine = add(store, file_name(time.time() + 60))
+    trained = _trained(store, tmp_path, OWNER)
     manifest = manifest_of({"m": b"model"}, f"file://{tmp_path}/none")
     code, _ = finish(start_fetcher(["fetch", "--serve"], store, tmp_path, manifest))
     assert code == 1
     assert not mine.parent.exists()
+    assert not store.blob(trained).exists()
+
+
+def _trained(store: Store, folder: Path, owner: Owner) -> str:
+    path = folder / f"{owner.deployment}.onnx_adapter"
+    path.write_bytes(owner.key.encode())
+    return keep(store, owner, path, settings_of(store)).sha256
+
+
+def test_what_was_trained_on_them_goes_with_them(store: Store, tmp_path: Path) -> None:
+    mine, other = (_trained(store, tmp_path, owner) for owner in (OWNER, OTHER))
+    run(store, tmp_path, "fetch", "--serve", SLM_EXAMPLES_DIR="/examples")
+    run(store, tmp_path, "fetch")
+    assert store.blob(mine).exists(), "while they are wanted, and by a fetch ahead of need"
+    code, output = run(store, tmp_path, "fetch", "--serve")
+    assert code == 0, output
+    assert [store.blob(sha256).exists() for sha256 in (mine, other)] == [False, True]
+    assert run(store, tmp_path, "fetch", "--serve")[0] == 0
+
+
+def test_an_adapter_that_is_served_stays_without_them(store: Store, tmp_path: Path) -> None:
+    trained = _trained(store, tmp_path, OWNER)
+    size = store.blob(trained).stat().st_size
+    file = ManifestFile(path="adapters/local.onnx_adapter", size=size, sha256=trained, url=STORE_URL)
+    served = Manifest(files=(*cached(store, tmp_path).files, file))
+    arguments = ["fetch", "--serve", "--reserve-bytes", "0", "--file-root", str(tmp_path / "src")]
+    for _ in range(2):
+        code, output = finish(start_fetcher(arguments, store, tmp_path, served))
+        assert code == 0, output
+        assert store.blob(trained).exists()
+
+
+def test_a_release_that_keeps_models_removes_examples_alone(store: Store, tmp_path: Path) -> None:
+    code, output = run(store, tmp_path, "fetch", "--serve", SLM_EXAMPLES_DIR="/examples")
+    assert code == 0, output
+    mine, other = (add(store, file_name(time.time() + 60), owner) for owner in (OWNER, OTHER))
+    trained = _trained(store, tmp_path, OWNER)
+    before = {entry.name for entry in scan(store.blobs)}
+    release = start_fetcher(["release", "--once", "--keep-models"], store, tmp_path, cached(store, tmp_path))
+    assert finish(release)[0] == 0
+    assert not mine.exists() and other.exists()
+    assert {entry.name for entry in scan(store.blobs)} == before - {trained}
 
 
 def test_a_release_removes_it_and_the_folders_above_when_they_are_empty(store: Store) -> None:

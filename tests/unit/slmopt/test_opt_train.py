@@ -105,6 +105,19 @@ def _exact(model: Path, matrices: Mapping[str, NDArray[Any]], cases: list[Case],
     return assess(scratch, cases)[0].exact
 
 
+def test_a_training_that_crashes_leaves_no_memory_behind(tmp_path: Path) -> None:
+    """Token ids are text to whoever has the model."""
+    pod = Pod(tmp_path, tmp_path, tokens=None)
+    program = (
+        "import ctypes, resource, sys; from slmopt.__main__ import main; main(sys.argv[1:]);"
+        "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *pod.arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "(0, 0) 0"
+
+
 def test_a_shifted_wording_is_learnt_and_the_rest_is_kept(adaptable: Path, tmp_path: Path) -> None:
     learnt, held = CASES[:120], CASES[120:]
     pod = Pod(tmp_path, adaptable, tokens=_lines(learnt))

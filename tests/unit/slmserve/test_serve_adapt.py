@@ -86,8 +86,9 @@ class Job:
     def __init__(self, directory: Path, model_dir: Path) -> None:
         self.directory, self.model_dir = directory, model_dir
         self.examples, self.work = directory / "examples", directory / "work"
-        self.examples.mkdir()
-        self.work.mkdir()
+        self.held_out = directory / "held-out"
+        for folder in (self.examples, self.work, self.held_out):
+            folder.mkdir()
         self.termination_log = directory / "termination"
 
     def keep(self, answers: Sequence[str]) -> None:
@@ -104,7 +105,8 @@ class Job:
             [
                 task,
                 *("--model-dir", str(self.model_dir), "--examples", str(self.examples)),
-                *("--work", str(self.work), "--job", str(job), "--threads", "1"),
+                *("--work", str(self.work), "--held-out", str(self.held_out)),
+                *("--job", str(job), "--threads", "1"),
                 *("--termination-log", str(self.termination_log), *more),
             ]
         )
@@ -115,8 +117,17 @@ class Job:
         assert isinstance(report, AdapterReport), self.termination_log.read_text()
         return report
 
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.work / name).read_text().splitlines()]
+    @property
+    def tokens(self) -> list[dict[str, Any]]:
+        return _rows(self.work / "tokens.jsonl")
+
+    @property
+    def cases(self) -> list[dict[str, Any]]:
+        return _rows(self.held_out / "golden.jsonl")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -144,7 +155,8 @@ def _own_digest(model_dir: Path) -> str:
 
 
 def test_examples_become_tokens_and_cases(prepared: Job, wanted: list[str]) -> None:
-    train, held = prepared.rows("tokens.jsonl"), prepared.rows("held-out.jsonl")
+    train, held = prepared.tokens, prepared.cases
+    assert [path.name for path in prepared.work.iterdir()] == ["tokens.jsonl"], "all that `train` sees"
     assert len(train) + len(held) == _COUNT
     assert len(held) >= 10
     codec = load_codec(prepared.model_dir)
@@ -178,25 +190,34 @@ def test_a_better_adapter_is_accepted(prepared: Job) -> None:
     assert report.size_bytes == adapter.stat().st_size
     assert report.base_digest == _own_digest(prepared.model_dir)
     assert (report.examples, report.held_out) == (
-        len(prepared.rows("tokens.jsonl")),
-        len(prepared.rows("held-out.jsonl")),
+        len(prepared.tokens),
+        len(prepared.cases),
     )
     assert report.golden_samples == 60
     assert report.golden_before == 1.0
     assert report.golden_after is not None and report.golden_after < 0.98
-    # The next adapter is compared with what serves then.
+
+
+@pytest.mark.parametrize("name", ["local", "theirs"])
+def test_an_adapter_is_compared_with_what_serves(prepared: Job, name: str) -> None:
+    """The model with its default adapter, be it of an earlier training or a user's; any other is no part."""
+    base_digest = _own_digest(prepared.model_dir)
+    adapter = write_lora(prepared.work / "adapter.onnx_adapter", scale=_SCALE)
     served = prepared.directory / "served"
     shutil.copytree(prepared.model_dir, served)
     (served / "adapters").mkdir()
-    shutil.copyfile(adapter, served / "adapters" / "local.onnx_adapter")
+    shutil.copyfile(adapter, served / "adapters" / f"{name}.onnx_adapter")
     prepared.model_dir = served
-    assert prepared.run("judge", _order(min_gain=0.0)) == 1
+    assert prepared.run("judge", _order()) == 0, "it is there, and serves only who asks for it"
+    first = prepared.report
+    assert prepared.run("judge", _order(min_gain=0.0), "--default-adapter", name) == 1
     again = prepared.report
     assert again.outcome == TrainOutcome.NO_GAIN
-    assert again.before == again.after == report.after
-    # What was lost of the golden set stays lost: it is counted from the model alone.
-    assert (again.golden_before, again.golden_after) == (1.0, report.golden_after)
-    assert again.base_digest == report.base_digest
+    assert again.before == again.after == first.after
+    # What an earlier training lost of the golden set stays lost: that is counted from the model without any.
+    golden_before = 1.0 if name == "local" else first.golden_after
+    assert (again.golden_before, again.golden_after) == (golden_before, first.golden_after)
+    assert (again.base_digest == base_digest) == (name == "local")
 
 
 def test_both_ends_work_confined(job: Job, wanted: list[str]) -> None:
@@ -209,6 +230,7 @@ def test_both_ends_work_confined(job: Job, wanted: list[str]) -> None:
         if before:
             write_lora(job.work / before, scale=_SCALE)
         flags = ["--model-dir", str(job.model_dir), "--work", str(job.work), "--job", str(path)]
+        flags += ["--held-out", str(job.held_out)]
         flags += ["--termination-log", str(job.termination_log)]
         flags += ["--examples", str(job.examples)] if task == "prepare" else []
         done = subprocess.run(
@@ -247,9 +269,9 @@ def test_an_adapter_that_changes_nothing_is_none(prepared: Job) -> None:
         (
             lambda work: [
                 write_lora(work / "adapter.onnx_adapter", scale=0.0),
-                (work / "held-out.jsonl").unlink(),
+                (work.parent / "held-out" / "golden.jsonl").unlink(),
             ],
-            "no held-out.jsonl",
+            "no held-out golden.jsonl",
         ),
     ],
 )

@@ -200,6 +200,21 @@ def test_what_is_remembered_is_bounded(events: list[tuple[int, int]]) -> None:
     assert (len(prompts), prompts.size) == (0, 0)
 
 
+def test_a_prompt_that_nobody_corrects_is_not_remembered_for_longer_than_examples_are() -> None:
+    now = [1000.0]
+    prompts = RememberedPrompts(seconds=60.0, clock=lambda: now[0])
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    for identifier in ("a", "b"):
+        prompts.add(identifier, parse_chat(json.dumps(body).encode()))
+        now[0] += 40
+    prompts.expire()
+    assert len(prompts) == 1 and prompts.take("b") is not None
+    prompts.add("c", parse_chat(json.dumps(body).encode()))
+    now[0] += 60
+    assert prompts.take("c") is None
+    assert (len(prompts), prompts.size) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "more",
     [
