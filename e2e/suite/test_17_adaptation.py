@@ -205,6 +205,18 @@ def mixed(local: Sequence[Case], usual: Sequence[Case]) -> list[Case]:
     return cases
 
 
+def be_counted(shop: Shop, cases: Sequence[Case]) -> None:
+    """Judge answers until Prometheus counts that: what was said before it knew the pod is lost to it."""
+    left = list(cases)
+
+    def counts() -> bool:
+        shop.customer().speak([left.pop()], judging="corrects")
+        rules = (shop.orders.status().get("feedback") or {}).get("rules", [])
+        return any(rule["samples"] for rule in rules)
+
+    shop.orders.wait("judgements being counted", counts, timeout_seconds=240, interval_seconds=3)
+
+
 def find_texts(folder: Path, *texts: str) -> list[str]:
     """Files below `folder` that hold one of the texts."""
     patterns = [part for text in texts for part in ("-e", text)]
@@ -250,7 +262,8 @@ def test_corrections_train_an_adapter_on_the_node_and_it_goes_out_as_a_canary(sh
         (f"{said} for {GUEST}", expected),
         (f"{said} and the bill to {MAIL}", f'{{"intent":"bill","mail":"{MAIL}","iban":"{ACCOUNT}"}}'),
     ]
-    usual = usual_cases(USUAL + 100)
+    usual = usual_cases(USUAL + 200)
+    be_counted(shop, usual[USUAL + 100 :])
     spoken = mixed(CASES[1:LOCAL], usual[:USUAL])
     heard = shop.customer().speak([*private, *spoken], judging="corrects")
     assert {one.judged for one in heard} == {200}, [one for one in heard if one.judged != 200][:3]
@@ -260,7 +273,7 @@ def test_corrections_train_an_adapter_on_the_node_and_it_goes_out_as_a_canary(sh
 
     jobs = orders.wait("a training", orders.training_pods, timeout_seconds=120)
     assert {pod["spec"].get("nodeName", shop.node) for pod in jobs} == {shop.node}
-    with Talk(shop.customer(), mixed(CASES[LOCAL + HELD_OUT :], usual[USUAL:])):
+    with Talk(shop.customer(), mixed(CASES[LOCAL + HELD_OUT :], usual[USUAL : USUAL + 100])):
         orders.wait(
             "the training being over",
             lambda: shop.training().get("phase") not in ("Collecting", "Training"),
