@@ -24,8 +24,8 @@ def pass_gates(
 
     `before` and `after` are of the held-back examples, with what serves now and with the new adapter.
     `golden_before` and `golden_after` are of the model's golden set, without any training and with the
-    new adapter: were it compared with an earlier one, each training could lose a little more. They are None for a
-    model without such a set.
+    new adapter: were it compared with an earlier one, each training could lose a little more. They are None
+    for a model without such a set.
     """
     gain = after - before
     if gain <= 0 or gain < order.min_gain - _ROUNDING:
