@@ -16,8 +16,8 @@ from slmwire.manifest import ManifestFile
 from slmwire.reasons import Reason
 
 CURE: Final = (
-    "take the site out of spec.adaptation.sites, or have it trained anew: "
-    "kubectl annotate slmd NAME --overwrite slmops.dev/train=$(date +%s)"
+    "bring back a node that has it; when no node of the site has it any more, the operator goes on without "
+    "it, and so it does when the site is taken out of spec.adaptation.sites"
 )
 
 
@@ -93,6 +93,6 @@ def _nowhere(file: ManifestFile, distribution: Distribution, node: str) -> Trans
     else:
         why = f"neither this node nor any of the {others} others of its site that answers has it any more"
     return TransferError(
-        Reason.SOURCE_UNAVAILABLE, f"{file.path} was trained at the site and has no source; {why}; {CURE}",
+        Reason.ADAPTER_LOST, f"{file.path} was trained at the site and has no source; {why}; {CURE}",
         retryable=True,
     )  # fmt: skip

@@ -31,8 +31,8 @@ class SiteAdaptationStatus(ApiModel):
     phase: Phase = Field(
         default="Collecting",
         description="Collecting: nothing was trained yet. Training: a Job runs. Accepted, Refused, Failed: "
-        "how the last training ended. RolledBack: its adapter failed its rollout. Unsupported: the site "
-        "cannot train.",
+        "how the last training ended. RolledBack: its adapter failed its rollout, or no node has it any "
+        "more. Unsupported: the site cannot train.",
     )
     reason: str = Field(default="", max_length=64, description="CamelCase reason for the phase.")
     message: str = Field(

@@ -22,7 +22,7 @@ from slmops.planning.adaptation_attempts import (
     follow_training,
     is_running,
 )
-from slmops.planning.adaptation_support import NO_NODES, find_absence, find_obstacle
+from slmops.planning.adaptation_support import NO_NODES, find_absence, find_obstacle, has_lost
 from slmops.planning.adaptation_triggers import (
     blamed_sites,
     find_busy,
@@ -88,7 +88,7 @@ def plan_adaptation(
     failed = _failed_with_adapters(fleet, decision, resolution)
     if failed:
         states = [_drop_failed(look, state, failed, decision) for state in states]
-    states = [_take_up(look, _heed(look, state)) for state in states]
+    states = [_take_up(look, _heed(look, _drop_lost(look, state))) for state in states]
     if any(state.adapter != getattr(known.get(state.site), "adapter", None) for state in states):
         look.busy = "spec stands for another revision from now on"
     look.training.running = sum(is_running(state) for state in states)
@@ -173,6 +173,23 @@ def _drop_failed(
     }
     running = state.phase == "Training"
     return state.model_copy(update={"adapter": back, "previous": None} | ({} if running else ended))
+
+
+def _drop_lost(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
+    """Without an adapter that no node of the site has any more: none of them could serve with it again."""
+    fleet, adapter = look.training.fleet, state.adapter
+    if look.busy or adapter is None or not has_lost(fleet, state.site, adapter.sha256):
+        return state
+    look.wake_at(look.now)
+    lost = {
+        "phase": "RolledBack",
+        "reason": "AdapterLost",
+        "message": "no node of the site has the adapter any more; it goes on without one",
+        "finished_at": times.to_text(look.now),
+        "asked_at": None,
+        "retry_at": None,
+    }
+    return state.model_copy(update={"adapter": None, "previous": None} | lost)
 
 
 def _take_up(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:

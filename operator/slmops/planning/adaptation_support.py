@@ -8,11 +8,13 @@ from slmops.api import SLMDeploymentSpec
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import Observed
 from slmops.planning.adaptation_triggers import variants_of_site
+from slmops.planning.adapters import trained_in
 from slmops.planning.distribution import is_served
 from slmops.planning.examples_mount import keeps_examples
 from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState
 from slmops.planning.revision import RevisionVariant
+from slmwire.reasons import Reason
 
 NO_NODES: Final = "NoNodes"
 """Reason of a site that no node is of."""
@@ -64,6 +66,28 @@ def find_absence(spec: SLMDeploymentSpec, fleet: Fleet, site: str) -> str:
 def site_of_node(spec: SLMDeploymentSpec, state: NodeState) -> str:
     """The node's site; empty without the label."""
     return state.node.labels.get(spec.placement.site_label, "")
+
+
+def has_lost(fleet: Fleet, site: str, sha256: str) -> bool:
+    """Whether no node of the site has its adapter any more.
+
+    Each that needs it for the stable revision has to say so. A node that does not report may have it.
+    """
+    stable = fleet.stable
+    if stable is None:
+        return False
+    holding = {v.name for v in variants_of_site(stable, site) if sha256 in trained_in([v])}
+    hosts = [
+        state
+        for state in fleet.matched
+        if site_of_node(fleet.spec, state) == site and state.serve.get(stable.revision) in (None, *holding)
+    ]
+    return bool(hosts) and all(_misses_adapter(state, stable.revision) for state in hosts)
+
+
+def _misses_adapter(state: NodeState, revision: str) -> bool:
+    problem = state.serve_problem(revision) if state.online else None
+    return problem is not None and problem.reason == Reason.ADAPTER_LOST
 
 
 def find_places(

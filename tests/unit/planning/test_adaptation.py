@@ -11,6 +11,7 @@ from slmops.model.jobs import CreateJob
 from slmops.model.observed import OwnedKind
 from slmops.planning import times
 from slmwire.jobs import TrainOutcome
+from slmwire.reasons import Reason
 from tests.unit.planning.adaptation_sim import (
     ADAPTATION,
     RULE,
@@ -19,8 +20,9 @@ from tests.unit.planning.adaptation_sim import (
     installed_sites,
     sha_of,
 )
-from tests.unit.planning.fleet_cluster import Behaviour
+from tests.unit.planning.fleet_cluster import Behaviour, SimNode, SimPod
 from tests.unit.planning.fleet_sim import FleetSim, Look
+from tests.unit.planning.profile_kit import GIB
 
 COOLDOWN = 2 * 3600
 
@@ -282,6 +284,48 @@ def test_a_node_that_never_answers_again_is_not_waited_for() -> None:
     sim.set_online("north0", online=False)
     sim.run(3600 + 300)
     assert (sim.site("north").phase, sim.site("north").reason) == ("Failed", "DeadlineExceeded")
+
+
+def lose(sim: AdaptationSim) -> None:
+    """From now on fetches fail where no node has what was trained."""
+    plain = sim.cluster._fetch_error
+
+    def fetch_error(pod: SimPod, node: SimNode, behaviour: Behaviour) -> Reason | None:
+        somebody = any(pod.digest in other.cache for other in sim.cluster.nodes.values() if other.online)
+        if pod.variant in sim.adapters(pod.revision) and not somebody:
+            return Reason.ADAPTER_LOST
+        return plain(pod, node, behaviour)
+
+    sim.cluster._fetch_error = fetch_error  # type: ignore[method-assign]
+
+
+def test_a_site_whose_nodes_were_all_replaced_goes_on_without_the_adapter() -> None:
+    sim, first = adapted()
+    lose(sim)
+    for name in ("north0", "north1"):
+        del sim.cluster.nodes[name]
+    sim.add_node("north2", labels={"site": "north"}, memory_bytes=4 * GIB)
+    assert sim.run_until(lambda: sim.site("north").adapter is None), sim.explain()
+    assert sim.run_until(lambda: sim.condition("Ready")[0] == "True"), sim.explain()
+    assert sim.status.update_revision == first and sim.adapters(first) == {}
+    state = sim.site("north")
+    assert (state.phase, state.reason) == ("RolledBack", "AdapterLost")
+    sim.run(COOLDOWN)
+    assert len(sim.made) == 1
+
+
+def test_a_node_that_is_away_may_have_the_adapter_still() -> None:
+    sim, _ = adapted()
+    stable, adapter = sim.status.stable_revision, sim.site("north").adapter
+    lose(sim)
+    del sim.cluster.nodes["north0"]
+    sim.set_online("north1", online=False)
+    sim.add_node("north2", labels={"site": "north"}, memory_bytes=4 * GIB)
+    sim.run(1800)
+    assert sim.site("north").adapter == adapter and sim.status.update_revision == stable
+    sim.set_online("north1", online=True)
+    assert sim.run_until(lambda: sim.condition("Ready")[0] == "True"), sim.explain()
+    assert sim.site("north").adapter == adapter and sim.status.update_revision == stable
 
 
 def test_nothing_begins_in_a_rollout_and_what_ends_in_one_waits() -> None:

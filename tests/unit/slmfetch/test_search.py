@@ -190,7 +190,7 @@ def test_liars_alone_give_nothing(site: Site, origin: Origin) -> None:
     site.tell("n2", "n3")
     with site.holder("n2", bytes(len(ADAPTER))), site.holder("n3", ADAPTER[:-1] + b"x"):
         error = site.fails()
-    assert error.reason == Reason.SOURCE_UNAVAILABLE
+    assert error.reason == Reason.ADAPTER_LOST
     assert not site.store.blob(SHA).exists()
     assert not site.store.tree(site.manifest.digest).exists()
     assert [seen.path for seen in origin.seen] == ["/m/model.onnx"]
@@ -210,8 +210,8 @@ def test_who_has_nobody_to_ask_says_so_and_how_to_mend_it(
     site.tell(*names, peer_port=peer_port)
     with site.holder("n2", held):
         error = site.fails()
-    assert error.reason == Reason.SOURCE_UNAVAILABLE
-    for text in ("trained at the site", why, "spec.adaptation.sites", "slmops.dev/train="):
+    assert error.reason == Reason.ADAPTER_LOST
+    for text in ("trained at the site", why, "spec.adaptation.sites", "goes on without it"):
         assert text in error.message
     assert [seen.path for seen in origin.seen] == ["/m/model.onnx"], (
         "the rest is here by now, and nobody else"
@@ -343,7 +343,7 @@ def test_whatever_a_neighbour_answers_only_verified_bytes_are_stored(
             try:
                 site.fetch(attempts=1)
             except FetchError as error:
-                assert error.reason in (Reason.SOURCE_UNAVAILABLE, Reason.INTEGRITY_MISMATCH)
+                assert error.reason in (Reason.ADAPTER_LOST, Reason.INTEGRITY_MISMATCH)
             else:
                 assert tree_content(site.store, site.manifest) == FOUND
                 site.store.blob(SHA).unlink()
