@@ -22,7 +22,13 @@ from slmops.planning.adaptation_attempts import (
     follow_training,
     is_running,
 )
-from slmops.planning.adaptation_support import NO_NODES, find_absence, find_obstacle, has_lost
+from slmops.planning.adaptation_support import (
+    NO_NODES,
+    find_absence,
+    find_obstacle,
+    has_lost,
+    hosts_by_site,
+)
 from slmops.planning.adaptation_triggers import (
     blamed_sites,
     find_busy,
@@ -72,7 +78,14 @@ def plan_adaptation(
         return AdaptationLook(status=None, actions=_delete_jobs(observed, frozenset()))
     fired = fired_rules(spec, rules.status, fleet.stable)
     look = _Look(
-        training=TrainingLook(names=names, observed=observed, fleet=fleet, adaptation=adaptation, now=now),
+        training=TrainingLook(
+            names=names,
+            observed=observed,
+            fleet=fleet,
+            adaptation=adaptation,
+            now=now,
+            hosts=hosts_by_site(fleet, frozenset(adaptation.sites)),
+        ),
         busy=find_busy(spec, decision, standing, resolution, finding),
         fired=bool(fired),
         blamed=blamed_sites(adaptation, fired, fleet.stable),
@@ -178,7 +191,11 @@ def _drop_failed(
 def _drop_lost(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
     """Without an adapter that no node of the site has any more: none of them could serve with it again."""
     fleet, adapter = look.training.fleet, state.adapter
-    if look.busy or adapter is None or not has_lost(fleet, state.site, adapter.sha256):
+    if (
+        look.busy
+        or adapter is None
+        or not has_lost(fleet, state.site, adapter.sha256, look.training.hosts_of(state.site))
+    ):
         return state
     look.wake_at(look.now)
     lost = {
@@ -253,7 +270,8 @@ def _rest(state: SiteAdaptationStatus) -> SiteAdaptationStatus:
 def _begin(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
     if is_running(state):
         return state
-    obstacle = find_obstacle(look.spec, look.training.observed, look.training.fleet, state.site)
+    hosts = look.training.hosts_of(state.site)
+    obstacle = find_obstacle(look.training.fleet, look.training.observed.config, state.site, hosts)
     if obstacle:
         unmet = {"phase": "Unsupported", "reason": "Unsupported", "message": obstacle[:MESSAGE_LIMIT]}
         return state.model_copy(update=unmet | {"asked_at": None, "retry_at": None})
@@ -262,7 +280,7 @@ def _begin(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
         state = state.model_copy(update={"phase": phase, "reason": "", "message": ""})
     # Of a site that has trained once, how that ended is worth more.
     is_new = state.phase == "Collecting"
-    if is_new and (absence := find_absence(look.spec, look.training.fleet, state.site)):
+    if is_new and (absence := find_absence(look.spec, state.site, hosts)):
         return state.model_copy(update={"reason": NO_NODES, "message": absence[:MESSAGE_LIMIT]})
     if state.asked_at is None:
         return _rest(state)

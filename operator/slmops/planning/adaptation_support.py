@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a site can train at all, and on which of its nodes."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.model.config import OperatorConfig
-from slmops.model.observed import Observed
 from slmops.planning.adaptation_triggers import variants_of_site
 from slmops.planning.adapters import trained_in
 from slmops.planning.distribution import is_served
@@ -20,9 +19,23 @@ NO_NODES: Final = "NoNodes"
 """Reason of a site that no node is of."""
 
 
-def find_obstacle(spec: SLMDeploymentSpec, observed: Observed, fleet: Fleet, site: str) -> str:
+Hosts = Mapping[str, Sequence[NodeState]]
+"""Nodes that placement selects, of each site that adapts the model and has some."""
+
+
+def hosts_by_site(fleet: Fleet, sites: Collection[str]) -> Hosts:
+    """The nodes of `sites`, in one pass over a fleet that may be large."""
+    result: dict[str, list[NodeState]] = {}
+    for state in fleet.matched:
+        site = state.node.labels.get(fleet.spec.placement.site_label, "")
+        if site in sites:
+            result.setdefault(site, []).append(state)
+    return result
+
+
+def find_obstacle(fleet: Fleet, config: OperatorConfig, site: str, hosts: Sequence[NodeState]) -> str:
     """Why the site cannot train, and the cure; empty when it can, and while that is not known yet."""
-    if not observed.config.optimizer_image:
+    if not config.optimizer_image:
         return (
             "the operator has no image that trains: let an administrator name one (chart value "
             "optimizerImage)"
@@ -35,8 +48,7 @@ def find_obstacle(spec: SLMDeploymentSpec, observed: Observed, fleet: Fleet, sit
             "no variant for the site is served by onnxruntime from files of its own: give it one in ONNX "
             "format, not as an ImageVolume, made with the recipe step loraInputs"
         )
-    hosts = [state for state in fleet.matched if site_of_node(spec, state) == site]
-    if len(hosts) > 1 and not _shares(spec, observed.config):
+    if len(hosts) > 1 and not _shares(fleet.spec, config):
         return (
             f"the site has {len(hosts)} nodes, and they cannot give each other an adapter: set "
             "spec.distribution.peers to Site, with store agents that serve spec.cache.hostPath"
@@ -52,9 +64,9 @@ def _shares(spec: SLMDeploymentSpec, config: OperatorConfig) -> bool:
     )
 
 
-def find_absence(spec: SLMDeploymentSpec, fleet: Fleet, site: str) -> str:
+def find_absence(spec: SLMDeploymentSpec, site: str, hosts: Sequence[NodeState]) -> str:
     """What to look at where no node is of the site; empty where one is."""
-    if any(site_of_node(spec, state) == site for state in fleet.matched):
+    if hosts:
         return ""
     label = spec.placement.site_label
     return (
@@ -63,12 +75,7 @@ def find_absence(spec: SLMDeploymentSpec, fleet: Fleet, site: str) -> str:
     )
 
 
-def site_of_node(spec: SLMDeploymentSpec, state: NodeState) -> str:
-    """The node's site; empty without the label."""
-    return state.node.labels.get(spec.placement.site_label, "")
-
-
-def has_lost(fleet: Fleet, site: str, sha256: str) -> bool:
+def has_lost(fleet: Fleet, site: str, sha256: str, hosts: Sequence[NodeState]) -> bool:
     """Whether no node of the site has its adapter any more.
 
     Each that needs it for the stable revision has to say so. A node that does not report may have it.
@@ -77,12 +84,8 @@ def has_lost(fleet: Fleet, site: str, sha256: str) -> bool:
     if stable is None:
         return False
     holding = {v.name for v in variants_of_site(stable, site) if sha256 in trained_in([v])}
-    hosts = [
-        state
-        for state in fleet.matched
-        if site_of_node(fleet.spec, state) == site and state.serve.get(stable.revision) in (None, *holding)
-    ]
-    return bool(hosts) and all(_misses_adapter(state, stable.revision) for state in hosts)
+    needing = [state for state in hosts if state.serve.get(stable.revision) in (None, *holding)]
+    return bool(needing) and all(_misses_adapter(state, stable.revision) for state in needing)
 
 
 def _misses_adapter(state: NodeState, revision: str) -> bool:
@@ -91,7 +94,7 @@ def _misses_adapter(state: NodeState, revision: str) -> bool:
 
 
 def find_places(
-    fleet: Fleet, site: str, *, without: Collection[str] = ()
+    fleet: Fleet, site: str, hosts: Iterable[NodeState], *, without: Collection[str] = ()
 ) -> list[tuple[NodeState, RevisionVariant]]:
     """Nodes of the site, by name, that serve the stable revision now with a variant that can be trained."""
     stable = fleet.stable
@@ -100,9 +103,8 @@ def find_places(
     trainable = {v.name: v for v in variants_of_site(stable, site) if keeps_examples(v)}
     return [
         (state, variant)
-        for state in fleet.matched
+        for state in hosts
         if state.name not in without
-        and site_of_node(fleet.spec, state) == site
         and (variant := trainable.get(state.serve.get(stable.revision, ""))) is not None
         and state.serves(stable.revision, variant.name)
     ]
