@@ -21,6 +21,7 @@ from slmops.planning.adaptation_attempts import (
     begin_training,
     follow_training,
     is_running,
+    rest,
 )
 from slmops.planning.adaptation_support import (
     NO_NODES,
@@ -237,7 +238,7 @@ def _heed(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
         return _ask(look, state, "Annotation")
     if state.asked_at is not None:
         gone = state.asked_by == "Rule" and not look.fired
-        return _rest(state.model_copy(update={"asked_at": None})) if gone else state
+        return rest(state.model_copy(update={"asked_at": None})) if gone else state
     if look.busy or state.waiting is not None:
         return state
     bases = look.bases_of(state.site)
@@ -256,12 +257,6 @@ def _heed(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
 def _ask(look: _Look, state: SiteAdaptationStatus, by: str) -> SiteAdaptationStatus:
     fresh = {"failures": 0, "tried": [], "retry_at": None}
     return state.model_copy(update={"asked_at": times.to_text(look.now), "asked_by": by, **fresh})
-
-
-def _rest(state: SiteAdaptationStatus) -> SiteAdaptationStatus:
-    """Nothing is wanted of the site: what it says is how its last training ended."""
-    is_past = state.reason in ("Waiting", NO_NODES)
-    return state.model_copy(update={"reason": "", "message": ""}) if is_past else state
 
 
 # What begins
@@ -283,7 +278,7 @@ def _begin(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
     if is_new and (absence := find_absence(look.spec, state.site, hosts)):
         return state.model_copy(update={"reason": NO_NODES, "message": absence[:MESSAGE_LIMIT]})
     if state.asked_at is None:
-        return _rest(state)
+        return rest(state)
     return begin_training(look.training, state, busy=look.busy)
 
 

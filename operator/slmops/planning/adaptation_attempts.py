@@ -24,7 +24,7 @@ from slmops.planning.adaptation_jobs import (
     tree_digest_of,
 )
 from slmops.planning.adaptation_report import Attempt, read_training
-from slmops.planning.adaptation_support import Hosts, find_places
+from slmops.planning.adaptation_support import NO_NODES, Hosts, find_places
 from slmops.planning.adaptation_triggers import variants_of_site
 from slmops.planning.fleet import Fleet
 from slmops.planning.names import Names
@@ -40,6 +40,10 @@ FIRST_SECONDS: Final = 30.0
 """Between a failed Job and the next one; twice as long each time."""
 GRACE_SECONDS: Final = 60.0
 """Beyond its deadline a Job is not waited for: its node may not answer."""
+WAITING: Final = "Waiting"
+_WANTED: Final = "a training is wanted and waits: "
+_ENDED_LIMIT: Final = 320
+"""Of the message about the last training, where why the next one waits has to stand as well."""
 _RETRIED: Final = frozenset({"NodeGone", "TrainingFailed"})
 _OF_THE_NODE: Final = frozenset(
     {"NodeGone", "PodLost", "NotStarted", "Unschedulable", "ImagePullBackOff", "Evicted"}
@@ -273,9 +277,22 @@ def begin_training(look: TrainingLook, state: SiteAdaptationStatus, *, busy: str
 
 
 def _waits(state: SiteAdaptationStatus, why: str) -> SiteAdaptationStatus:
+    """How the last training ended, and why the next one has to wait."""
     if state.phase == "Training":
         return state  # it says why another Job is needed
-    return _said(state, "Waiting", f"a training is wanted and waits: {why}")
+    state = rest(state)
+    ended = state.message[:_ENDED_LIMIT]
+    return _said(state, state.reason or WAITING, f"{ended}; {_WANTED}{why}" if ended else f"{_WANTED}{why}")
+
+
+def rest(state: SiteAdaptationStatus) -> SiteAdaptationStatus:
+    """The site of which nothing is wanted: what it says is how its last training ended."""
+    if state.reason == NO_NODES:
+        return _said(state, "", "")
+    ended, marked, _ = state.message.partition(_WANTED)
+    if not marked:
+        return state
+    return _said(state, "" if state.reason == WAITING else state.reason, ended.removesuffix("; "))
 
 
 def _create(

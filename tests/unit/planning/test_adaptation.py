@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slmops.api.adaptation_status import MAX_TRIED, MESSAGE_LIMIT
 from slmops.model.jobs import CreateJob
 from slmops.model.observed import OwnedKind
 from slmops.planning import times
@@ -474,6 +475,21 @@ def test_a_site_without_nodes_says_where_to_look_until_one_comes() -> None:
     assert sim.run_until(lambda: sim.site("nort").adapter is not None), sim.explain()
 
 
+def test_what_waits_still_says_how_the_last_training_ended() -> None:
+    sim = installed_sites(adaptation=ADAPTATION | {"sites": ["north"]})
+    sim.trainings = {f"north{i}": Training(outcome=TrainOutcome.NO_GAIN) for i in range(2)}
+    sim.train()
+    assert sim.run_until(lambda: ended(sim, "north"))
+    sim.settle()
+    refused = sim.site("north")
+    sim.edit(rollout=sim.spec_body["rollout"] | {"paused": True})
+    sim.train("again")
+    sim.settle()
+    waits = sim.site("north")
+    assert (waits.phase, waits.reason) == ("Refused", "NoGain")
+    assert waits.message == f"{refused.message}; a training is wanted and waits: rollouts are paused"
+
+
 class Watch:
     """What must hold after each look, whatever is asked and reported."""
 
@@ -484,7 +500,22 @@ class Watch:
     def __call__(self, sim: FleetSim, look: Look) -> None:
         assert isinstance(sim, AdaptationSim)
         self._one_job_for_a_site(sim, look)
+        self._status_is_bounded_and_says_why(look)
         self._no_other_revision_without_cause(look)
+
+    def _status_is_bounded_and_says_why(self, look: Look) -> None:
+        adaptation = look.plan.status.adaptation
+        spec = look.observed.deployment.spec
+        if adaptation is None or spec is None or spec.adaptation is None:
+            return
+        assert [state.site for state in adaptation.sites] == sorted(spec.adaptation.sites)
+        assert sum(state.phase == "Training" and not state.retry_at for state in adaptation.sites) <= 4
+        for state in adaptation.sites:
+            assert len(state.tried) <= MAX_TRIED and len(state.message) <= MESSAGE_LIMIT
+            assert state.message.count("waits: ") <= 1, state
+            if state.phase in ("Refused", "Failed", "RolledBack", "Unsupported"):
+                assert state.reason not in ("", "Waiting") and state.message, state
+            assert (state.reason == "Waiting") <= (state.asked_at is not None), state
 
     def _one_job_for_a_site(self, sim: AdaptationSim, look: Look) -> None:
         adaptation = look.plan.status.adaptation
