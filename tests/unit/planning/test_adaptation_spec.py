@@ -340,6 +340,7 @@ def test_a_job_trains_on_its_node_without_network_rights_or_credential() -> None
     assert [c["name"] for c in pod["initContainers"]] == ["prepare", "train", "judge"]
     assert "north-0" in json.dumps(pod["affinity"]) and pod["tolerations"][0]["key"] == "edge"
     prepare, train, judge = pod["initContainers"]
+    assert judge["command"][-2:] == ["--deadline-seconds", "3600"]
     (keep,) = pod["containers"]
     mounts = {
         c["name"]: {m["mountPath"]: m for m in c["volumeMounts"]} for c in (prepare, train, judge, keep)
