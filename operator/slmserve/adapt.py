@@ -22,7 +22,7 @@ from slmserve.adapt_prepare import prepare
 from slmserve.config import ConfigError, ServerConfig, parse_config
 from slmserve.errors import StartError
 from slmserve.golden import GoldenError
-from slmserve.journal import describe_exception, setup_logging
+from slmserve.journal import describe_exception, log_loop_failure, log_uncaught, setup_logging
 from slmserve.sandbox import confine
 from slmwire.jobs import (
     HELD_OUT_DIR,
@@ -80,8 +80,13 @@ def _judge(options: argparse.Namespace, order: TrainOrder, config: ServerConfig)
         held_out_dir=options.held_out,
         deadline_seconds=options.deadline_seconds,
     )
+
+    async def watched() -> AdapterReport:
+        asyncio.get_running_loop().set_exception_handler(log_loop_failure)
+        return await task
+
     try:
-        return asyncio.run(task)
+        return asyncio.run(watched())
     except TimeoutError:
         message = (
             f"the adapter was not judged within {options.deadline_seconds:.0f} s; give the training more CPU,"
@@ -142,5 +147,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def run() -> int:
+    """As a process of its own, whose threads may fail, too: nothing that they say of a text is printed."""
+    log_uncaught()
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

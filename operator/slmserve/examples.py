@@ -23,6 +23,8 @@ from slmwire.examples import ExampleSettings, expiry_of, file_name
 _FILES: Final = 48
 """Stretches of time in a retention."""
 _MOST_BYTES: Final = 64 << 20
+_LARGE_BYTES: Final = 1 << 20
+"""A file from which a sixteenth goes at least: it is written anew, and flash wears out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +157,8 @@ class ExampleStore:
                 over = max(over, 1 + files[0].lines // 2)
             if over <= 0:
                 break
+            if files[0].size > _LARGE_BYTES:
+                over = max(over, files[0].lines // 16)
             gone += self._drop(files[0], over)
         return gone
 

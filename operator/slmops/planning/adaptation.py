@@ -190,24 +190,30 @@ def _drop_failed(
 
 
 def _drop_lost(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
-    """Without an adapter that no node of the site has any more: none of them could serve with it again."""
-    fleet, adapter = look.training.fleet, state.adapter
-    if (
-        look.busy
-        or adapter is None
-        or not has_lost(fleet, state.site, adapter.sha256, look.training.hosts_of(state.site))
-    ):
+    """Without an adapter that no node of the site has: none of them could serve with it, now or again.
+
+    That of a rollout goes while it is under way, which would wait for it for ever.
+    """
+    fleet, adapter, previous = look.training.fleet, state.adapter, state.previous
+    if adapter is None:
+        return state
+    revision = fleet.stable
+    if not holds_adapter(revision, state.site, adapter.sha256):
+        revision = fleet.target
+    if not has_lost(revision, state.site, adapter, look.training.hosts_of(state.site), trainer=state.node):
         return state
     look.wake_at(look.now)
+    back = previous if previous and holds_adapter(fleet.stable, state.site, previous.sha256) else None
     lost = {
         "phase": "RolledBack",
         "reason": "AdapterLost",
-        "message": "no node of the site has the adapter any more; it goes on without one",
+        "message": "no node of the site has the adapter any more; it goes on without it",
         "finished_at": times.to_text(look.now),
         "asked_at": None,
         "retry_at": None,
     }
-    return state.model_copy(update={"adapter": None, "previous": None} | lost)
+    running = state.phase == "Training"
+    return state.model_copy(update={"adapter": back, "previous": None} | ({} if running else lost))
 
 
 def _take_up(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from slmops.api import SLMDeploymentSpec
+from slmops.api.adaptation_status import SiteAdapter
 from slmops.model.config import OperatorConfig
 from slmops.planning.adaptation_triggers import variants_of_site
 from slmops.planning.adapters import trained_in
@@ -12,7 +13,7 @@ from slmops.planning.distribution import is_served
 from slmops.planning.examples_mount import keeps_examples
 from slmops.planning.fleet import Fleet
 from slmops.planning.nodes import NodeState
-from slmops.planning.revision import RevisionVariant
+from slmops.planning.revision import Revision, RevisionVariant
 from slmwire.reasons import Reason
 
 NO_NODES: Final = "NoNodes"
@@ -75,22 +76,35 @@ def find_absence(spec: SLMDeploymentSpec, site: str, hosts: Sequence[NodeState])
     )
 
 
-def has_lost(fleet: Fleet, site: str, sha256: str, hosts: Sequence[NodeState]) -> bool:
-    """Whether no node of the site has its adapter any more.
+def has_lost(
+    revision: Revision | None,
+    site: str,
+    adapter: SiteAdapter,
+    hosts: Sequence[NodeState],
+    *,
+    trainer: str,
+) -> bool:
+    """Whether no node of the site has the adapter that a revision brings there.
 
-    Each that needs it for the stable revision has to say so. A node that does not report may have it.
+    Each that was told to take the revision has to say so, and the `trainer`, if it is still there. A node
+    that does not report may have it.
     """
-    stable = fleet.stable
-    if stable is None:
+    if revision is None:
         return False
-    holding = {v.name for v in variants_of_site(stable, site) if sha256 in trained_in([v])}
-    needing = [state for state in hosts if state.serve.get(stable.revision) in (None, *holding)]
-    return bool(needing) and all(_misses_adapter(state, stable.revision) for state in needing)
+    holding = {v.name for v in variants_of_site(revision, site) if adapter.sha256 in trained_in([v])}
+    name = revision.revision
+    asked = [
+        state
+        for state in hosts
+        if state.name == trainer or not holding.isdisjoint((state.serve.get(name), state.prefetch.get(name)))
+    ]
+    misses = (_misses_adapter(state, name) for state in asked)
+    return bool(holding and asked) and all(state.online for state in hosts) and all(misses)
 
 
 def _misses_adapter(state: NodeState, revision: str) -> bool:
-    problem = state.serve_problem(revision) if state.online else None
-    return problem is not None and problem.reason == Reason.ADAPTER_LOST
+    problems = (state.serve_problem(revision), state.prefetch_problem(revision))
+    return any(problem is not None and problem.reason == Reason.ADAPTER_LOST for problem in problems)
 
 
 def find_places(

@@ -315,6 +315,22 @@ def test_a_site_whose_nodes_were_all_replaced_goes_on_without_the_adapter() -> N
     assert len(sim.made) == 1
 
 
+def test_a_rollout_of_an_adapter_that_nobody_has_is_given_up() -> None:
+    """The node that trained it was gone before any other had fetched it."""
+    sim = installed_sites(adaptation=ADAPTATION | {"sites": ["north"]})
+    first = sim.status.stable_revision
+    lose(sim)
+    sim.train()
+    assert sim.run_until(lambda: sim.site("north").adapter is not None), sim.explain()
+    assert sim.site("north").node == "north0"
+    del sim.cluster.nodes["north0"]
+    assert sim.run_until(lambda: sim.site("north").adapter is None), sim.explain()
+    assert sim.site("north").reason == "AdapterLost"
+    sim.settle()
+    assert sim.status.stable_revision == sim.status.update_revision == first
+    assert sim.condition("Ready")[0] == "True"
+
+
 def test_a_node_that_is_away_may_have_the_adapter_still() -> None:
     sim, _ = adapted()
     stable, adapter = sim.status.stable_revision, sim.site("north").adapter

@@ -198,6 +198,42 @@ def test_a_better_adapter_is_accepted(prepared: Job) -> None:
     assert report.golden_after is not None and report.golden_after < 0.98
 
 
+_FAILING = """
+import asyncio, sys, threading
+from slmserve import adapt
+
+def fail(*_args):
+    raise ValueError("one muffin")
+
+async def judge(*_args, **_more):
+    threading.Thread(target=fail).start()
+    asyncio.get_running_loop().call_soon(fail)
+    await asyncio.sleep(0)
+    fail()
+
+adapt.judge = judge
+sys.exit(adapt.run())
+"""
+
+
+def test_what_fails_in_a_judgement_is_printed_without_its_message(job: Job) -> None:
+    path = job.directory / "job.json"
+    path.write_text(_order().to_json())
+    flags = ["judge", "--model-dir", str(job.model_dir), "--work", str(job.work), "--job", str(path)]
+    flags += ["--termination-log", str(job.termination_log)]
+    done = subprocess.run(
+        [sys.executable, "-c", _FAILING, *flags],
+        env={"PYTHONPATH": str(ROOT / "operator"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "muffin" not in done.stdout + done.stderr + job.termination_log.read_text()
+    assert done.stdout.count("ValueError at") == 3
+
+
 @pytest.mark.parametrize("name", ["local", "theirs"])
 def test_an_adapter_is_compared_with_what_serves(prepared: Job, name: str) -> None:
     """The model with its default adapter, be it of an earlier training or a user's; any other is no part."""

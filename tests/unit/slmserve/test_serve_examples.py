@@ -130,6 +130,23 @@ def test_fewer_examples_are_allowed_from_now_on(tmp_path: Path) -> None:
     assert [row["messages"][1]["content"] for row in _rows(tmp_path)] == ["4", "5"]
 
 
+def test_a_large_file_is_not_written_anew_for_each_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst of corrections lies in one file, and flash wears out."""
+    monkeypatch.setattr("slmserve.examples._LARGE_BYTES", 1000)
+    store = _store(tmp_path, Clock(), most=64)
+    seen, times_written_anew = 0, 0
+    for number in range(192):
+        store.add(_ask(str(number)), "x")
+        [path] = tmp_path.iterdir()
+        times_written_anew += path.stat().st_ino != seen
+        seen = path.stat().st_ino
+        assert store.count <= 64
+    assert times_written_anew <= 1 + 128 // 4
+    assert [row["messages"][1]["content"] for row in _rows(tmp_path)][-1] == "191"
+
+
 def test_their_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slmserve.examples._MOST_BYTES", 2000)
     clock = Clock()
