@@ -48,7 +48,7 @@ def gain_text(state: SiteAdaptationStatus) -> str:
     if not judged or state.before is None or state.after is None:
         return ""
     text = (
-        f"right answers to {state.held_out} examples held back: {_share(state.before)} without, "
+        f"right answers to {state.held_out} examples held back: {_share(state.before)} before, "
         f"{_share(state.after)} with it, from {state.examples} examples"
     )
     if state.golden_before is not None and state.golden_after is not None:

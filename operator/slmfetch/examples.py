@@ -21,12 +21,10 @@ from slmfetch.config import Owner
 from slmfetch.errors import FetchError
 from slmfetch.log import log
 from slmfetch.store import NO_SPACE, Store
-from slmwire.examples import expiry_of
+from slmwire.examples import SERVER_GROUP, expiry_of
 from slmwire.paths import examples_subpath
 from slmwire.reasons import Reason
 
-SERVER_GROUP: Final = 65532
-"""Group of the server's process."""
 ABOVE_MODE: Final = 0o711
 FOLDER_MODE: Final = 0o770
 STRAY_SECONDS: Final = 86_400.0

@@ -3,7 +3,8 @@
 
 The engine has the model's files and the new adapter beside them, under a name of its own. What serves now is
 the model with its default adapter where it has one, of an earlier training or a user's, and else the model
-alone.
+alone: that is what the examples held back are compared with. What the golden set may lose is counted from
+the model without any training.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from slmserve.config import ServerConfig
 from slmserve.errors import StartError
 from slmserve.golden import GoldenCase, load_cases, run_golden
 from slmserve.model import LoadedModel, load_model
+from slmwire.gates import pass_gates
 from slmwire.jobs import ADAPTER_FILE, AdapterReport, TrainOrder, TrainOutcome
 from slmwire.manifest import ManifestFile, digest_of
 from slmwire.paths import GOLDEN_FILE
@@ -30,12 +32,11 @@ from slmwire.reasons import Reason
 ADAPTER_NAME: Final = Path(ADAPTER_FILE).name
 MOST_GOLDEN: Final = 500
 """Of the model's golden set: small devices answer each case twice here, while they serve."""
-_ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """Answers as expected, 0..1, with what serves now and with the new adapter; None without cases."""
+    """Answers as expected, 0..1, without the new adapter and with it; None without cases."""
 
     before: float | None
     after: float | None
@@ -44,15 +45,18 @@ class Shares:
 def assess(order: TrainOrder, *, held_out: Shares, golden: Shares) -> tuple[TrainOutcome, str]:
     """The outcome, and why."""
     before, after = held_out.before or 0.0, held_out.after or 0.0
+    outcome = pass_gates(
+        order, before=before, after=after, golden_before=golden.before, golden_after=golden.after
+    )
     shown = f"of the held-out examples {before:.3f} were answered as expected before, {after:.3f} with it"
-    if after - before < order.min_gain - _ROUNDING or after <= before:
-        return TrainOutcome.NO_GAIN, f"{shown}; {order.min_gain:g} more is asked for"
-    if golden.before is not None and golden.after is not None:
-        if golden.before - golden.after > order.max_quality_loss + _ROUNDING:
-            lost = f"of {GOLDEN_FILE} {golden.before:.3f} before, {golden.after:.3f} with it"
-            return TrainOutcome.QUALITY_LOSS, f"{lost}; {order.max_quality_loss:g} less is allowed"
-        shown += f"; of {GOLDEN_FILE} {golden.before:.3f} and {golden.after:.3f}"
-    return TrainOutcome.ACCEPTED, shown
+    if outcome is TrainOutcome.NO_GAIN:
+        return outcome, f"{shown}; {order.min_gain:g} more is asked for"
+    if golden.before is None or golden.after is None:
+        return outcome, shown
+    of_golden = f"of {GOLDEN_FILE} {golden.before:.3f} without training, {golden.after:.3f} with it"
+    if outcome is TrainOutcome.QUALITY_LOSS:
+        return outcome, f"{of_golden}; {order.max_quality_loss:g} less is allowed"
+    return outcome, f"{shown}; {of_golden}"
 
 
 async def judge(
@@ -66,6 +70,7 @@ async def judge(
         base_digest = await asyncio.to_thread(digest_of, _own_files(config.model_dir, order.name))
         held_out = _read_cases(held_out_dir)
         golden = _spread(load_cases(config.model_dir))
+        untrained = "" if config.default_adapter == order.name else config.default_adapter
         trained = _free_name(path.stem for path in (config.model_dir / "adapters").glob("*"))
         model = await asyncio.to_thread(load_model, config, more_adapters={trained: adapter})
         if model.build_backend is None:
@@ -74,9 +79,8 @@ async def judge(
         backend = model.build_backend(max(64, 2 * model.engine.slots), deliver)
         backend.start()
         try:
-            names = config.default_adapter, trained
-            own = await _measure(held_out, model, backend, names)
-            general = await _measure(golden, model, backend, names)
+            own = await _measure(held_out, model, backend, (config.default_adapter, trained))
+            general = await _measure(golden, model, backend, (untrained, trained))
         finally:
             await asyncio.to_thread(backend.close)
     outcome, message = assess(order, held_out=own, golden=general)

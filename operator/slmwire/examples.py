@@ -13,6 +13,8 @@ from typing import Any, Final
 
 REDACTIONS: Final = ("Email", "Phone", "CardNumber", "Iban", "IpAddress", "Url")
 """Kinds of texts that can be taken out, each replaced by its name in angle brackets."""
+SERVER_GROUP: Final = 65532
+"""Group of the server's process, to which the fetcher gives the folder: pods with the folder are in it."""
 _FORMAT: Final = "until-%Y%m%dT%H%M%SZ.jsonl"
 
 

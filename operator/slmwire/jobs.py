@@ -122,7 +122,7 @@ class TrainOutcome(StrEnum):
     NO_GAIN = "NoGain"
     """On held-out examples the model answers no better with the adapter, or not enough."""
     QUALITY_LOSS = "QualityLoss"
-    """On the model's own golden set it answers worse with it, by more than is allowed."""
+    """On the model's own golden set it answers worse than the model alone, by more than is allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +142,11 @@ class AdapterReport:
     held_out: int = 0
     """That were kept for the judgement."""
     before: float | None = None
+    """On the held-out examples, with what serves now; `after` with the new adapter."""
     after: float | None = None
     golden_samples: int = 0
     golden_before: float | None = None
+    """On the golden set, without any training; `golden_after` with the new one."""
     golden_after: float | None = None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from slmops.api.base import ApiModel, Decimal, Duration, Name, cel, validations
+from slmops.api.base import ApiModel, Decimal, Duration, Name, between, cel, validations
 from slmops.api.profile import LabelValue
 from slmops.api.variant import ResourceAmounts, Resources
 
@@ -17,15 +17,6 @@ Redaction = Literal["Email", "Phone", "CardNumber", "Iban", "IpAddress", "Url"]
 _REDACTIONS: Final[tuple[Redaction, ...]] = ("Email", "Phone", "CardNumber", "Iban", "IpAddress", "Url")
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _SET: Final[dict[str, Any]] = {"x-kubernetes-list-type": "set"}
-
-
-def _between(least: str, most: str) -> dict[str, Any]:
-    return validations(
-        cel(
-            f"duration(self) >= duration('{least}') && duration(self) <= duration('{most}')",
-            f"must be from {least} to {most}",
-        )
-    )
 
 
 def _share() -> dict[str, Any]:
@@ -39,7 +30,7 @@ class Collection(ApiModel):
         default="168h",
         description="How long an example may be kept; no training takes an older one. A change is a new "
         "revision.",
-        json_schema_extra=_between("1h", "8760h"),
+        json_schema_extra=between("1h", "8760h"),
     )
     max_examples: int = Field(
         default=1000,
@@ -66,7 +57,7 @@ class Training(ApiModel):
     """How an adapter is trained: one Job at a time for a site, on a node of it that serves."""
 
     min_examples: int = Field(
-        default=50,
+        default=100,
         ge=1,
         le=100000,
         description="Fewest examples to train on; those that are held back to judge by come on top. A node "
@@ -86,12 +77,12 @@ class Training(ApiModel):
         default="24h",
         description="Least time after the end of a training until a rule may ask for another one at the "
         "site. The annotation slmops.dev/train and a new version of the model do not wait for it.",
-        json_schema_extra=_between("1h", "8760h"),
+        json_schema_extra=between("1h", "8760h"),
     )
     deadline: Duration = Field(
         default="1h",
         description="Longest time of one Job.",
-        json_schema_extra=_between("1m", "24h"),
+        json_schema_extra=between("1m", "24h"),
     )
     resources: Resources = Field(
         default_factory=lambda: Resources(requests=ResourceAmounts(cpu="100m", memory="256Mi")),
@@ -104,13 +95,14 @@ class AdaptationGates(ApiModel):
 
     min_gain: Decimal = Field(
         default="0.05",
-        description="By how much the share of held-back examples that are answered as expected must rise.",
+        description="By how much the share of held-back examples that are answered as expected must rise "
+        "above that of what serves now.",
         json_schema_extra=_share(),
     )
     max_quality_loss: Decimal = Field(
         default="0.02",
         description="By how much the share of the model's own golden set that is answered as expected may "
-        "fall.",
+        "fall below that of the model without any training.",
         json_schema_extra=_share(),
     )
 
@@ -162,6 +154,12 @@ def adaptation_rules() -> tuple[dict[str, Any], ...]:
             "adaptation needs placement.mode PerNode: examples and adapters stay on the nodes of a site",
         )
         | {"fieldPath": ".adaptation"},
+        cel(
+            "!has(self.adaptation) || !has(self.overrides) || "
+            f"!self.overrides.exists(o, has(o.adapters) && o.adapters.exists(a, a.name == '{BASE_NAME}'))",
+            f"with adaptation no adapter of overrides can be called {BASE_NAME}, which names the model "
+            "without the trained one; rename it",
+        ),
         cel(
             "has(self.adaptation) || !has(self.feedback) || !has(self.feedback.rules) || "
             "!self.feedback.rules.exists(r, has(r.action) && r.action == 'TrainAdapter')",

@@ -72,12 +72,15 @@ class SiteAdaptationStatus(ApiModel):
     )
     examples: int = Field(default=0, ge=0, description="Examples that the last training learned from.")
     held_out: int = Field(default=0, ge=0, description="Examples that it was judged by.")
-    before: str | None = Field(default=None, description="Share on these without the adapter.")
-    after: str | None = Field(default=None, description="The same with it.")
-    golden_before: str | None = Field(
-        default=None, description="Share on the model's own golden set without the adapter."
+    before: str | None = Field(
+        default=None,
+        description="Share on these with what served then: an earlier adapter, or the model alone.",
     )
-    golden_after: str | None = Field(default=None, description="The same with it.")
+    after: str | None = Field(default=None, description="The same with the new adapter.")
+    golden_before: str | None = Field(
+        default=None, description="Share on the model's own golden set without any training."
+    )
+    golden_after: str | None = Field(default=None, description="The same with the new adapter.")
     waiting: SiteAdapter | None = Field(
         default=None,
         description="Accepted adapter that becomes part of the model once no other rollout is under way.",

@@ -11,7 +11,7 @@ from typing import Final
 
 from slmops.api import TRAIN_ANNOTATION, SLMDeploymentSpec
 from slmops.api.adaptation import Adaptation
-from slmops.api.adaptation_status import AdaptationStatus, SiteAdaptationStatus
+from slmops.api.adaptation_status import MESSAGE_LIMIT, AdaptationStatus, SiteAdaptationStatus
 from slmops.model.jobs import DeleteJob
 from slmops.model.observed import Observed
 from slmops.model.plan import Action
@@ -21,8 +21,15 @@ from slmops.planning.adaptation_attempts import (
     begin_training,
     follow_training,
     is_running,
+    rest,
 )
-from slmops.planning.adaptation_support import find_obstacle, has_lost
+from slmops.planning.adaptation_support import (
+    NO_NODES,
+    find_absence,
+    find_obstacle,
+    has_lost,
+    hosts_by_site,
+)
 from slmops.planning.adaptation_triggers import (
     blamed_sites,
     find_busy,
@@ -72,7 +79,14 @@ def plan_adaptation(
         return AdaptationLook(status=None, actions=_delete_jobs(observed, frozenset()))
     fired = fired_rules(spec, rules.status, fleet.stable)
     look = _Look(
-        training=TrainingLook(names=names, observed=observed, fleet=fleet, adaptation=adaptation, now=now),
+        training=TrainingLook(
+            names=names,
+            observed=observed,
+            fleet=fleet,
+            adaptation=adaptation,
+            now=now,
+            hosts=hosts_by_site(fleet, frozenset(adaptation.sites)),
+        ),
         busy=find_busy(spec, decision, standing, resolution, finding),
         fired=bool(fired),
         blamed=blamed_sites(adaptation, fired, fleet.stable),
@@ -167,7 +181,7 @@ def _drop_failed(
     ended = {
         "phase": "RolledBack",
         "reason": "AdapterRolledBack",
-        "message": f"revision {failed} with the adapter failed: {why}"[:512],
+        "message": f"revision {failed} with the adapter failed: {why}"[:MESSAGE_LIMIT],
         # Nobody trains the same again at once; who was asked meanwhile waits, too.
         "finished_at": times.to_text(look.now),
     }
@@ -186,7 +200,7 @@ def _drop_lost(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus
     revision = fleet.stable
     if not holds_adapter(revision, state.site, adapter.sha256):
         revision = fleet.target
-    if not has_lost(fleet, revision, state.site, adapter, trainer=state.node):
+    if not has_lost(revision, state.site, adapter, look.training.hosts_of(state.site), trainer=state.node):
         return state
     look.wake_at(look.now)
     back = previous if previous and holds_adapter(fleet.stable, state.site, previous.sha256) else None
@@ -230,7 +244,7 @@ def _heed(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
         return _ask(look, state, "Annotation")
     if state.asked_at is not None:
         gone = state.asked_by == "Rule" and not look.fired
-        return _rest(state.model_copy(update={"asked_at": None})) if gone else state
+        return rest(state.model_copy(update={"asked_at": None})) if gone else state
     if look.busy or state.waiting is not None:
         return state
     bases = look.bases_of(state.site)
@@ -251,26 +265,26 @@ def _ask(look: _Look, state: SiteAdaptationStatus, by: str) -> SiteAdaptationSta
     return state.model_copy(update={"asked_at": times.to_text(look.now), "asked_by": by, **fresh})
 
 
-def _rest(state: SiteAdaptationStatus) -> SiteAdaptationStatus:
-    """Nothing is wanted of the site: what it says is how its last training ended."""
-    return state.model_copy(update={"reason": "", "message": ""}) if state.reason == "Waiting" else state
-
-
 # What begins
 
 
 def _begin(look: _Look, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
     if is_running(state):
         return state
-    obstacle = find_obstacle(look.spec, look.training.observed, look.training.fleet, state.site)
+    hosts = look.training.hosts_of(state.site)
+    obstacle = find_obstacle(look.training.fleet, look.training.observed.config, state.site, hosts)
     if obstacle:
-        unmet = {"phase": "Unsupported", "reason": "Unsupported", "message": obstacle[:512]}
+        unmet = {"phase": "Unsupported", "reason": "Unsupported", "message": obstacle[:MESSAGE_LIMIT]}
         return state.model_copy(update=unmet | {"asked_at": None, "retry_at": None})
     if state.phase == "Unsupported":
         phase = "Accepted" if state.adapter is not None else "Collecting"
         state = state.model_copy(update={"phase": phase, "reason": "", "message": ""})
+    # Of a site that has trained once, how that ended is worth more.
+    is_new = state.phase == "Collecting"
+    if is_new and (absence := find_absence(look.spec, state.site, hosts)):
+        return state.model_copy(update={"reason": NO_NODES, "message": absence[:MESSAGE_LIMIT]})
     if state.asked_at is None:
-        return _rest(state)
+        return rest(state)
     return begin_training(look.training, state, busy=look.busy)
 
 

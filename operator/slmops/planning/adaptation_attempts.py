@@ -4,6 +4,7 @@
 Phase Training with a time in `retryAt` means that the next Job is still to be made.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,10 +24,11 @@ from slmops.planning.adaptation_jobs import (
     tree_digest_of,
 )
 from slmops.planning.adaptation_report import Attempt, read_training
-from slmops.planning.adaptation_support import find_places
+from slmops.planning.adaptation_support import NO_NODES, Hosts, find_places
 from slmops.planning.adaptation_triggers import variants_of_site
 from slmops.planning.fleet import Fleet
 from slmops.planning.names import Names
+from slmops.planning.nodes import NodeState
 from slmops.planning.revision import RevisionVariant
 from slmops.planning.slmmodel.job_state import Failure
 from slmwire.jobs import AdapterReport, TrainOutcome
@@ -38,6 +40,10 @@ FIRST_SECONDS: Final = 30.0
 """Between a failed Job and the next one; twice as long each time."""
 GRACE_SECONDS: Final = 60.0
 """Beyond its deadline a Job is not waited for: its node may not answer."""
+WAITING: Final = "Waiting"
+_WANTED: Final = "a training is wanted and waits: "
+_ENDED_LIMIT: Final = 320
+"""Of the message about the last training, where why the next one waits has to stand as well."""
 _RETRIED: Final = frozenset({"NodeGone", "TrainingFailed"})
 _OF_THE_NODE: Final = frozenset(
     {"NodeGone", "PodLost", "NotStarted", "Unschedulable", "ImagePullBackOff", "Evicted"}
@@ -54,6 +60,7 @@ class TrainingLook:
     fleet: Fleet
     adaptation: Adaptation
     now: float
+    hosts: Hosts
     running: int = 0
     """Jobs that run, of all sites."""
     actions: list[Action] = field(default_factory=list)
@@ -63,6 +70,14 @@ class TrainingLook:
     def cooldown(self) -> float:
         """In seconds."""
         return duration_seconds(self.adaptation.training.cooldown)
+
+    def hosts_of(self, site: str) -> Sequence[NodeState]:
+        """The site's nodes."""
+        return self.hosts.get(site, ())
+
+    def places(self, site: str, *, without: Collection[str] = ()) -> list[tuple[NodeState, RevisionVariant]]:
+        """Where the site can train now, but for some nodes."""
+        return find_places(self.fleet, site, self.hosts_of(site), without=without)
 
     def node(self, name: str) -> NodeView | None:
         """The node, if it is there."""
@@ -133,7 +148,7 @@ def _running(look: TrainingLook, state: SiteAdaptationStatus, attempt: Attempt) 
 
 def _make_again(look: TrainingLook, state: SiteAdaptationStatus) -> SiteAdaptationStatus:
     """The Job that status names, made if it is not there: the operator may have died before it made it."""
-    places = find_places(look.fleet, state.site)
+    places = look.places(state.site)
     for node, variant in places:
         if node.name == state.node and base_digest_of(variant) == state.base_digest:
             _create(look, state, node.node, variant)
@@ -168,7 +183,7 @@ def _judged(look: TrainingLook, state: SiteAdaptationStatus, report: AdapterRepo
     if outcome is TrainOutcome.TOO_FEW_EXAMPLES:
         tried = [*state.tried, state.node][-MAX_TRIED:]
         state = state.model_copy(update={"tried": tried})
-        if len(tried) < MAX_TRIED and find_places(look.fleet, state.site, without=tried):
+        if len(tried) < MAX_TRIED and look.places(state.site, without=tried):
             state = _said(state, outcome.value, f"{state.node}: {report.message}; the next node is tried")
             return state.model_copy(update={"retry_at": times.to_text(look.now)})
         message = f"{report.message}, on {', '.join(tried[-5:])}"
@@ -235,9 +250,9 @@ def begin_training(look: TrainingLook, state: SiteAdaptationStatus, *, busy: str
     if look.running >= MAX_AT_ONCE:
         return _waits(state, f"{MAX_AT_ONCE} other sites train")
     # A node that failed for reasons of its own is tried again where there is no other.
-    places = find_places(look.fleet, state.site, without=state.tried)
+    places = look.places(state.site, without=state.tried)
     if not places and state.failures:
-        places = find_places(look.fleet, state.site)
+        places = look.places(state.site)
     if not places:
         if state.phase == "Training":
             phase = "Failed" if state.failures else "Refused"
@@ -262,9 +277,22 @@ def begin_training(look: TrainingLook, state: SiteAdaptationStatus, *, busy: str
 
 
 def _waits(state: SiteAdaptationStatus, why: str) -> SiteAdaptationStatus:
+    """How the last training ended, and why the next one has to wait."""
     if state.phase == "Training":
         return state  # it says why another Job is needed
-    return _said(state, "Waiting", f"a training is wanted and waits: {why}")
+    state = rest(state)
+    ended = state.message[:_ENDED_LIMIT]
+    return _said(state, state.reason or WAITING, f"{ended}; {_WANTED}{why}" if ended else f"{_WANTED}{why}")
+
+
+def rest(state: SiteAdaptationStatus) -> SiteAdaptationStatus:
+    """The site of which nothing is wanted: what it says is how its last training ended."""
+    if state.reason == NO_NODES:
+        return _said(state, "", "")
+    ended, marked, _ = state.message.partition(_WANTED)
+    if not marked:
+        return state
+    return _said(state, "" if state.reason == WAITING else state.reason, ended.removesuffix("; "))
 
 
 def _create(

@@ -16,11 +16,12 @@ from slmops.model.config import OperatorConfig
 from slmops.model.observed import NodeView
 from slmops.planning.adapters import FOLDER
 from slmops.planning.build import SERVER_USER
-from slmops.planning.examples_mount import GROUP, server_of
+from slmops.planning.examples_mount import server_of
 from slmops.planning.names import Names
 from slmops.planning.revision import RevisionVariant
 from slmops.planning.scheduling import HOSTNAME, label_in, require_nodes
 from slmwire import env, jobs, labels, paths
+from slmwire.examples import SERVER_GROUP
 from slmwire.manifest import digest_of
 
 PREPARE: Final = "prepare"
@@ -102,7 +103,6 @@ def build_train_job(place: TrainPlace) -> Body:
         labels.WORK: "train",
         labels.SITE: place.site,
     }
-    deadline = duration_seconds(place.adaptation.training.deadline)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -110,7 +110,7 @@ def build_train_job(place: TrainPlace) -> Body:
         "spec": {
             # Whether another attempt makes sense depends on the reason, and is decided by the planner.
             "backoffLimit": 0,
-            "activeDeadlineSeconds": max(1, int(deadline)),
+            "activeDeadlineSeconds": _deadline(place),
             "template": {
                 "metadata": {
                     "labels": dict(tags),
@@ -120,6 +120,10 @@ def build_train_job(place: TrainPlace) -> Body:
             },
         },
     }
+
+
+def _deadline(place: TrainPlace) -> int:
+    return max(1, int(duration_seconds(place.adaptation.training.deadline)))
 
 
 def _pod(place: TrainPlace) -> Body:
@@ -150,8 +154,8 @@ def _pod(place: TrainPlace) -> Body:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 5,
         "securityContext": {
-            "fsGroup": GROUP,
-            "supplementalGroups": [GROUP],
+            "fsGroup": SERVER_GROUP,
+            "supplementalGroups": [SERVER_GROUP],
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "initContainers": [
@@ -175,7 +179,8 @@ def _pod(place: TrainPlace) -> Body:
                 place,
                 name=JUDGE,
                 image=runtime,
-                command=[*serve, JUDGE, *where],
+                # One bound, which spec has: by then the Job itself is ended.
+                command=[*serve, JUDGE, *where, "--deadline-seconds", str(_deadline(place))],
                 env_values=settings,
                 mounts=[model, {**held_out, "readOnly": True}],
             ),
@@ -223,7 +228,7 @@ def _step(
         ],
         "securityContext": {
             "runAsUser": SERVER_USER,
-            "runAsGroup": GROUP,
+            "runAsGroup": SERVER_GROUP,
             "runAsNonRoot": True,
             **_confined(),
         },

@@ -14,13 +14,12 @@ from slmops.api.base import SHA256_PATTERN
 from slmops.model.jobs import JobPodView, JobView
 from slmops.planning.adaptation_jobs import JUDGE, KEEP, PREPARE
 from slmops.planning.slmmodel.job_state import Failure, read_job
+from slmwire.gates import pass_gates
 from slmwire.jobs import AdapterReport, TrainOrder, TrainOutcome, parse_report
 from slmwire.reasons import parse_termination
 
 BAD_REPORT: Final = "BadReport"
 MAX_SIZE_BYTES: Final = 1 << 40
-_ROUNDING: Final = 1e-9
-"""Shares are quotients: a difference of just what is asked for must not fail by its last bit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +149,14 @@ def judge_again(report: AdapterReport, order: TrainOrder) -> TrainOutcome:
     """The gates of spec, by the numbers of a report without a problem."""
     if report.examples < order.min_examples:
         return TrainOutcome.TOO_FEW_EXAMPLES
-    if (report.after or 0.0) - (report.before or 0.0) < order.min_gain - _ROUNDING:
-        return TrainOutcome.NO_GAIN
-    if report.golden_samples:
-        loss = (report.golden_before or 0.0) - (report.golden_after or 0.0)
-        if loss > order.max_quality_loss + _ROUNDING:
-            return TrainOutcome.QUALITY_LOSS
-    return TrainOutcome.ACCEPTED
+    has_golden = report.golden_samples > 0
+    return pass_gates(
+        order,
+        before=report.before or 0.0,
+        after=report.after or 0.0,
+        golden_before=report.golden_before if has_golden else None,
+        golden_after=report.golden_after if has_golden else None,
+    )
 
 
 def _cleaned(report: AdapterReport, outcome: TrainOutcome) -> AdapterReport:
@@ -178,7 +178,7 @@ def _cleaned(report: AdapterReport, outcome: TrainOutcome) -> AdapterReport:
 
 
 def _worded(report: AdapterReport, order: TrainOrder) -> AdapterReport:
-    shares = f"{_text(report.before)} without and {_text(report.after)} with it"
+    shares = f"{_text(report.before)} before and {_text(report.after)} with it"
     match TrainOutcome(report.outcome):
         case TrainOutcome.ACCEPTED:
             message = f"held-back examples: {shares}"

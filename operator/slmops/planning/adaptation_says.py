@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from slmops.api import SLMDeploymentStatus
 from slmops.api.adaptation_status import AdaptationStatus, SiteAdaptationStatus
 from slmops.model.plan import Transition
+from slmops.planning.adaptation_support import NO_NODES
 from slmops.planning.conditions import Says
 
 _WRONG = (("Failed", "TrainingFailed"), ("Unsupported", "Unsupported"), ("RolledBack", "AdapterRolledBack"))
@@ -28,7 +29,9 @@ def say_adaptation(status: AdaptationStatus | None, *, stable: str) -> Says | No
     if training:
         names = ", ".join(state.site for state in training)
         return Says(status="True", reason="Training", message=f"{where}; {names}: training")
-    return Says(status="True", reason="Adapted" if adapted else "Collecting", message=where)
+    absent = [state for state in status.sites if state.reason == NO_NODES]
+    message = f"{where}; {_texts(absent)}" if absent else where
+    return Says(status="True", reason="Adapted" if adapted else "Collecting", message=message)
 
 
 def _texts(states: Iterable[SiteAdaptationStatus]) -> str:

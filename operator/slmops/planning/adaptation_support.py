@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a site can train at all, and on which of its nodes."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.adaptation_status import SiteAdapter
 from slmops.model.config import OperatorConfig
-from slmops.model.observed import Observed
 from slmops.planning.adaptation_triggers import variants_of_site
 from slmops.planning.adapters import trained_in
 from slmops.planning.distribution import is_served
@@ -16,10 +16,27 @@ from slmops.planning.nodes import NodeState
 from slmops.planning.revision import Revision, RevisionVariant
 from slmwire.reasons import Reason
 
+NO_NODES: Final = "NoNodes"
+"""Reason of a site that no node is of."""
 
-def find_obstacle(spec: SLMDeploymentSpec, observed: Observed, fleet: Fleet, site: str) -> str:
+
+Hosts = Mapping[str, Sequence[NodeState]]
+"""Nodes that placement selects, of each site that adapts the model and has some."""
+
+
+def hosts_by_site(fleet: Fleet, sites: Collection[str]) -> Hosts:
+    """The nodes of `sites`, in one pass over a fleet that may be large."""
+    result: dict[str, list[NodeState]] = {}
+    for state in fleet.matched:
+        site = state.node.labels.get(fleet.spec.placement.site_label, "")
+        if site in sites:
+            result.setdefault(site, []).append(state)
+    return result
+
+
+def find_obstacle(fleet: Fleet, config: OperatorConfig, site: str, hosts: Sequence[NodeState]) -> str:
     """Why the site cannot train, and the cure; empty when it can, and while that is not known yet."""
-    if not observed.config.optimizer_image:
+    if not config.optimizer_image:
         return (
             "the operator has no image that trains: let an administrator name one (chart value "
             "optimizerImage)"
@@ -32,8 +49,7 @@ def find_obstacle(spec: SLMDeploymentSpec, observed: Observed, fleet: Fleet, sit
             "no variant for the site is served by onnxruntime from files of its own: give it one in ONNX "
             "format, not as an ImageVolume, made with the recipe step loraInputs"
         )
-    hosts = [state for state in fleet.matched if site_of_node(spec, state) == site]
-    if len(hosts) > 1 and not _shares(spec, observed.config):
+    if len(hosts) > 1 and not _shares(fleet.spec, config):
         return (
             f"the site has {len(hosts)} nodes, and they cannot give each other an adapter: set "
             "spec.distribution.peers to Site, with store agents that serve spec.cache.hostPath"
@@ -49,13 +65,24 @@ def _shares(spec: SLMDeploymentSpec, config: OperatorConfig) -> bool:
     )
 
 
-def site_of_node(spec: SLMDeploymentSpec, state: NodeState) -> str:
-    """The node's site; empty without the label."""
-    return state.node.labels.get(spec.placement.site_label, "")
+def find_absence(spec: SLMDeploymentSpec, site: str, hosts: Sequence[NodeState]) -> str:
+    """What to look at where no node is of the site; empty where one is."""
+    if hosts:
+        return ""
+    label = spec.placement.site_label
+    return (
+        f"no node that spec.placement selects has the label {label}={site}: compare spec.adaptation.sites "
+        f"with kubectl get nodes -L {label}"
+    )
 
 
 def has_lost(
-    fleet: Fleet, revision: Revision | None, site: str, adapter: SiteAdapter, *, trainer: str
+    revision: Revision | None,
+    site: str,
+    adapter: SiteAdapter,
+    hosts: Sequence[NodeState],
+    *,
+    trainer: str,
 ) -> bool:
     """Whether no node of the site has the adapter that a revision brings there.
 
@@ -66,7 +93,6 @@ def has_lost(
         return False
     holding = {v.name for v in variants_of_site(revision, site) if adapter.sha256 in trained_in([v])}
     name = revision.revision
-    hosts = [state for state in fleet.matched if site_of_node(fleet.spec, state) == site]
     asked = [
         state
         for state in hosts
@@ -82,7 +108,7 @@ def _misses_adapter(state: NodeState, revision: str) -> bool:
 
 
 def find_places(
-    fleet: Fleet, site: str, *, without: Collection[str] = ()
+    fleet: Fleet, site: str, hosts: Iterable[NodeState], *, without: Collection[str] = ()
 ) -> list[tuple[NodeState, RevisionVariant]]:
     """Nodes of the site, by name, that serve the stable revision now with a variant that can be trained."""
     stable = fleet.stable
@@ -91,9 +117,8 @@ def find_places(
     trainable = {v.name: v for v in variants_of_site(stable, site) if keeps_examples(v)}
     return [
         (state, variant)
-        for state in fleet.matched
+        for state in hosts
         if state.name not in without
-        and site_of_node(fleet.spec, state) == site
         and (variant := trainable.get(state.serve.get(stable.revision, ""))) is not None
         and state.serves(stable.revision, variant.name)
     ]

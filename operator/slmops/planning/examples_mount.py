@@ -12,11 +12,9 @@ from slmops.planning.effective import EffectiveVariant, Examples
 from slmops.planning.names import Names
 from slmops.planning.revision import RevisionVariant
 from slmwire import env, paths
-from slmwire.examples import ExampleSettings
+from slmwire.examples import SERVER_GROUP, ExampleSettings
 
 Body = dict[str, Any]
-GROUP: Final = 65532
-"""Of the server, and of the folder."""
 _SERVER: Final = "server"
 _FETCHER: Final = "fetch"
 
@@ -35,7 +33,7 @@ def with_examples(names: Names, variant: Variant, template: Body) -> Body:
     pod = template["spec"]
     changed = {
         **pod,
-        "securityContext": {**pod["securityContext"], "supplementalGroups": [GROUP]},
+        "securityContext": {**pod["securityContext"], "supplementalGroups": [SERVER_GROUP]},
         "containers": [_with_folder(names, kept, container) for container in pod["containers"]],
     }
     if "initContainers" in pod:

@@ -22,6 +22,12 @@ def find_adaptation_problem(spec: SLMDeploymentSpec) -> Finding | None:
         )
     if adaptation.name == BASE_NAME:
         return _invalid(f"{_WHERE}.name: {BASE_NAME} names the model without an adapter; use another name")
+    for override in spec.overrides or ():
+        if any(adapter.name == BASE_NAME for adapter in override.adapters or ()):
+            return _invalid(
+                f"spec.overrides[{override.name}].adapters: with spec.adaptation none can be called "
+                f"{BASE_NAME}, which names the model without the one that was trained; rename it"
+            )
     if len(set(adaptation.sites)) != len(adaptation.sites):
         return _invalid(f"{_WHERE}.sites: a site occurs twice; name each once")
     if spec.privacy.allowed_sites is not None:

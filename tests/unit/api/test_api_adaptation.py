@@ -26,6 +26,7 @@ def test_with_sites_alone_everything_has_a_value() -> None:
     assert (found.name, found.collect.retention, found.training.cooldown) == ("local", "168h", "24h")
     assert tuple(found.collect.redact) == REDACTIONS
     assert found.training.resources.requests.to_body() == {"cpu": "100m", "memory": "256Mi"}
+    assert found.training.min_examples == 100
     assert (found.gates.min_gain, found.gates.max_quality_loss) == ("0.05", "0.02")
 
 

@@ -157,6 +157,13 @@ def test_each_condition_has_its_health_and_is_quoted(triple: Triple) -> None:
     assert health == HEALTHY or message == f"{reason}: about {reason}"
 
 
+@pytest.mark.parametrize("kind", ["FeedbackHealthy", "AdaptationHealthy"])
+def test_what_is_wrong_and_stops_nothing_is_told(kind: str) -> None:
+    reason = {"FeedbackHealthy": "RuleViolated", "AdaptationHealthy": "TrainingFailed"}[kind]
+    told = run_script("SLMDeployment", deployment(STILL | {kind: ("False", reason)}))
+    assert told == (HEALTHY, f"{reason}: about {reason}")
+
+
 @pytest.mark.parametrize("triple", sorted(UNSURE), ids=".".join)
 def test_a_check_that_is_made_again_changes_nothing(triple: Triple) -> None:
     kind, status, reason = triple

@@ -45,7 +45,7 @@ class Training:
     seconds: float = 120.0
     seed: str = "a"
     """Of the file that is made."""
-    examples: int = 80
+    examples: int = 120
     after: float = 0.9
     crash: str = ""
     """Container that fails without a report."""

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slmops.api.adaptation_status import MAX_TRIED, MESSAGE_LIMIT
 from slmops.model.jobs import CreateJob
 from slmops.model.observed import OwnedKind
 from slmops.planning import times
@@ -117,7 +118,7 @@ def test_with_too_few_examples_each_node_is_tried_once() -> None:
     state = sim.site("north")
     assert [job.node for job in sim.made] == ["north0", "north1"]
     assert (state.phase, state.reason, state.tried) == ("Refused", "TooFewExamples", ["north0", "north1"])
-    assert "49 examples" in state.message and "50" in state.message
+    assert "99 examples" in state.message and "100" in state.message
     sim.run(COOLDOWN - 600)
     assert len(sim.made) == 2
 
@@ -231,8 +232,9 @@ def test_whatever_a_failed_job_says_it_is_a_failure_and_no_defect(outcome: Any) 
 
 GATES: dict[str, tuple[dict[str, Any], str]] = {
     "gain": ({"before": 0.5, "after": 0.54}, "NoGain"),
+    "none": ({"before": 0.5, "after": 0.5}, "NoGain"),
     "loss": ({"golden_before": 0.9, "golden_after": 0.8}, "QualityLoss"),
-    "examples": ({"examples": 49}, "TooFewExamples"),
+    "examples": ({"examples": 99}, "TooFewExamples"),
 }
 
 
@@ -475,6 +477,35 @@ def test_a_site_that_cannot_train_says_why() -> None:
 # Invariants
 
 
+def test_a_site_without_nodes_says_where_to_look_until_one_comes() -> None:
+    sim = installed_sites(adaptation=ADAPTATION | {"sites": ["nort", "south"]})
+    assert (sim.site("nort").phase, sim.site("nort").reason) == ("Collecting", "NoNodes")
+    assert "label site=nort" in sim.site("nort").message
+    assert sim.site("south").reason == ""
+    (said,) = [c for c in sim.status.conditions if c.type == "AdaptationHealthy"]
+    assert (said.status, said.reason) == ("True", "Collecting") and "spec.adaptation.sites" in said.message
+    sim.train()
+    sim.run(60)
+    assert {job.site for job in sim.made} == {"south"} and sim.site("nort").reason == "NoNodes"
+    sim.add_node("late", labels={"site": "nort"}, memory_bytes=4 << 30)
+    assert sim.run_until(lambda: sim.site("nort").adapter is not None), sim.explain()
+
+
+def test_what_waits_still_says_how_the_last_training_ended() -> None:
+    sim = installed_sites(adaptation=ADAPTATION | {"sites": ["north"]})
+    sim.trainings = {f"north{i}": Training(outcome=TrainOutcome.NO_GAIN) for i in range(2)}
+    sim.train()
+    assert sim.run_until(lambda: ended(sim, "north"))
+    sim.settle()
+    refused = sim.site("north")
+    sim.edit(rollout=sim.spec_body["rollout"] | {"paused": True})
+    sim.train("again")
+    sim.settle()
+    waits = sim.site("north")
+    assert (waits.phase, waits.reason) == ("Refused", "NoGain")
+    assert waits.message == f"{refused.message}; a training is wanted and waits: rollouts are paused"
+
+
 class Watch:
     """What must hold after each look, whatever is asked and reported."""
 
@@ -485,7 +516,22 @@ class Watch:
     def __call__(self, sim: FleetSim, look: Look) -> None:
         assert isinstance(sim, AdaptationSim)
         self._one_job_for_a_site(sim, look)
+        self._status_is_bounded_and_says_why(look)
         self._no_other_revision_without_cause(look)
+
+    def _status_is_bounded_and_says_why(self, look: Look) -> None:
+        adaptation = look.plan.status.adaptation
+        spec = look.observed.deployment.spec
+        if adaptation is None or spec is None or spec.adaptation is None:
+            return
+        assert [state.site for state in adaptation.sites] == sorted(spec.adaptation.sites)
+        assert sum(state.phase == "Training" and not state.retry_at for state in adaptation.sites) <= 4
+        for state in adaptation.sites:
+            assert len(state.tried) <= MAX_TRIED and len(state.message) <= MESSAGE_LIMIT
+            assert state.message.count("waits: ") <= 1, state
+            if state.phase in ("Refused", "Failed", "RolledBack", "Unsupported"):
+                assert state.reason not in ("", "Waiting") and state.message, state
+            assert (state.reason == "Waiting") <= (state.asked_at is not None), state
 
     def _one_job_for_a_site(self, sim: AdaptationSim, look: Look) -> None:
         adaptation = look.plan.status.adaptation

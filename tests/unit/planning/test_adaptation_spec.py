@@ -14,7 +14,7 @@ from slmops.api.base import NAME_PATTERN
 from slmops.model.config import NetworkConfig, OperatorConfig
 from slmops.model.observed import NodeView, Resolved
 from slmops.planning import build
-from slmops.planning.adaptation_jobs import TrainPlace, build_train_job, train_job_name
+from slmops.planning.adaptation_jobs import TrainPlace, build_order, build_train_job, train_job_name
 from slmops.planning.adapters import build_trained, find_problem
 from slmops.planning.effective import EffectiveVariant, find_rule, rules_of
 from slmops.planning.expand import MAX_NAME_LENGTH, ExpansionError, expand_spec
@@ -25,7 +25,7 @@ from slmops.planning.resolution import resolve
 from slmops.planning.revision import Revision, build_revision_data, parse_revision, source_hash
 from slmops.planning.validate_adaptation import find_adaptation_problem
 from slmwire.examples import parse_settings
-from slmwire.jobs import parse_order
+from slmwire.jobs import TrainOrder, parse_order
 from slmwire.manifest import STORE_URL
 from tests.unit.planning.profile_kit import body_of, files, profile, variant
 
@@ -233,6 +233,45 @@ def test_what_is_unset_is_no_part_of_a_revision() -> None:
     assert named(expanded(spec))["int4-o"].to_body()["adapters"] == [row]
 
 
+def test_a_revision_with_overrides_and_profiles_is_the_one_of_the_release_before() -> None:
+    """Golden values of the release before adaptation: whoever does not use it must not be rolled out anew."""
+    adapters = [{"name": "menu", "url": "http://models/menu.onnx_adapter", "sha256": "b" * 64, "size": 5}]
+    overrides = [
+        {"name": "o", "sites": ["x"], "adapters": adapters},
+        {"name": "p", "nodeSelector": {"matchLabels": {"a": "b"}}, "runtime": {"slots": 2}},
+    ]
+    body = body_of(variant("int4"), variant("int8"), overrides=overrides)
+    spec = SLMDeploymentSpec.model_validate(body)
+    found = {
+        count: resolve(
+            expanded(spec, profiles=[profile(name) for name in names]), outcomes=known(spec), stored=()
+        ).revision
+        for count, names in enumerate(((), ("pi", "nuc")))
+    }
+    assert found == {0: "d296f1fb46", 1: "7dd38bab3c"}
+
+
+def test_pods_elsewhere_are_what_they_are_without_adaptation() -> None:
+    def templates(spec: SLMDeploymentSpec) -> Any:
+        whole = expanded(spec)
+        names = {entry.name for entry in whole.variants}
+        return build.build_templates(
+            NAMES,
+            whole,
+            config=CONFIG,
+            revision="r",
+            digests=dict.fromkeys(names, ONNX.manifest.digest),
+            references=dict.fromkeys(names, ONNX.reference),
+        )
+
+    overrides = [{"name": "o", "sites": ["west"], "runtime": {"slots": 2}}]
+    plain = templates(spec_of(overrides=overrides, adaptation=None))
+    adapting = templates(spec_of(overrides=overrides))
+    assert set(adapting) - set(plain) == {"int4-north"}
+    assert {name: adapting[name] for name in plain} == plain
+    assert "xamples" not in str(plain) and "xamples" in str(adapting["int4-north"])
+
+
 # Pods and Jobs
 
 
@@ -301,6 +340,7 @@ def test_a_job_trains_on_its_node_without_network_rights_or_credential() -> None
     assert [c["name"] for c in pod["initContainers"]] == ["prepare", "train", "judge"]
     assert "north-0" in json.dumps(pod["affinity"]) and pod["tolerations"][0]["key"] == "edge"
     prepare, train, judge = pod["initContainers"]
+    assert judge["command"][-2:] == ["--deadline-seconds", "3600"]
     (keep,) = pod["containers"]
     mounts = {
         c["name"]: {m["mountPath"]: m for m in c["volumeMounts"]} for c in (prepare, train, judge, keep)
@@ -343,7 +383,17 @@ def test_a_job_trains_on_its_node_without_network_rights_or_credential() -> None
     served = {entry["name"]: entry["value"] for entry in judge["env"]}
     assert served["SLM_DEFAULT_ADAPTER"] == "local", "what serves is what the next one has to be better than"
     order = parse_order(template["metadata"]["annotations"]["slmops.dev/told-job.json"])
-    assert (order.name, order.min_examples, order.seed, order.retention_seconds) == ("local", 50, 3, 604800)
+    assert (order.name, order.min_examples, order.seed, order.retention_seconds) == ("local", 100, 3, 604800)
+
+
+def test_what_spec_leaves_open_is_ordered_as_the_order_leaves_it_open() -> None:
+    adaptation = spec_of().adaptation
+    assert adaptation is not None
+    order = build_order(adaptation, seed=0)
+    plain = TrainOrder(
+        name=order.name, retention_seconds=order.retention_seconds, min_examples=order.min_examples
+    )
+    assert order == plain
 
 
 def test_names_of_jobs_are_short_and_of_one_attempt() -> None:
@@ -378,14 +428,19 @@ def test_pods_that_train_reach_nothing_and_nobody_reaches_them(mode: Any) -> Non
 
 # What is refused
 
+ROW = {"name": "menu", "url": "http://models/menu.onnx_adapter", "sha256": "b" * 64, "size": 5}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "replicas": ({"placement": {"mode": "Replicas", "nodeSelector": {}}}, "placement.mode PerNode"),
     "base": ({"adaptation": {"sites": ["north"], "name": "base"}}, r"spec\.adaptation\.name: base"),
+    "base of an override": (
+        {"overrides": [{"name": "o", "sites": ["west"], "adapters": [ROW | {"name": "base"}]}]},
+        r"overrides\[o\]\.adapters: with spec.adaptation none can be called base.*rename it",
+    ),
     "twice": ({"adaptation": {"sites": ["north", "north"]}}, "occurs twice"),
     "not allowed": ({"privacy": {"allowedSites": ["west"]}}, "north is not among spec.privacy.allowedSites"),
     "never enough": (
-        {"adaptation": {"sites": ["north"], "collect": {"maxExamples": 50}}},
-        "training.minExamples: 50 is not below",
+        {"adaptation": {"sites": ["north"], "collect": {"maxExamples": 100}}},
+        "training.minExamples: 100 is not below",
     ),
     "pattern": (
         {"adaptation": {"sites": ["north"], "collect": {"patterns": ["a", "("]}}},

@@ -252,7 +252,7 @@ def test_what_came_of_a_training_is_told_with_its_numbers() -> None:
     told = [text for text in standing.because if text.startswith("site ")]
     assert told == [
         "site berlin collects corrections: 3 corrections so far",
-        "site wien has trained an adapter; right answers to 28 examples held back: 7% without, 93% with it, "
+        "site wien has trained an adapter; right answers to 28 examples held back: 7% before, 93% with it, "
         "from 112 examples; golden set 98% and 97%",
     ]
     decided = [entry.text for entry in standing.decisions]

@@ -18,7 +18,6 @@ from slmfetch.agent import find_stores
 from slmfetch.config import Owner
 from slmfetch.errors import FetchError, Stopped
 from slmfetch.examples import (
-    SERVER_GROUP,
     Wanted,
     expire_examples,
     make_folder,
@@ -29,7 +28,7 @@ from slmfetch.fetch import release
 from slmfetch.inventory import observe_store
 from slmfetch.keep import keep
 from slmfetch.store import Store, scan
-from slmwire.examples import file_name
+from slmwire.examples import SERVER_GROUP, file_name
 from slmwire.manifest import STORE_URL, Manifest, ManifestFile
 from slmwire.paths import examples_subpath
 from tests.unit.slmfetch.agents import serve_agent, start_agent
