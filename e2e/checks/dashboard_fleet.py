@@ -3,6 +3,7 @@
 
 from typing import Final
 
+from e2e.checks.dashboard_adapters import build_adapters
 from e2e.checks.grafana import Dashboard, Kind, Panel, Query, Row, Variable
 
 _OBJECT: Final = 'namespace=~"$namespace",deployment=~"$deployment"'
@@ -332,6 +333,7 @@ ROLLOUT: Final = Dashboard(
                 ),
             ),
         ),
+        build_adapters(_OBJECT),
         Row(
             title="Revisions side by side",
             panels=(

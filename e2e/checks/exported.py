@@ -60,6 +60,7 @@ def _server() -> dict[str, frozenset[str]]:
     metrics.count_script("latin")
     metrics.count_fallback(1)
     metrics.begin_refusals()
+    metrics.begin_examples()
     metrics.show_drift("script", index=0.0, samples=1)
     return _series(metrics.render(queue_depth=0, busy=0).decode())
 

@@ -84,6 +84,15 @@ class Deployment:
                 return pod
         raise LookupError(f"no {role} pod of {self.name} on {node}")
 
+    def training_pods(self) -> list[Body]:
+        """Pods that train an adapter for it."""
+        selector = f"slmops.dev/adaptation={self.name}"
+        return self.cluster.find_all("pods", namespace=self.namespace, selector=selector)
+
+    def _describe_training(self, pod: Body) -> str:
+        logs = self.cluster.logs(self.namespace, pod["metadata"]["name"]).splitlines()[-12:]
+        return "\n".join([describe_pods([pod]), *(f"    {line[:400]}" for line in logs)])
+
     def labels(self) -> dict[str, dict[str, str]]:
         """Per node its labels of this deployment, prefix cut off."""
         prefix = label_prefix(self.namespace, self.name)
@@ -111,6 +120,7 @@ class Deployment:
         parts = [describe_resource(found) if found else f"there is no SLMDeployment {self.name}"]
         parts.append(f"  labels {self.labels()}")
         parts += [describe_pods(self.pods(role)) for role in ("serve", "prefetch", "release")]
+        parts += [self._describe_training(pod) for pod in self.training_pods()]
         parts.append(operator_log(self.cluster, lines=25))
         return "\n".join(part for part in parts if part)
 

@@ -59,6 +59,8 @@ def describe_resource(resource: Json) -> str:
         lines += [f"    wave {wave}" for wave in rollout.get("waves", [])]
         lines += [f"    metric {metric}" for metric in rollout.get("metrics", [])]
         lines += [f"    {measurement}" for measurement in rollout.get("measurements", [])[-6:]]
+    lines += [f"  adapts {site}" for site in (status.get("adaptation") or {}).get("sites", [])]
+    lines += [f"  rule {rule}" for rule in (status.get("feedback") or {}).get("rules", [])]
     lines += [f"  problem {problem}" for problem in status.get("worstNodes", [])]
     lines += [f"  failed {failed}" for failed in status.get("failedRevisions", [])]
     return "\n".join(lines)

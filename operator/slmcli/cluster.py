@@ -67,6 +67,10 @@ class Cluster(Protocol):
         """Its pods."""
         ...
 
+    def training_pods(self, namespace: str, name: str) -> list[Body]:
+        """Pods that train an adapter for it."""
+        ...
+
     def services(self, namespace: str) -> list[Body]:
         """All Services of a namespace."""
         ...

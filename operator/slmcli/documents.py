@@ -69,6 +69,7 @@ def status_document(view: DeploymentView, events: Sequence[EventView]) -> Docume
             "reasons": _all(status.reasons) if status is not None else [],
             "failedRevisions": _all(status.failed_revisions) if status is not None else [],
             "operations": _all(status.operations) if status is not None else [],
+            "adaptation": _whole(status.adaptation) if status is not None else None,
             "events": [
                 {"at": e.at, "type": e.kind, "reason": e.reason, "message": e.message, "count": e.count}
                 for e in events

@@ -35,7 +35,7 @@ from slmcli.pod_errors import describe_refusal
 from slmcli.safe import clean
 from slmops.api import GROUP, MODEL_PLURAL, PLURAL, VERSION
 from slmops.api.profile import PROFILE_PLURAL
-from slmwire.labels import DEPLOYMENT
+from slmwire.labels import ADAPTATION, DEPLOYMENT
 from slmwire.paths import AGENT_STORE, KEY_HEADER
 
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
@@ -169,6 +169,12 @@ class KubeCluster:
         """Pods that carry the deployment's label."""
         return self._items(
             f"/api/v1/namespaces/{quote(namespace)}/pods", labelSelector=f"{DEPLOYMENT}={name}"
+        )
+
+    def training_pods(self, namespace: str, name: str) -> list[Body]:
+        """Pods that carry the label of its adaptation."""
+        return self._items(
+            f"/api/v1/namespaces/{quote(namespace)}/pods", labelSelector=f"{ADAPTATION}={name}"
         )
 
     def services(self, namespace: str) -> list[Body]:

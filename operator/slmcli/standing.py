@@ -5,20 +5,29 @@ Everything follows from spec, status and annotations; the operator's own words (
 and this adds what they leave out: times that are left, counts that are needed, the exact commands.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from slmcli.actions import Action, actions_for
+from slmcli.adapting import site_states, site_text, training_actions, trainings_decided
 from slmcli.render.parts import MetricLine, counts_text, latest_metrics
 from slmcli.times import seconds_of, span_text
 from slmcli.view import DeploymentView
+from slmcli.window_text import window_wait
 from slmops.api.base import duration_seconds
-from slmops.api.rollout import Wave, Window
+from slmops.api.rollout import Wave
 from slmops.api.spec import Rollout, SLMDeploymentSpec
 from slmops.api.status import ConditionType, RolloutStatus
 
 DECISIONS: Final = 8
+_HEALTH: Final = (
+    ConditionType.ACCEPTED,
+    ConditionType.MODEL_RESOLVED,
+    ConditionType.READY,
+    ConditionType.FEEDBACK_HEALTHY,
+    ConditionType.ADAPTATION_HEALTHY,
+)
+"""Conditions that are worth a line where they are not True."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +70,7 @@ def assess_standing(view: DeploymentView, *, now: float) -> Standing:
         next=following,
         decisions=_decisions(view),
         measurements=latest_metrics(status.rollout) if status.rollout is not None else (),
-        actions=actions_for(view),
+        actions=(*actions_for(view), *training_actions(view)),
     )
 
 
@@ -74,7 +83,7 @@ def _because(view: DeploymentView) -> tuple[str, ...]:
             f"the operator has not acted on the latest spec yet (generation {view.generation}, seen "
             f"{status.observed_generation})"
         )
-    for kind in (ConditionType.ACCEPTED, ConditionType.MODEL_RESOLVED, ConditionType.READY):
+    for kind in _HEALTH:
         condition = view.condition(kind)
         if condition is not None and condition.status != "True":
             found.append(f"{kind} is {condition.status}, {condition.reason}: {condition.message}")
@@ -87,6 +96,7 @@ def _because(view: DeploymentView) -> tuple[str, ...]:
         found.append(f"rollout {rollout.revision} {rollout.reason}: {rollout.message}")
     if rollout is not None and rollout.judged_by is not None:
         found.append(_judge_text(view, rollout))
+    found += map(site_text, site_states(view))
     found.append(counts_text(status.nodes))
     return tuple(dict.fromkeys(found))
 
@@ -132,7 +142,7 @@ def _story(view: DeploymentView, now: float) -> Story:
     if running.step == "Installing":
         return (
             f"The first revision, {running.revision}, is being installed.",
-            (_window_wait(view) or "enough reachable nodes to fetch, verify and serve the model",),
+            (window_wait(view) or "enough reachable nodes to fetch, verify and serve the model",),
             (f"{running.revision} becomes the stable revision",),
         )
     if running.step == "RollingBack":
@@ -213,7 +223,7 @@ def _at_rest(view: DeploymentView) -> Story:
         )
     return (
         f"{status.stable_revision or 'No revision'} is the stable revision, and spec stands for it.",
-        (wait,) if (wait := _window_wait(view)) else (),
+        (wait,) if (wait := window_wait(view)) else (),
         ("nothing until spec changes; nodes that come back are brought to it",),
     )
 
@@ -232,7 +242,7 @@ def _in_wave(view: DeploymentView, rollout: RolloutStatus, now: float) -> Story:
     if reason == "AwaitingApproval":
         waits.append(f"somebody to approve wave {name}: its nodes have the model and take it then")
     elif reason == "OutsideWindow":
-        waits.append(_window_wait(view))
+        waits.append(window_wait(view))
     if rollout.step == "Prefetching":
         if reason not in ("AwaitingApproval", "OutsideWindow"):
             waits.append("the wave's nodes to fetch and verify the model; what serves is not touched")
@@ -318,23 +328,6 @@ def _where(rollout: RolloutStatus) -> str:
     return f", wave {rollout.waves[rollout.wave].name} ({rollout.wave + 1} of {len(rollout.waves)})"
 
 
-def _window_wait(view: DeploymentView) -> str:
-    """The windows that are waited for; empty when none are."""
-    progressing = view.condition(ConditionType.PROGRESSING)
-    if progressing is None or progressing.reason != "OutsideWindow" or view.spec is None:
-        return ""
-    if "spec.distribution.windows" in progressing.message:
-        told = _window_text(view.spec.distribution.windows)
-        return f"the next window for fetching models: {'; '.join(told)}"
-    return f"the next window: {'; '.join(_window_text(view.spec.rollout.windows))}"
-
-
-def _window_text(windows: Sequence[Window]) -> list[str]:
-    return [
-        f"{','.join(w.days) or 'every day'} {w.start_time}-{w.end_time} {w.time_zone}" for w in windows
-    ] or ["none is configured"]
-
-
 def _since(at: str, now: float) -> float:
     seconds = seconds_of(at)
     return now if seconds is None else seconds
@@ -390,5 +383,6 @@ def _decisions(view: DeploymentView) -> tuple[Decided, ...]:
             found.append(
                 Decided(at=rollout.finished_at, text=f"rollout of {rollout.revision}: {rollout.step}")
             )
+    found += [Decided(at=at, text=text) for at, text in trainings_decided(view)]
     found.sort(key=lambda decided: seconds_of(decided.at) or 0.0, reverse=True)
     return tuple(found[:DECISIONS])

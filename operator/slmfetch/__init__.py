@@ -11,6 +11,8 @@ Layout below the store's root (same file system, every file owned by the fetcher
     trees/<manifest-hex>/<path>   hard links to blobs; what a server mounts read-only
     refs/<namespace>.<name>/<revision>.json   pin
     progress/<namespace>.<name>.<revision>.json   how far a fetch is
+    refs/_adapters.<namespace>.<name>/adapter-<hex>.json   pin of an adapter that was trained here
+    examples/<namespace>/<name>/  what a server keeps from feedback, and nobody else reads; mode 0770
     quarantine/<hex>.json         what failed verification, and when it may be tried again
 
 A server may hold a shared flock on its tree's directory; what is locked is never collected.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `python -m slmfetch fetch|hold|ready|release|list|agent|import`.
+"""Command line: `python -m slmfetch fetch|hold|keep|ready|release|list|agent|import`.
 
 Exit codes: 0 done, 1 failed (reason in the termination log), 2 wrong settings, 143 stopped.
 """
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,13 @@ from slmwire.manifest import Manifest, ManifestError, parse_manifest
 from slmwire.reasons import Reason, Termination
 
 if TYPE_CHECKING:
-    from slmfetch.fetch import Outcome
+    from slmfetch.examples import Wanted
+    from slmfetch.fetch import Outcome, Purpose
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 143
+EXPIRE_SECONDS = 600.0
 
 
 @dataclass(slots=True)
@@ -117,11 +119,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "--reserve-bytes", type=int, help="bytes to leave free (default 5 %%, at most 4 GiB)"
         )
         sub.add_argument("--max-wait", type=float, default=120.0, help="longest single wait in seconds")
+    keeping = commands.add_parser("keep", help="put an adapter trained on this node into the store, pinned")
+    keeping.set_defaults(run=_run_keep)
+    keeping.add_argument("--file", type=Path, required=True, help="the adapter")
+    keeping.add_argument(
+        "--reserve-bytes", type=int, help="bytes to leave free (default 5 %%, at most 4 GiB)"
+    )
     ready = commands.add_parser("ready", help="exit 0 once `hold` or `release` is done")
     ready.set_defaults(run=_run_ready)
     release = commands.add_parser("release", help="drop this deployment's pins, collect, then hold")
     release.set_defaults(run=_run_release)
     release.add_argument("--once", action="store_true", help="exit instead of holding")
+    release.add_argument(
+        "--keep-models", action="store_true", help="only remove examples, and pins of adapters made of them"
+    )
     listing = commands.add_parser("list", help="print what the store holds as JSON")
     listing.set_defaults(run=_run_list)
     agent = commands.add_parser("agent", help="give blobs to the site's other nodes, collect orphans")
@@ -143,7 +154,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[str, str], None]) -> int:
+    from slmfetch.examples import Wanted, settle_examples
     from slmfetch.fetch import Job, Purpose, fetch
+    from slmfetch.keep import forget
 
     environ = config.current_environment()
     manifest = _read_manifest(options)
@@ -182,7 +195,15 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         purpose=Purpose.SERVE if options.serve else Purpose.AHEAD,
         deep=options.deep,
     )
-    outcome = fetch(store, job, settings, tally=report.tally)
+    store.prepare()
+    examples = _wanted_examples(environ, job.purpose)
+    settle_examples(store, job.owner, examples)
+    try:
+        outcome = fetch(store, job, settings, tally=report.tally)
+    finally:
+        # After the revision has pinned what it needs, and even when something of that did not come.
+        if examples is Wanted.GONE:
+            forget(store, job.owner)
     report.bytes_reused = outcome.bytes_reused
     finish("", _summary(outcome))
     log(
@@ -195,6 +216,16 @@ def _run_fetch(options: argparse.Namespace, report: _Report, finish: Callable[[s
         bytesPerSecond=outcome.bytes_per_second,
     )
     return 0
+
+
+def _wanted_examples(environ: Mapping[str, str], purpose: "Purpose") -> "Wanted":
+    """By whether this revision's server keeps examples; only one that serves next may remove them."""
+    from slmfetch.examples import Wanted
+    from slmfetch.fetch import Purpose
+
+    if environ.get(env.EXAMPLES_DIR):
+        return Wanted.KEPT
+    return Wanted.GONE if purpose is Purpose.SERVE else Wanted.UNTOUCHED
 
 
 def _summary(outcome: "Outcome") -> str:
@@ -210,17 +241,41 @@ def _run_hold(options: argparse.Namespace, report: _Report, finish: Callable[[st
     # /tmp is an emptyDir, which survives a restart of the container.
     _ready_file().unlink(missing_ok=True)
     _run_fetch(options, report, finish)
-    return _hold()
+    return _hold(_store(options))
 
 
 def _run_release(options: argparse.Namespace, _report: _Report, finish: Callable[[str, str], None]) -> int:
+    from slmfetch.examples import remove_examples
     from slmfetch.fetch import release
+    from slmfetch.keep import forget
 
     if not options.once:
         _ready_file().unlink(missing_ok=True)
-    release(_store(options), config.read_owner(config.current_environment()))
+    owner = config.read_owner(config.current_environment())
+    if options.keep_models:
+        remove_examples(_store(options), owner)
+        forget(_store(options), owner)
+    else:
+        release(_store(options), owner)
     finish("", "")
-    return 0 if options.once else _hold()
+    return 0 if options.once else _hold(_store(options))
+
+
+def _run_keep(options: argparse.Namespace, report: _Report, finish: Callable[[str, str], None]) -> int:
+    from slmfetch.keep import keep
+
+    environ = config.current_environment()
+    store = _store(options)
+    settings = config.Settings(
+        store_dir=store.root,
+        size_limit_bytes=config.read_count(environ, env.SIZE_LIMIT_BYTES, default=0),
+        reserve_bytes=options.reserve_bytes,
+        high_watermark_percent=config.read_count(environ, env.HIGH_WATERMARK_PERCENT, default=0, most=100),
+    )
+    kept = keep(store, config.read_owner(environ), options.file, settings)
+    report.digest = f"sha256:{kept.sha256}"
+    finish("", "")
+    return 0
 
 
 def _run_ready(_options: argparse.Namespace, _report: _Report, _finish: Callable[[str, str], None]) -> int:
@@ -268,12 +323,15 @@ def _run_import(options: argparse.Namespace, _report: _Report, _finish: Callable
     return 0
 
 
-def _hold() -> int:
+def _hold(store: Store) -> int:
+    from slmfetch.examples import expire_examples
+
     with suppress(Stopped):
         _ready_file().touch()
         log("ready")
         while True:
-            signal.pause()
+            time.sleep(EXPIRE_SECONDS)
+            expire_examples(store)
     return 0
 
 

@@ -16,6 +16,7 @@ from slmfetch.agent_blobs import answer_blob
 from slmfetch.agent_http import Limits, Reply, Request, Server
 from slmfetch.agent_metrics import Counts, render_metrics
 from slmfetch.errors import FetchError
+from slmfetch.examples import expire_examples
 from slmfetch.housekeeping import tidy
 from slmfetch.inventory import observe_store
 from slmfetch.log import log
@@ -34,11 +35,16 @@ _SUMS: Final = ("bytes", "reclaimableBytes", "blobs")
 
 
 def find_stores(root: Path) -> list[Store]:
-    """The store at `root`, and those in folders directly below: teams may keep theirs apart."""
+    """The store at `root`, and those in folders directly below: teams may keep theirs apart.
+
+    Never its examples: by namespaces and names of their choice people could make them look like a store.
+    """
     below = [
         Store(Path(entry.path))
         for entry in scan(root)
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+        if entry.is_dir(follow_symlinks=False)
+        and not entry.name.startswith(".")
+        and entry.name != Store(root).examples.name
     ]
     return [Store(root), *[store for store in below if _is_store(store)][:MAX_STORES]]
 
@@ -79,8 +85,9 @@ class Agent:
         return Reply(status=404)
 
     def collect(self) -> None:
-        """Clear away orphans once; a failure is logged and counted."""
+        """Clear away orphans and expired examples once; a failure is logged and counted."""
         for store in find_stores(self._root):
+            expire_examples(store)
             try:
                 done = tidy(store)
             except (FetchError, OSError) as error:

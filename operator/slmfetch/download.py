@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings one file into the store: waits for others, resumes, retries, verifies, publishes."""
 
-import hashlib
 import os
 import random
 import time
@@ -19,7 +18,8 @@ from slmfetch.progress import From, Reporter, Tally
 from slmfetch.quarantine import SAMPLE_BYTES, add_record, clear_record, read_record
 from slmfetch.room import NoRoom, RoomWatch, promised_bytes
 from slmfetch.store import CHUNK_BYTES, Store, wait_for_lock
-from slmwire.manifest import ManifestFile
+from slmfetch.tactics import PROGRESS_BYTES, Tactics, identity_of
+from slmwire.manifest import STORE_URL, ManifestFile
 from slmwire.reasons import Reason
 
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 
 BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 30.0
-PIECE_BYTES: Final = 8 << 20
-"""What one request of several asks for."""
-PROBE_BYTES: Final = 1 << 20
-"""What the first request for a large file asks for; its answer says whether others may help."""
-PROGRESS_BYTES: Final = 64 << 10
-"""An attempt that brought this much (or the rest of the file) counts as progress."""
-EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,6 +103,9 @@ class Downloader:
         self._check_hold_off(file)
         partial.restore()
         self.reporter.begin(file, partial.have)
+        if file.url == STORE_URL:
+            self._search(file, partial)
+            return
         for again in (True, False):
             if file.url.startswith("file:"):
                 self._copy(file, partial)
@@ -134,6 +130,18 @@ class Downloader:
         partial.remove()
         record = add_record(self.store, file, actual_sha256=actual, sample=sample)
         raise IntegrityError(_mismatch(file, actual, record.failures))
+
+    def _search(self, file: ManifestFile, partial: Partial) -> None:
+        """No connection but to store agents: nothing else has the file."""
+        from slmfetch.search import search_site
+
+        search_site(
+            file,
+            partial,
+            store=self.store,
+            peers=self._peers,
+            pause=lambda error, failures: self._wait(file, partial, error, failures=failures),
+        )
 
     def _check_hold_off(self, file: ManifestFile) -> None:
         record = read_record(self.store, file.sha256)
@@ -166,7 +174,7 @@ class Downloader:
         self._peers.fill(file, partial)
         if partial.offset >= file.size:
             return
-        wait = partial.hold_off_seconds(_identity(file.url), time.time())
+        wait = partial.hold_off_seconds(identity_of(file.url), time.time())
         if wait > 0:
             asked = TransferError(
                 Reason.RATE_LIMITED,
@@ -195,12 +203,12 @@ class Downloader:
                 self._wait(file, partial, error, failures=failures)
                 self._peers.fill(file, partial)
 
-    def _attempt(self, file: ManifestFile, partial: Partial, tactics: "Tactics") -> None:
+    def _attempt(self, file: ManifestFile, partial: Partial, tactics: Tactics) -> None:
         """One connection for the rest; for a first piece, where others may help after that."""
         from slmfetch.transfer import Request, is_content_addressed, open_body
 
         network = self._connect()
-        origin = _identity(file.url)
+        origin = identity_of(file.url)
         same = partial.origin == origin
         end = tactics.probe_end(file, partial)
         partial.discard_ahead()
@@ -246,12 +254,12 @@ class Downloader:
                 retryable=True,
             )
 
-    def _attempt_split(self, file: ManifestFile, partial: Partial, tactics: "Tactics") -> None:
+    def _attempt_split(self, file: ManifestFile, partial: Partial, tactics: Tactics) -> None:
         """Several connections for the rest."""
         from slmfetch.parallel import Crew
         from slmfetch.pieces import Pieces
 
-        pieces = Pieces(partial, file.size, PIECE_BYTES)
+        pieces = Pieces(partial, file.size, tactics.piece_bytes)
         crew = Crew(
             file=file,
             pieces=pieces,
@@ -328,7 +336,7 @@ class Downloader:
         if error.retry_after_seconds is not None:
             asked = min(error.retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
             delay = asked + random.uniform(0.0, 1.0) * min(ceiling, 2.0)
-            partial.hold_off(time.time() + delay, origin=_identity(file.url))
+            partial.hold_off(time.time() + delay, origin=identity_of(file.url))
             if delay > self.settings.max_wait_seconds:
                 raise FetchError(error.reason, f"{file.path}: {error.message}; it is not called before that")
         if time.monotonic() + delay >= self.deadline:
@@ -352,45 +360,6 @@ class Downloader:
             f"{file.path}: not done within {self.settings.timeout_seconds:.0f} s, {partial.offset} of "
             f"{file.size} bytes are here and kept: {why}",
         )
-
-
-@dataclass(slots=True, kw_only=True)
-class Tactics:
-    """How one file is asked for, as this run has learnt it."""
-
-    connections: int
-    _probed: bool = False
-    _together: bool = True
-    """Until a source turned out not to give the same bytes to each connection."""
-
-    def probe_end(self, file: ManifestFile, partial: Partial) -> int:
-        """Where the first request ends that shows whether a large file may be split; 0 for all the rest."""
-        large = file.size - partial.offset >= 2 * PIECE_BYTES
-        if self._probed or not self._together or self.connections < 2 or not large:
-            return 0
-        self._probed = True
-        return partial.offset + min(PROBE_BYTES, PIECE_BYTES)
-
-    def may_split(self, file: ManifestFile, partial: Partial) -> bool:
-        """Whether several connections may bring what is missing."""
-        known = partial.splits and partial.origin == _identity(file.url)
-        if not known or not self._together:
-            return False
-        large = file.size - partial.offset > PIECE_BYTES
-        # What came ahead is taken over even by one connection.
-        return (self.connections > 1 and large) or partial.have > partial.offset
-
-    def learn(self, error: TransferError) -> None:
-        """After a split attempt failed: the next one is more modest."""
-        if error.stale:
-            self._together = False
-        elif error.retry_after_seconds is not None or error.reason is Reason.RATE_LIMITED:
-            self.connections = max(self.connections // 2, 1)
-
-
-def _identity(url: str) -> str:
-    """Tells sources apart without storing the URL, which may hold a signature."""
-    return hashlib.sha256(url.partition("?")[0].encode()).hexdigest()[:16]
 
 
 def _mismatch(file: ManifestFile, actual: str, failures: int) -> str:

@@ -11,13 +11,23 @@ from slmfetch.collect import collect, prune_refs
 from slmfetch.config import Owner, Settings
 from slmfetch.download import Downloader
 from slmfetch.errors import FetchError
+from slmfetch.examples import remove_examples
 from slmfetch.log import log
 from slmfetch.progress import Reporter, Tally, clear_progress, progress_path
-from slmfetch.refs import Ref, UnreadableRef, new_ref, next_stamp, read_refs, write_ref
+from slmfetch.refs import (
+    Ref,
+    UnreadableRef,
+    adapters_of,
+    explain_pin,
+    new_ref,
+    next_stamp,
+    read_refs,
+    write_ref,
+)
 from slmfetch.room import find_shortage
-from slmfetch.store import NO_SPACE, Store, discard, is_tree_in_use
+from slmfetch.store import Store, discard, is_tree_in_use
 from slmfetch.tree import is_tree_intact, publish_tree
-from slmwire.manifest import Manifest, ManifestFile
+from slmwire.manifest import STORE_URL, Manifest, ManifestFile
 from slmwire.reasons import Reason
 
 RELEASE_WAIT_SECONDS = 60.0
@@ -67,8 +77,12 @@ def fetch(store: Store, job: Job, settings: Settings, *, tally: Tally | None = N
     store.prepare()
     with store.locked():
         _begin_pin(store, job)
-    unique = {file.sha256: file for file in job.manifest.files}
+    # Of two entries with the same bytes, the one that has a source.
+    by_source = sorted(job.manifest.files, key=lambda file: file.url != STORE_URL)
+    unique = {file.sha256: file for file in by_source}
     missing = [file for file in unique.values() if not store.check_blob(file, deep=job.deep)]
+    # Last what another node of the site must still have: whatever has a source is here by then.
+    missing.sort(key=lambda file: file.url == STORE_URL)
     began = time.monotonic()
     if missing:
         for file in missing:
@@ -119,10 +133,11 @@ def _obtain(
 
 
 def release(store: Store, owner: Owner, *, wait_seconds: float = RELEASE_WAIT_SECONDS) -> None:
-    """Drop every pin of a deployment and remove what nobody else needs.
+    """Drop every pin of a deployment, its adapters' and its examples, and remove what nobody else needs.
 
     Servers that hold a tree get `wait_seconds` to end; after that it goes under them.
     """
+    remove_examples(store, owner)
     if not store.refs.is_dir():
         log("there is no store here, nothing to release", store=str(store.root))
         return
@@ -136,6 +151,7 @@ def release(store: Store, owner: Owner, *, wait_seconds: float = RELEASE_WAIT_SE
         time.sleep(0.2)
     with store.locked():
         discard(store.refs / owner.key)
+        discard(store.refs / adapters_of(owner).key)
         done = collect(store, force_trees=digests)
     log("released", deployment=owner.key, pins=len(digests), bytes=done.bytes)
 
@@ -150,7 +166,7 @@ def _begin_pin(store: Store, job: Job) -> None:
     try:
         write_ref(store, job.owner, ref)
     except OSError as error:
-        raise _pin_error(store, error) from error
+        raise explain_pin(store, error) from error
 
 
 def _finish(store: Store, job: Job, settings: Settings, missing: Sequence[ManifestFile]) -> None:
@@ -166,7 +182,7 @@ def _finish(store: Store, job: Job, settings: Settings, missing: Sequence[Manife
         write_ref(store, job.owner, ref)
     except OSError as error:
         if not old.complete or missing or not is_tree_intact(store, job.manifest):
-            raise _pin_error(store, error) from error
+            raise explain_pin(store, error) from error
         # A cached model must start on a full or read-only disk: only its time stamp is out of date.
         log("the pin could not be refreshed", level="warning", why=error.strerror or str(error))
     _clean(store, job, settings)
@@ -190,16 +206,9 @@ def _own_refs(store: Store, owner: Owner) -> dict[str, Ref]:
         return {}
 
 
-def _pin_error(store: Store, error: OSError) -> FetchError:
-    if error.errno in NO_SPACE:
-        return FetchError(
-            Reason.INSUFFICIENT_CAPACITY,
-            f"the file system of {store.root} is full, not even a pin can be written; free space on the node",
-        )
-    return FetchError(Reason.INTERNAL_ERROR, f"cannot write a pin in {store.refs}: {error}")
-
-
 def _check_url(file: ManifestFile) -> None:
+    if file.url == STORE_URL and not file.offset:
+        return
     try:
         parts = urlsplit(file.url)
         valid = (parts.scheme in ("http", "https") and bool(parts.hostname)) or parts.scheme == "file"
@@ -208,7 +217,9 @@ def _check_url(file: ManifestFile) -> None:
         valid = False
     if not valid:
         raise FetchError(
-            Reason.UNFIT, f"{file.path}: its URL in the manifest is not http://, https:// or file://"
+            Reason.UNFIT,
+            f"{file.path}: its URL in the manifest is not http://, https:// or file://, nor "
+            f"{STORE_URL!r} alone",
         )
 
 

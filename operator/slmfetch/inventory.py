@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from slmfetch.refs import SUFFIX, UnreadableRef, read_refs
+from slmfetch.refs import SUFFIX, UnreadableRef, owner_of, read_refs
 from slmfetch.store import Store, is_tree_in_use, scan
 
 
@@ -22,11 +22,11 @@ def observe_store(store: Store) -> dict[str, Any]:
             continue
         for ref in refs.values():
             pinned |= {file.sha256 for file in ref.files}
-            namespace, _, deployment = folder.name.partition(".")
+            owner = owner_of(folder.name)
             pins.append(
                 {
-                    "namespace": namespace,
-                    "deployment": deployment,
+                    "namespace": owner.namespace,
+                    "deployment": owner.deployment,
                     "revision": ref.revision,
                     "digest": ref.digest,
                     "complete": ref.complete,

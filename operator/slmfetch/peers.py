@@ -24,7 +24,7 @@ from slmfetch.partial import Partial
 from slmfetch.peer_link import Bounds, End, Link, View, is_address, look
 from slmfetch.store import Store
 from slmwire.distribution import Distribution
-from slmwire.manifest import ManifestFile
+from slmwire.manifest import STORE_URL, ManifestFile
 
 MAX_ASKED: Final = 12
 """Peers asked at once, by rank."""
@@ -109,14 +109,34 @@ class Peers:
         finally:
             marker.unlink(missing_ok=True)
 
-    def blame(self, file: ManifestFile) -> None:
-        """The file did not match: take it from the source alone from now on, and say who gave bytes of it."""
-        self._distrusted.add(file.sha256)
+    def search(self, file: ManifestFile, partial: Partial) -> None:
+        """Append to `partial` what peers have of a file without a source; nobody is waited for.
+
+        Asks all of them, a few at a time by rank: maybe one alone has it. Raises only what `partial` does.
+        """
+        while partial.offset < file.size and time.monotonic() < self.deadline:
+            site = self._site(file)
+            views = [] if site is None else self._look_for(file, site, offset=partial.offset)
+            target = None if site is None else self._choose(file, site, views, offset=partial.offset)
+            if site is None or target is None or target.have <= partial.offset:
+                return
+            began, start = time.monotonic(), partial.offset
+            self._take(target, file, partial, site, views)
+            seconds = time.monotonic() - began
+            self._judge(target.name, site, seconds=seconds, count=partial.offset - start)
+
+    def blame(self, file: ManifestFile) -> bool:
+        """The file did not match: nothing more from those who gave bytes of it, who are named, and where it
+        has a source all of it comes from there from now on. False when nobody gave any."""
+        sourced = file.url != STORE_URL
+        if sourced:
+            self._distrusted.add(file.sha256)
         given = self._given.pop(file.sha256, Counter())
         if not given:
-            return
+            return False
         log(
-            "bytes of other nodes were among those that do not match; the file is fetched from the source",
+            "bytes of other nodes were among those that do not match; the file is fetched from "
+            + ("the source" if sourced else "others"),
             level="warning",
             file=file.path,
             sha256=file.sha256,
@@ -124,6 +144,7 @@ class Peers:
         )
         for name in given:
             self._left_until[name] = FOREVER
+        return True
 
     def _fill(self, file: ManifestFile, partial: Partial, marker: Path) -> None:
         waited_until: float | None = None
@@ -136,7 +157,7 @@ class Peers:
             views = self._look(file, site)
             target = self._choose(file, site, views, offset=start)
             if target is not None:
-                _touch(marker)
+                touch_marker(marker)
                 self._take(target, file, partial, site, views)
                 count, seconds = partial.offset - start, time.monotonic() - began
                 self._judge(target.name, site, seconds=seconds, count=count)
@@ -146,7 +167,7 @@ class Peers:
             if waited_until is None and file.size - partial.offset > SMALL_BYTES:
                 waited_until = now + min(GRACE_SECONDS * living, self._grace_left)
             if living and waited_until is not None and now < waited_until:
-                _touch(marker)
+                touch_marker(marker)
                 self.sleep(POLL_SECONDS)
                 self._grace_left -= time.monotonic() - now
                 continue
@@ -182,8 +203,22 @@ class Peers:
         )
 
     def _look(self, file: ManifestFile, site: _Site) -> list[View]:
+        return self._ask(file, site, self._willing(site)[:MAX_ASKED])
+
+    def _look_for(self, file: ManifestFile, site: _Site, *, offset: int) -> list[View]:
+        """Views of as many as it takes until one of them has more."""
+        willing = self._willing(site)
+        for start in range(0, len(willing), MAX_ASKED):
+            views = self._ask(file, site, willing[start : start + MAX_ASKED])
+            if any(view.have > offset for view in views):
+                return views
+        return []
+
+    def _willing(self, site: _Site) -> list[str]:
         now = time.monotonic()
-        asked = [name for name in site.ranked if self._left_until.get(name, 0.0) <= now][:MAX_ASKED]
+        return [name for name in site.ranked if self._left_until.get(name, 0.0) <= now]
+
+    def _ask(self, file: ManifestFile, site: _Site, asked: Sequence[str]) -> list[View]:
         views, refused, silent = look(file, {name: site.addresses[name] for name in asked}, port=site.port)
         now = time.monotonic()
         for name in refused:
@@ -237,7 +272,7 @@ class Peers:
         finally:
             link.close()
         self._best = max(self._best, link.best_bytes_per_second)
-        self._note(target, end, taken=partial.offset - start)
+        self._note(target, end, file=file, taken=partial.offset - start)
         log(
             "took from another node of the site",
             file=file.path,
@@ -248,10 +283,11 @@ class Peers:
             end=end.value,
         )
 
-    def _note(self, target: View, end: End, *, taken: int) -> None:
+    def _note(self, target: View, end: End, *, file: ManifestFile, taken: int) -> None:
         now = time.monotonic()
         if end is End.SLOW:
-            self._left_until[target.name] = FOREVER
+            # Slow is better than nothing, and without a source there may be nobody else.
+            self._left_until[target.name] = FOREVER if file.url != STORE_URL else now + REFUSED_SECONDS
         elif end is End.TIMEOUT:
             self._leave_silent(target.name)
         elif end is End.GONE:
@@ -284,7 +320,8 @@ class Peers:
         self._left_until[name] = time.monotonic() + wait
 
 
-def _touch(marker: Path) -> None:
+def touch_marker(marker: Path) -> None:
+    """Say that a fetch waits for peers or takes from them."""
     with suppress(OSError):
         if not marker.exists():
             marker.touch(mode=0o600)

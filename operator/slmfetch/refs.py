@@ -5,15 +5,32 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from slmfetch.config import Owner
-from slmfetch.store import Store, read_json, scan, write_json
+from slmfetch.errors import FetchError
+from slmfetch.store import NO_SPACE, Store, read_json, scan, write_json
 from slmwire.manifest import Manifest, ManifestFile, digest_of
+from slmwire.reasons import Reason
 
 SUFFIX = ".json"
 IMPORTER = Owner(namespace="_import", deployment="bundles")
 """Whose pins keep imported files until a deployment pins them; no namespace begins with `_`."""
+_ADAPTERS: Final = "_adapters"
+
+
+def adapters_of(owner: Owner) -> Owner:
+    """Whose pins keep adapters that were trained here for a deployment.
+
+    Apart from its revisions: those come and go by what serves, an adapter is there before any names it.
+    """
+    return Owner(namespace=_ADAPTERS, deployment=owner.key)
+
+
+def owner_of(key: str) -> Owner:
+    """Whom the pins in a folder below refs/ are for, be they of revisions or of adapters."""
+    namespace, _, deployment = key.removeprefix(f"{_ADAPTERS}.").partition(".")
+    return Owner(namespace=namespace, deployment=deployment)
 
 
 class UnreadableRef(Exception):
@@ -93,6 +110,16 @@ def write_ref(store: Store, owner: Owner, ref: Ref) -> None:
 def remove_ref(store: Store, owner: Owner, revision: str) -> None:
     """Drop a pin; one that is gone is fine."""
     (store.refs / owner.key / f"{revision}{SUFFIX}").unlink(missing_ok=True)
+
+
+def explain_pin(store: Store, error: OSError) -> FetchError:
+    """Why a pin cannot be written."""
+    if error.errno in NO_SPACE:
+        return FetchError(
+            Reason.INSUFFICIENT_CAPACITY,
+            f"the file system of {store.root} is full, not even a pin can be written; free space on the node",
+        )
+    return FetchError(Reason.INTERNAL_ERROR, f"cannot write a pin in {store.refs}: {error}")
 
 
 def next_stamp(refs: Iterable[Ref]) -> float:

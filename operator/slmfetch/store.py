@@ -46,6 +46,8 @@ class Store:
         self.trees = root / "trees"
         self.refs = root / "refs"
         self.quarantine = root / "quarantine"
+        self.examples = root / "examples"
+        """Not made by `prepare`: see slmfetch.examples."""
 
     def prepare(self) -> None:
         """Make the folders; FetchError if the store cannot be used."""

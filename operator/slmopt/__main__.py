@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command line: `python -m slmopt step|publish|run`.
+"""Command line: `python -m slmopt step|publish|run|train`.
 
     slmopt step --index I --job FILE        one step of a Job: /workspace/step-(I-1) -> /workspace/step-I
     slmopt publish --job FILE               the last step's output to where the job says
     slmopt run --recipe FILE SRC DST        a whole recipe, for a laptop
+    slmopt train --model-dir DIR --job FILE an adapter of the model that a node serves, from token ids
 
 Exit codes: 0 done, 1 failed (reason in the termination log), 2 wrong usage, 143 stopped.
 """
@@ -96,6 +97,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--recipe", type=Path, required=True, help="JSON file with steps")
     run.add_argument("source", type=Path, metavar="SRC")
     run.add_argument("target", type=Path, metavar="DST")
+    train = commands.add_parser("train", help="an adapter, from token ids")
+    train.set_defaults(run=_run_train)
+    train.add_argument("--model-dir", type=Path, required=True, help="folder with the model's files")
+    train.add_argument("--job", type=Path, default=Path(jobs.JOB_FILE), help="default %(default)s")
+    train.add_argument("--work", type=Path, default=Path(jobs.WORK_DIR), help="default %(default)s")
     return parser.parse_args(arguments)
 
 
@@ -158,6 +164,18 @@ def _run_recipe(options: argparse.Namespace) -> str:
         raise unfit("steps is empty; name at least one step")
     manifest = apply_recipe(job.steps, options.source, options.target)
     return Termination(digest=manifest.digest).to_json()
+
+
+def _run_train(options: argparse.Namespace) -> str:
+    from slmopt.training.dumps import forbid_dumps
+    from slmopt.training.run import SCRATCH, train_adapter
+
+    forbid_dumps()
+    began = time.monotonic()
+    _remove_left(options.work, f"{SCRATCH}*")
+    digest = train_adapter(options.model_dir, options.work, options.job)
+    milliseconds = round((time.monotonic() - began) * 1000)
+    return Termination(digest=digest, milliseconds=milliseconds).to_json()
 
 
 def _write_termination(path: Path | None, text: str) -> None:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from slmopt.errors import unfit
-from slmopt.graph import OnnxExport, save_probe
+from slmopt.graph import OnnxExport
 from slmopt.model_dir import TOKENIZER
+from slmopt.probe import save_probe
 from slmwire.paths import GOLDEN_FILE
 
 MAX_CASES: Final = 32

@@ -30,9 +30,8 @@ _QUANTIZED: Final = frozenset(
 _LAYER: Final = re.compile(r"/model/layers\.(\d+)/(?:attn|mlp)/(\w+)/MatMul")
 _ATTENTION: Final = "GroupQueryAttention"
 _FILE: Final = "model.onnx"
-_SMALL_BYTES: Final = 1024
+SMALL_BYTES: Final = 1024
 """Tensors below that stay in the graph's file."""
-_PAGE_BYTES: Final = 4096
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,99}\.onnx")
 
 
@@ -113,6 +112,19 @@ class OnnxExport:
         nodes: Sequence[Any] = self.model.graph.node
         return nodes
 
+    @property
+    def overridable(self) -> frozenset[str]:
+        """Inputs with a default value: initializers that a caller, or an adapter, may override."""
+        return frozenset(value.name for value in self.model.graph.input) & self._initializers.keys()
+
+    def refuse_adaptable(self, step: str) -> None:
+        """Raises OptimizeError (Unfit) when there are low-rank inputs, which the step would leave behind."""
+        if found := sorted(self.overridable):
+            raise unfit(
+                f"{step}: the model has inputs for adapters ({found[0]}); put {step} before the step "
+                "loraInputs"
+            )
+
     def refuse_quantized(self, step: str) -> None:
         """Raises OptimizeError (Unfit) when weights are integers already."""
         found = sorted({node.op_type for node in self.nodes} & _QUANTIZED)
@@ -149,10 +161,13 @@ class OnnxExport:
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values, kind), name))
 
     def matrices(self) -> Iterator[Matrix]:
-        """All products with a constant matrix, in the graph's order."""
+        """All products with a constant matrix, in the graph's order; what an adapter fills is none."""
+        overridable = self.overridable
         biases = {node.input[0]: node.input[1] for node in self.nodes if node.op_type == "Add"}
         for node in self.nodes:
             if node.op_type != "MatMul" or not self.is_float(node.input[1]):
+                continue
+            if node.input[1] in overridable:
                 continue
             bias = biases.get(node.output[0], "")
             yield Matrix(
@@ -317,44 +332,8 @@ def save_onnx(model: Any, path: Path) -> None:
         save_as_external_data=True,
         all_tensors_to_one_file=True,
         location=f"{path.name}.data",
-        size_threshold=_SMALL_BYTES,
+        size_threshold=SMALL_BYTES,
     )
-
-
-def save_probe(model: Any, path: Path, *, outputs: Sequence[Any]) -> None:
-    """Write a copy of `model` with more outputs, as `save_onnx` does, but leave `model` as it is.
-
-    Weights go from `model` to the file one after the other: there is no second copy in memory.
-    """
-    probe = onnx.ModelProto()
-    _merge(probe, model, without="graph")
-    _merge(probe.graph, model.graph, without="initializer")
-    probe.graph.output.extend(outputs)
-    with path.with_name(f"{path.name}.data").open("wb") as file:
-        for tensor in model.graph.initializer:
-            if not tensor.HasField("raw_data") or len(tensor.raw_data) < _SMALL_BYTES:
-                probe.graph.initializer.add().CopyFrom(tensor)
-                continue
-            file.write(bytes(-file.tell() % _PAGE_BYTES))
-            kept = probe.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            kept.data_location = onnx.TensorProto.EXTERNAL
-            where = {"location": f"{path.name}.data", "offset": file.tell(), "length": len(tensor.raw_data)}
-            for key, value in where.items():
-                kept.external_data.add(key=key, value=str(value))
-            file.write(tensor.raw_data)
-    path.write_bytes(probe.SerializeToString())
-
-
-def _merge(target: Any, source: Any, *, without: str) -> None:
-    """Copy the fields of a message but for one."""
-    for field, value in source.ListFields():
-        if field.name == without:
-            continue
-        held = getattr(target, field.name)
-        if hasattr(held, "MergeFrom"):
-            held.MergeFrom(value)
-        else:
-            setattr(target, field.name, value)
 
 
 def _parse_filename(config: Mapping[str, Any]) -> str:

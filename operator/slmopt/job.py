@@ -9,6 +9,7 @@ Each step is an object with one key, the name of the step, and its settings belo
     {"prune": {"method": "magnitude", "sparsityPercent": 50, "scope": "matrix", "exclude": []}}
     {"prune": {"method": "nm", "pattern": "2:4", "exclude": []}}
     {"slice": {"feedForwardPercent": 12, "headsPercent": 0, "importance": "weights"}}
+    {"loraInputs": {"rank": 8, "targets": ["/attn/", "/mlp/"]}}
     {"convert": {"to": "gguf", "type": "Q4_0"}}
 
 `publish` has exactly one of
@@ -32,6 +33,9 @@ from slmwire.jobs import PUBLISH_VOLUME_DIR
 MAX_STEPS: Final = 20
 PUBLISH_MOUNT: Final = PUBLISH_VOLUME_DIR
 """Where the operator mounts the claim that a `pvc` target names."""
+MAX_RANK: Final = 256
+LORA_TARGETS: Final = ("/attn/", "/mlp/")
+"""The projections of attention and feed-forward of all layers; not the head."""
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
 GGUF_TYPES: Final = ("F32", "F16", "Q8_0", "Q4_0")
 CONVERT_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -100,6 +104,15 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoraInputs:
+    """Gives linear layers a low-rank branch that adapters fill; without one, answers stay what they are."""
+
+    rank: int = 8
+    targets: tuple[str, ...] = LORA_TARGETS
+    """Parts of node names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Convert:
     """To another file format."""
 
@@ -107,7 +120,7 @@ class Convert:
     type: str
 
 
-Step = QuantizeInt8 | QuantizeInt4 | Prune | Slice | Convert
+Step = QuantizeInt8 | QuantizeInt4 | Prune | Slice | LoraInputs | Convert
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +271,12 @@ def _parse_slice(fields: _Fields) -> Step:
     return step
 
 
+def _parse_lora(fields: _Fields) -> Step:
+    rank = fields.whole("rank", 8, least=1, most=MAX_RANK)
+    # The API writes an empty list for what nobody has set.
+    return LoraInputs(rank=rank, targets=fields.names("targets", ()) or LORA_TARGETS)
+
+
 def _parse_convert(fields: _Fields) -> Step:
     to = fields.choice("to", None, tuple(CONVERT_TYPES))
     return Convert(to=to, type=fields.choice("type", CONVERT_TYPES[to][0], CONVERT_TYPES[to]))
@@ -268,6 +287,7 @@ _STEPS: Final[Mapping[str, Callable[[_Fields], Step]]] = {
     "quantizeInt4": _parse_int4,
     "prune": _parse_prune,
     "slice": _parse_slice,
+    "loraInputs": _parse_lora,
     "convert": _parse_convert,
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slmopt.errors import unfit
 from slmopt.graph import OnnxExport
-from slmopt.job import Convert, Prune, QuantizeInt4, QuantizeInt8, Step
+from slmopt.job import Convert, LoraInputs, Prune, QuantizeInt4, QuantizeInt8, Step
 from slmopt.log import log
 from slmopt.model_dir import GENAI_CONFIG, check_complete, new_directory, remove_scratch, write_manifest
 from slmwire.manifest import Manifest, ManifestError, parse_manifest
@@ -59,6 +59,7 @@ def _run_step(step: Step, source: Path, target: Path) -> None:
         return
     export = OnnxExport(source)
     if isinstance(step, Convert):
+        export.refuse_adaptable("convert")
         from slmopt.gguf_convert import convert_gguf
 
         convert_gguf(export, target, step.type)
@@ -75,7 +76,12 @@ def _run_step(step: Step, source: Path, target: Path) -> None:
         from slmopt.prune import apply_prune
 
         apply_prune(export, step)
+    elif isinstance(step, LoraInputs):
+        from slmopt.lora import apply_lora_inputs
+
+        apply_lora_inputs(export, step)
     else:
+        export.refuse_adaptable("slice")
         from slmopt.slicing import apply_slice
 
         apply_slice(export, step)

@@ -124,7 +124,7 @@ def _describe_model(service: Service, served: ServedName) -> dict[str, object]:
         "digest": service.model.digest,
         "max_model_len": service.model.engine.max_length,
         "root": identity.model,
-        "parent": identity.model if served.adapter else None,
+        "parent": identity.model if served.bare else None,
     }
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from slmserve.redact import build_rules
 from slmserve.sandbox import SandboxMode
 from slmwire import env, paths
+from slmwire.examples import ExampleSettings, parse_settings
 
 _QUOTA_FILE: Final = Path("/sys/fs/cgroup/cpu.max")
 
@@ -39,6 +41,14 @@ class TlsFiles:
 
     certificate: Path
     key: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExamplesFolder:
+    """Where corrected answers are kept, and which."""
+
+    path: Path
+    settings: ExampleSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +86,10 @@ class ServerConfig:
     """None: plain HTTP."""
     sandbox: SandboxMode = SandboxMode.OFF
     """Whether the process gives up opening connections; `parse_config` has another default."""
+    examples: ExamplesFolder | None = None
+    """None: none are kept, and no prompt is remembered."""
+    default_adapter: str = ""
+    """LoRA adapter that answers requests for the model alone; empty: none."""
 
 
 def available_cpus() -> int:
@@ -129,6 +143,9 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--tls-cert-file", env.TLS_CERT_FILE, "")
     option("--tls-key-file", env.TLS_KEY_FILE, "")
     option("--sandbox", env.SANDBOX, SandboxMode.AUTO)
+    option("--examples-dir", env.EXAMPLES_DIR, "")
+    option("--examples", env.EXAMPLES, "")
+    option("--default-adapter", env.DEFAULT_ADAPTER, "")
     parser.add_argument(
         "--evaluate",
         type=_truth,
@@ -160,6 +177,26 @@ def _phrases(text: str) -> tuple[str, ...]:
         if all(letter.isspace() or letter in f"{PHRASE_MARKS}\u2018\u2019\u201c\u201d" for letter in phrase):
             raise ConfigError(f"--refusal-phrases has {phrase!r}, which has no letter; leave it out")
     return tuple(phrases)
+
+
+def _examples(folder: str, text: str) -> ExamplesFolder | None:
+    if not folder:
+        return None
+    try:
+        settings = parse_settings(text)
+        build_rules(settings)
+    except ValueError as error:
+        raise ConfigError(
+            f"--examples cannot be followed: {error}; give the JSON of retention_seconds, max_examples,"
+            " redact and patterns, or no --examples-dir"
+        ) from error
+    for name, value in (
+        ("retention_seconds", settings.retention_seconds),
+        ("max_examples", settings.max_examples),
+    ):
+        if value < 1:
+            raise ConfigError(f"--examples has {name} {value}; it must be at least 1")
+    return ExamplesFolder(path=Path(folder), settings=settings)
 
 
 def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfig:
@@ -219,4 +256,6 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServerConfi
         refusal_phrases=_phrases(given.refusal_phrases),
         tls=tls,
         sandbox=SandboxMode(given.sandbox),
+        examples=_examples(given.examples_dir, given.examples),
+        default_adapter=given.default_adapter,
     )

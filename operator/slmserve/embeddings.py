@@ -55,9 +55,9 @@ async def serve_embeddings(service: Service, request: Request) -> Response:
             return Response(status_code=code)
         tokens = sum(map(len, texts))
         if vectors.size > _INLINE_NUMBERS:
-            body = await asyncio.to_thread(_render, vectors, dimensions, parsed, served.identifier, tokens)
+            body = await asyncio.to_thread(_render, vectors, dimensions, parsed, served.answers_as, tokens)
         else:
-            body = _render(vectors, dimensions, parsed, served.identifier, tokens)
+            body = _render(vectors, dimensions, parsed, served.answers_as, tokens)
         code = 200
         service.metrics.count_prompt(tokens)
         service.metrics.observe_request(ENDPOINT_EMBEDDINGS, time.perf_counter() - arrived)

@@ -83,9 +83,17 @@ def load_cases(model_dir: Path) -> list[GoldenCase]:
 
 
 async def run_golden(
-    cases: list[GoldenCase], model: LoadedModel, scheduler: Backend, *, most: int | None = None
+    cases: list[GoldenCase],
+    model: LoadedModel,
+    scheduler: Backend,
+    *,
+    most: int | None = None,
+    adapter: str | None = None,
 ) -> GoldenResult:
-    """Answer all cases greedily; `cases` is not empty, the scheduler takes `most` requests (None: any)."""
+    """Answer all cases greedily; `cases` is not empty, the scheduler takes `most` requests (None: any).
+
+    `adapter` None: the model's default one; empty: none.
+    """
     started = time.perf_counter()
     # Twice the slots: the next prompts wait in the queue, and no slot idles between two cases.
     wanted = model.engine.slots * 2
@@ -93,15 +101,15 @@ async def run_golden(
 
     async def judge(case: GoldenCase) -> bool:
         async with gate:
-            return await _judge(case, model, scheduler)
+            return await _judge(case, model, scheduler, adapter)
 
     verdicts = await asyncio.gather(*(judge(case) for case in cases))
     seconds = time.perf_counter() - started
     return GoldenResult(score=sum(verdicts) / len(cases), samples=len(cases), seconds=seconds)
 
 
-async def _judge(case: GoldenCase, model: LoadedModel, scheduler: Backend) -> bool:
-    answer = await answer_case(case, model, scheduler)
+async def _judge(case: GoldenCase, model: LoadedModel, scheduler: Backend, adapter: str | None) -> bool:
+    answer = await answer_case(case, model, scheduler, adapter=adapter)
     return answer is not None and case.accepts(answer)
 
 
@@ -117,8 +125,13 @@ def encode_prompt(case: GoldenCase, model: LoadedModel) -> list[int] | None:
     return prompt if 1 <= len(prompt) < model.engine.max_length else None
 
 
-async def answer_case(case: GoldenCase, model: LoadedModel, scheduler: Backend) -> str | None:
-    """The model's greedy answer, cut where it has become too long; None when it has none."""
+async def answer_case(
+    case: GoldenCase, model: LoadedModel, scheduler: Backend, *, adapter: str | None = None
+) -> str | None:
+    """The model's greedy answer, cut where it has become too long; None when it has none.
+
+    `adapter` None: the model's default one; empty: none.
+    """
     prompt = encode_prompt(case, model)
     if prompt is None:
         return None
@@ -129,6 +142,7 @@ async def answer_case(case: GoldenCase, model: LoadedModel, scheduler: Backend) 
         max_tokens=min(room, expected + _SPARE_TOKENS),
         sampling=SamplingParams(),
         end_tokens=model.defaults.end_tokens,
+        adapter=model.default_adapter if adapter is None else adapter,
     )
     answer = submit(scheduler, ask, model.codec, None)
     try:

@@ -37,7 +37,7 @@ class _Exchange:
     service: Service
     form: ReplyForm
     choices: list[Choice]
-    per_prompt: int
+    request: ChatRequest | CompletionRequest
     code: int = CLIENT_LEFT
 
     def finish(self) -> None:
@@ -51,12 +51,14 @@ class _Exchange:
     @property
     def usage(self) -> dict[str, Any]:
         """Token counts so far."""
-        return usage_of([choice.answer for choice in self.choices], per_prompt=self.per_prompt)
+        return usage_of([choice.answer for choice in self.choices], per_prompt=self.request.choices)
 
     def succeed(self) -> None:
         """The whole answer is there: from now on it can be judged."""
         self.code = 200
         self.service.given.add(self.form.identifier)
+        if self.service.keeper is not None and isinstance(self.request, ChatRequest):
+            self.service.keeper.remember(self.form.identifier, self.request)
 
     def fail(self, error: Exception) -> ApiError:
         """The error that the client sees."""
@@ -103,7 +105,7 @@ async def serve_inference(service: Service, request: Request, endpoint: str) -> 
     identity = service.config.identity
     form = ReplyForm(
         endpoint=endpoint,
-        model=served.identifier,
+        model=served.answers_as,
         created=int(time.time()),
         fingerprint=identity.revision or identity.model_version or "none",
         codec=service.model.codec,
@@ -116,7 +118,7 @@ async def serve_inference(service: Service, request: Request, endpoint: str) -> 
         Choice(index=index, answer=answer, form=form, tools=tools, watch=AnswerWatch(service.signals))
         for index, answer in enumerate(answers)
     ]
-    exchange = _Exchange(service, form, choices, parsed.choices)
+    exchange = _Exchange(service, form, choices, parsed)
     if parsed.stream:
         events = _stream(exchange, include_usage=parsed.includes_usage)
         return _EventResponse(exchange, events)

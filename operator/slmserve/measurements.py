@@ -117,6 +117,7 @@ async def measure_window(
         end_tokens=frozenset(),
         inbox=inbox.put_nowait,
         constraint=constraint,
+        adapter=model.default_adapter,
         top_logprobs=0,
     )
     steps = await run_steps(backend, generation, inbox)

@@ -115,6 +115,8 @@ class Metrics:
         self._drift_samples = self._gauge(names.DRIFT_SAMPLES, "Requests behind the index.", ("signal",))
         self._fallback: Counter | None = None
         self._refusals: Counter | None = None
+        self._examples: Gauge | None = None
+        self._dropped: Counter | None = None
         self._queue_depth = self._gauge(names.QUEUE_DEPTH, "Requests waiting for a slot.")
         self._slots = self._gauge(names.SLOTS, "Decoding slots.", ("state",))
         self._load_seconds = self._gauge(names.MODEL_LOAD_SECONDS, "Process start to model loaded.")
@@ -169,6 +171,25 @@ class Metrics:
         self._feedback_score.observe((score + 1) / 2)
         for label in {label if label in names.FEEDBACK_KNOWN_LABELS else "other" for label in labels}:
             self._feedback_labels.labels(label).inc()
+
+    def begin_examples(self) -> None:
+        """The server keeps examples; call at most once."""
+        self._examples = self._gauge(names.EXAMPLES, "Corrected answers that lie on the node.")
+        self._dropped = self._counter(
+            names.EXAMPLES_DROPPED, "Corrections that were not kept, and examples that went.", ("reason",)
+        )
+        for reason in names.EXAMPLES_DROPPED_REASONS:
+            self._dropped.labels(reason)
+
+    def show_examples(self, count: int) -> None:
+        """How many examples lie on the node now."""
+        if self._examples is not None:
+            self._examples.set(count)
+
+    def count_dropped_examples(self, reason: str, count: int = 1) -> None:
+        """Examples that were not kept or went, by a reason of slmwire.metrics.EXAMPLES_DROPPED_REASONS."""
+        if self._dropped is not None and count:
+            self._dropped.labels(reason).inc(count)
 
     def count_prompt(self, tokens: int) -> None:
         """Prompt tokens processed, over all requests."""

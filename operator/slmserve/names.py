@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which names of models a server answers to: its model, and the model with a LoRA adapter."""
+"""Which names of models a server answers to: its model, and the model with a LoRA adapter.
+
+With a default adapter the model's name means the model with it, and `MODEL:base` the model without any.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from slmserve.errors import ApiError
+from slmserve.model import BASE
 from slmserve.service import Service
 
 
@@ -14,14 +18,22 @@ class ServedName:
 
     identifier: str
     adapter: str = ""
+    answers_as: str
+    """`model` of the answers: with a default adapter the model's own name says which one it was."""
+    bare: str = ""
+    """Another way to say it: the part behind the model's name."""
 
 
 def served_names(service: Service) -> Iterator[ServedName]:
     """The model, then `MODEL:ADAPTER` for each of its adapters; raises ApiError 503 until it is loaded."""
-    model = service.config.identity.model
-    yield ServedName(identifier=model)
+    model, default = service.config.identity.model, service.model.default_adapter
+    yield ServedName(identifier=model, adapter=default, answers_as=f"{model}:{default}" if default else model)
     for adapter in service.model.engine.adapters:
-        yield ServedName(identifier=f"{model}:{adapter}", adapter=adapter)
+        name = f"{model}:{adapter}"
+        yield ServedName(identifier=name, adapter=adapter, answers_as=name, bare=adapter)
+    if default:
+        name = f"{model}:{BASE}"
+        yield ServedName(identifier=name, answers_as=name, bare=BASE)
 
 
 def resolve_name(service: Service, name: str) -> ServedName:
@@ -34,7 +46,7 @@ def resolve_name(service: Service, name: str) -> ServedName:
         if name == served.identifier:
             return served
     for served in names:
-        if served.adapter and name == served.adapter:
+        if served.bare and name == served.bare:
             return served
     known = ", ".join(f"'{served.identifier}'" for served in names[:5])
     more = f" and {len(names) - 5} more (see /v1/models)" if len(names) > 5 else ""

@@ -16,9 +16,11 @@ from slmserve.config import ServerConfig
 from slmserve.constraints import GrammarCompiler
 from slmserve.embedding_queue import EmbeddingQueue
 from slmserve.errors import invalid, unavailable
+from slmserve.examples import ExampleStore
 from slmserve.feedback import GivenAnswers
 from slmserve.golden import GoldenError, load_cases, run_golden
 from slmserve.journal import describe_exception
+from slmserve.keeping import ExampleKeeper
 from slmserve.metrics import Metrics
 from slmserve.model import LoadedModel, load_model
 from slmserve.signals import Signals
@@ -56,6 +58,11 @@ class Service:
         self.created = int(time.time())
         self.given = GivenAnswers()
         self.signals = Signals(self.metrics, config.refusal_phrases)
+        self.keeper: ExampleKeeper | None = None
+        """None: no examples are kept."""
+        if config.examples is not None:
+            store = ExampleStore(config.examples.path, config.examples.settings)
+            self.keeper = ExampleKeeper(store, self.metrics)
         self._in_flight = 0
         self._accepting = True
         self._quiet = asyncio.Event()
@@ -132,6 +139,8 @@ class Service:
 
     async def start_up(self) -> None:
         """Load, warm up and evaluate; then the phase is READY. Raises StartError."""
+        if self.keeper is not None:
+            await self.keeper.begin()
         model = await asyncio.to_thread(load_model, self.config)
         loaded_seconds = process_age_seconds()
         scheduler = None
@@ -209,6 +218,8 @@ class Service:
         left = self._in_flight
         for worker in self._workers:
             await asyncio.to_thread(worker.close)
+        if self.keeper is not None:
+            await self.keeper.close()
         with contextlib.suppress(TimeoutError):
             # The last events of cancelled requests reach their clients.
             await asyncio.wait_for(self._quiet.wait(), _FAREWELL_SECONDS)

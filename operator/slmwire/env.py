@@ -43,6 +43,14 @@ does not start where it cannot; `off`."""
 REFUSAL_PHRASES: Final = "SLM_REFUSAL_PHRASES"
 """JSON list of texts with which an answer that refuses begins; empty means that none is looked for."""
 
+EXAMPLES_DIR: Final = "SLM_EXAMPLES_DIR"
+"""Folder in which the server keeps examples from feedback, writable; empty: it keeps none. The fetcher makes
+the folder of this deployment in its store when it is set, and removes it with all that is in it otherwise."""
+EXAMPLES: Final = "SLM_EXAMPLES"
+"""What the server keeps and for how long: JSON of slmwire.examples.ExampleSettings."""
+DEFAULT_ADAPTER: Final = "SLM_DEFAULT_ADAPTER"
+"""LoRA adapter that answers requests which name the model alone, and the golden set; empty: none."""
+
 # Fetcher
 STORE_DIR: Final = "SLM_STORE_DIR"
 MANIFEST_FILE: Final = "SLM_MANIFEST_FILE"

@@ -4,12 +4,18 @@
 An *optimise* Job is one pod: `slmfetch` brings the source into a volume, each recipe step is an init
 container of its own (so that the pod's status tells how far it is and which step failed), and the last
 container publishes. An *evaluate* Job is one pod on a node of the device class: `slmfetch`, then
-`slmserve` measures. Pods hold no Kubernetes credential: a report is the container's termination message.
+`slmserve` measures.
+
+A *train* Job of an SLMDeployment is one pod on a node whose server kept examples: `prepare` (slmserve)
+turns them into token ids and holds some back, `train` (slmopt) sees token ids alone, `judge` (slmserve)
+compares the model with and without the adapter, and `keep` (slmfetch) puts the file into the node's store.
+It needs no network. Pods hold no Kubernetes credential: a report is the container's termination message.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any, Final, cast
 
 JOB_FILE: Final = "/etc/slmops-job/job.json"
@@ -31,6 +37,12 @@ DATASET_DIR: Final = "/dataset"
 """Where an evaluate Job finds its dataset: `golden.jsonl` and, optional, `text.txt`."""
 ANSWERS_FILE: Final = "/workspace/answers.jsonl"
 """Where `slmserve evaluate` leaves the answers for a custom scorer."""
+TRAIN_TOKENS_FILE: Final = "/workspace/tokens.jsonl"
+"""What a training learns from, `{"prompt": [ids], "answer": [ids]}` a line, end token included."""
+HELD_OUT_DIR: Final = "/held-out"
+"""Where a training has what it is judged by, a golden.jsonl: a volume that `train` does not see, as it is the
+one thing in plain text that leaves the folder of examples. It is in memory, so no disk keeps it."""
+ADAPTER_FILE: Final = "/workspace/adapter.onnx_adapter"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +84,86 @@ class EvaluateReport:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def to_message(report: PublishReport | EvaluateReport) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOrder:
+    """What the containers of a training are told, as `{"adapter": {...}}` in the job file."""
+
+    name: str
+    """Of the adapter."""
+    retention_seconds: int
+    """Older examples are not taken."""
+    min_examples: int
+    """Least number to train on; those held back come on top."""
+    held_out_share: float = 0.2
+    max_epochs: int = 20
+    learning_rate: float = 0.003
+    min_gain: float = 0.05
+    max_quality_loss: float = 0.02
+    seed: int = 0
+
+    def to_json(self) -> str:
+        """The job file."""
+        return json.dumps({"adapter": asdict(self)}, separators=(",", ":"), sort_keys=True)
+
+
+def parse_order(text: str | bytes) -> TrainOrder:
+    """Inverse of `TrainOrder.to_json`; raises ValueError for anything else."""
+    try:
+        return TrainOrder(**json.loads(text)["adapter"])
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"this is no order to train an adapter: {error}") from error
+
+
+class TrainOutcome(StrEnum):
+    """What became of a training; all but the first are no adapter."""
+
+    ACCEPTED = "Accepted"
+    TOO_FEW_EXAMPLES = "TooFewExamples"
+    NO_GAIN = "NoGain"
+    """On held-out examples the model answers no better with the adapter, or not enough."""
+    QUALITY_LOSS = "QualityLoss"
+    """On the model's own golden set it answers worse than the model alone, by more than is allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterReport:
+    """Termination message of the containers `prepare` (too few examples) and `judge` of a training. Shares
+    are of answers as expected, 0..1; None where nothing was measured. No text of any example is in it."""
+
+    outcome: str
+    """Of TrainOutcome."""
+    message: str = ""
+    sha256: str = ""
+    size_bytes: int = 0
+    base_digest: str = ""
+    """Manifest digest of the model's own files, `sha256:<hex>`."""
+    examples: int = 0
+    """That were trained on."""
+    held_out: int = 0
+    """That were kept for the judgement."""
+    before: float | None = None
+    """On the held-out examples, with what serves now; `after` with the new adapter."""
+    after: float | None = None
+    golden_samples: int = 0
+    golden_before: float | None = None
+    """On the golden set, without any training; `golden_after` with the new one."""
+    golden_after: float | None = None
+
+
+Report = PublishReport | EvaluateReport | AdapterReport
+_KINDS: Final = {kind.__name__: kind for kind in (PublishReport, EvaluateReport, AdapterReport)}
+
+
+def to_message(report: Report) -> str:
     """The termination message."""
     return json.dumps({"report": type(report).__name__, **asdict(report)}, separators=(",", ":"))
 
 
-def parse_report(text: str) -> PublishReport | EvaluateReport | None:
+def parse_report(text: str) -> Report | None:
     """Inverse of `to_message`; None for anything else (a node may have been tampered with)."""
     try:
         body = json.loads(text)
-        kind: Any = {"PublishReport": PublishReport, "EvaluateReport": EvaluateReport}[body.pop("report")]
-        return cast(PublishReport | EvaluateReport, kind(**body))
+        kind: Any = _KINDS[body.pop("report")]
+        return cast(Report, kind(**body))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

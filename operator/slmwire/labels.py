@@ -16,7 +16,10 @@ SITE: Final = f"{DOMAIN}/site"
 MODEL: Final = f"{DOMAIN}/model"
 """On Jobs of an SLMModel and their pods: its name."""
 WORK: Final = f"{DOMAIN}/work"
-"""On the same: optimise or evaluate."""
+"""On the same: optimise, evaluate or train."""
+ADAPTATION: Final = f"{DOMAIN}/adaptation"
+"""On Jobs that train an adapter for an SLMDeployment, and on their pods: its name. They carry no label
+DEPLOYMENT, so they are never taken for pods that serve or fetch."""
 VERSION: Final = f"{DOMAIN}/version"
 PROFILE: Final = f"{DOMAIN}/profile"
 

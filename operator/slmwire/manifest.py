@@ -10,6 +10,9 @@ from typing import Any, Final
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _PATH: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9._+@-]*)*")
+STORE_URL: Final = "store:"
+"""`url` of a file that has no source: it was made on a node, and is in the node's own store or that of
+another node of the site."""
 MAX_PATH_LENGTH: Final = 200
 MAX_FILES: Final = 500
 MAX_BYTES: Final = 1 << 50

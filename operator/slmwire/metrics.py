@@ -72,6 +72,31 @@ FEEDBACK_KNOWN_LABELS: Final = (
 )
 """A fixed list: what clients write never becomes the label of a series."""
 
+EXAMPLES: Final = "slmserve_examples"
+"""Gauge: corrected answers that lie on the node. Absent where the server keeps none."""
+
+EXAMPLES_DROPPED: Final = "slmserve_examples_dropped_total"
+"""Counter {reason}: corrections that were not kept, and examples that went; of EXAMPLES_DROPPED_REASONS.
+Absent where the server keeps none."""
+
+DROPPED_EXPIRED: Final = "expired"
+DROPPED_LIMIT: Final = "limit"
+"""The oldest made room."""
+DROPPED_NO_PROMPT: Final = "prompt"
+"""The prompt is forgotten, or none that an example can be made of."""
+DROPPED_PATTERN: Final = "pattern"
+"""The patterns that redact were not done in time."""
+DROPPED_BUSY: Final = "busy"
+DROPPED_DISK: Final = "disk"
+EXAMPLES_DROPPED_REASONS: Final = (
+    DROPPED_EXPIRED,
+    DROPPED_LIMIT,
+    DROPPED_NO_PROMPT,
+    DROPPED_PATTERN,
+    DROPPED_BUSY,
+    DROPPED_DISK,
+)
+
 ANSWERS: Final = "slmserve_answers_total"
 """Counter {finish="stop"|"length"|"tool_calls"}: whole answers by how they ended."""
 

@@ -41,6 +41,9 @@ AGENT_BLOBS: Final = "/v1/blobs/sha256/"
 AGENT_STORE: Final = "/v1/store"
 """JSON: what the node's store holds."""
 
+EXAMPLES_DIR: Final = "/examples"
+"""Where the server mounts the folder of its deployment's examples, writable."""
+
 HTTP_PORT: Final = 8080
 PATH_CHAT: Final = "/v1/chat/completions"
 KEY_HEADER: Final = "api-key"
@@ -56,3 +59,8 @@ MODEL_MANIFEST_FILE: Final = "slm-manifest.json"
 def tree_subpath(digest: str) -> str:
     """Path of a manifest's tree below the store's root; `digest` is `sha256:<hex>`."""
     return f"trees/{digest.removeprefix('sha256:')}"
+
+
+def examples_subpath(namespace: str, name: str) -> str:
+    """Folder of an SLMDeployment's examples below the store's root."""
+    return f"examples/{namespace}/{name}"

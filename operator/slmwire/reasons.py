@@ -19,6 +19,8 @@ class Reason(StrEnum):
     INTEGRITY_MISMATCH = "IntegrityMismatch"
     SIGNATURE_INVALID = "SignatureInvalid"
     SOURCE_UNAVAILABLE = "SourceUnavailable"
+    ADAPTER_LOST = "AdapterLost"
+    """Neither the node nor any other of its site that answers has an adapter that was trained there."""
     ACCESS_DENIED = "AccessDenied"
     RATE_LIMITED = "RateLimited"
     UNFIT = "Unfit"

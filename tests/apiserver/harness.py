@@ -278,6 +278,7 @@ class Cluster:
                 clock=SystemClock(),
                 config=OperatorConfig(
                     runtime_image="registry.example/runtime:1",
+                    optimizer_image="registry.example/optimizer:1",
                     prometheus_url="http://prometheus.example:9090",
                     release_timeout_seconds=20,
                     # The nodes of a test have just come up, and have no proxy to wait for.

@@ -18,7 +18,7 @@ from e2e.rig.progress import wait_until
 from slmops.adapters import resources
 from slmops.adapters.errors import Conflict
 from slmops.adapters.kube import load_configuration
-from slmops.adapters.resources import DEPLOYMENTS, JOBS, MODELS, OWNED, SECRETS, SERVICES, Resource
+from slmops.adapters.resources import DEPLOYMENTS, JOBS, MODELS, NODES, OWNED, SECRETS, SERVICES, Resource
 from tests.apiserver.doubles import CountingClient
 from tests.apiserver.harness import NAME, Body, Cluster, deployment, until
 from tests.apiserver.model_kit import operator
@@ -355,6 +355,7 @@ async def test_every_permission_is_used_and_every_request_permitted(
         extra = {"spec": {"template": {"spec": {"hostNetwork": True}}}}
         words = ("patch", "daemonset", workload, "-n", namespace, "--type=merge", "-p", json.dumps(extra))
         kwok.kubectl(*words)
+        await train(cluster)
         for version in ("v1", "v2"):
             await cluster.kube.apply(DEPLOYMENTS, namespace=namespace, body=_replicas(namespace, version))
             await until_served(cluster, "replicas", version)
@@ -388,6 +389,32 @@ async def test_every_permission_is_used_and_every_request_permitted(
     assert ledger.refused == set()
     # The feed of this test stands for kopf's and asks for the same.
     assert ledger.asked - rights() == set(), "each of these is needed, and the chart does not give it"
+
+
+async def train(cluster: Cluster) -> None:
+    """A site adapts the model and is asked to train, and then does not take part any more."""
+    site = {"metadata": {"labels": {"topology.kubernetes.io/zone": "north"}}}
+    await cluster.kube.merge_patch(NODES, name=f"{cluster.namespace}-a", body=site)
+
+    async def set_adaptation(adaptation: Body | None) -> None:
+        body: Body = {"spec": {"adaptation": adaptation}}
+        await cluster.kube.merge_patch(DEPLOYMENTS, namespace=cluster.namespace, name=NAME, body=body)
+
+    async def count() -> int:
+        selector = f"slmops.dev/adaptation={NAME}"
+        return len(await cluster.items(JOBS, namespace=cluster.namespace, label_selector=selector))
+
+    async def made() -> bool:
+        return await count() > 0
+
+    async def gone() -> bool:
+        return await count() == 0
+
+    await set_adaptation({"sites": ["north"]})
+    await cluster.annotate(train="1")
+    await until("a Job that trains", made)
+    await set_adaptation(None)
+    await until("no Job that trains", gone)
 
 
 async def until_served(cluster: Cluster, name: str, version: str) -> None:

@@ -101,4 +101,8 @@ end
 if is("FeedbackHealthy", "False") then
   return answer("Healthy", found.FeedbackHealthy)
 end
+-- Sites that cannot adapt the model serve it as it was; the message says which, and why.
+if is("AdaptationHealthy", "False") then
+  return answer("Healthy", found.AdaptationHealthy)
+end
 return answer("Healthy", found.Ready)

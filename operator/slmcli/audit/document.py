@@ -6,7 +6,7 @@ from typing import Any
 
 from slmcli.audit.facts import ContainerFacts, PodFacts
 from slmcli.audit.policies import Reach, managed_names
-from slmcli.audit.report import BY_DESIGN, Audit, Finding
+from slmcli.audit.report import Audit, Finding, by_design
 from slmcli.output import with_head
 from slmcli.times import clock_text
 
@@ -58,7 +58,33 @@ def audit_document(audit: Audit, findings: Sequence[Finding], *, now: float) -> 
             {"name": s.name, "type": s.kind, "trafficPolicy": s.traffic, "external": list(s.external)}
             for s in observed.services
         ],
-        "byDesign": list(BY_DESIGN),
+        "kept": None
+        if audit.kept is None
+        else {
+            "sites": list(audit.kept.sites),
+            "retention": audit.kept.retention,
+            "maxExamples": audit.kept.max_examples,
+            "redacted": list(audit.kept.redacted),
+            "notRedacted": list(audit.kept.not_redacted),
+            "patterns": list(audit.kept.patterns),
+            "nodes": list(audit.kept.nodes),
+        },
+        "trained": [
+            {
+                "site": t.site or None,
+                "name": t.name,
+                "sha256": t.sha256,
+                "sizeBytes": t.size_bytes,
+                "baseDigest": t.base_digest or None,
+                "trainedAt": t.trained_at or None,
+                "examples": t.examples,
+                "revision": t.revision or None,
+                "variant": t.variant or None,
+                "nodes": list(t.nodes),
+            }
+            for t in audit.trained
+        ],
+        "byDesign": list(by_design(audit)),
         "findings": [
             {
                 "severity": f.severity,

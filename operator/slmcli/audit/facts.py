@@ -24,6 +24,14 @@ class Mount:
     access: Literal["read-only", "writable"]
     path: str
     """Where the container has it."""
+    part: str = ""
+    """Of a host's path: the folder below it that alone is mounted; empty for all of it."""
+
+    @property
+    def is_examples(self) -> bool:
+        """The folder of examples from feedback, where the operator gives it to the server."""
+        ours = self.path == paths.EXAMPLES_DIR and "/examples/" in f"{self.what}/{self.part}/"
+        return ours and self.kind == "hostPath" and self.container == SERVER
 
     @property
     def is_access(self) -> bool:
@@ -62,6 +70,7 @@ class PodFacts:
     name: str
     node: str
     role: str
+    """One of slmwire.labels.Role, or `train`."""
     revision: str
     variant: str
     ready: bool
@@ -96,7 +105,7 @@ def observe_pod_facts(body: Body) -> PodFacts:
     return PodFacts(
         name=metadata["name"],
         node=str(spec.get("nodeName") or ""),
-        role=tags.get(labels.ROLE, ""),
+        role=tags.get(labels.ROLE) or tags.get(labels.WORK, ""),
         revision=tags.get(labels.REVISION, ""),
         variant=tags.get(labels.VARIANT, ""),
         ready=any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions),
@@ -128,7 +137,8 @@ def _mounts(spec: Mapping[str, Any]) -> Iterable[Mount]:
             name, where = container["name"], str(mount.get("mountPath") or "")
             if "hostPath" in volume:
                 path = str((volume["hostPath"] or {}).get("path", ""))
-                yield Mount(container=name, kind="hostPath", what=path, access=access, path=where)
+                part = str(mount.get("subPath") or "")
+                yield Mount(container=name, kind="hostPath", what=path, access=access, path=where, part=part)
             for secret in _secrets(volume):
                 yield Mount(container=name, kind="secret", what=secret, access=access, path=where)
 

@@ -4,11 +4,13 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Final
 
 from slmcli.audit.cures import anywhere_cure, policy_cure
 from slmcli.audit.facts import TELEMETRY, ContainerFacts, PodFacts
-from slmcli.audit.report import SEVERITIES, Audit, Finding, Severity
-from slmops.api.source import Source
+from slmcli.audit.findings_kept import assess_kept
+from slmcli.audit.pins import find_unpinned
+from slmcli.audit.report import SEVERITIES, TRAIN, Audit, Finding, Severity
 from slmops.planning.access import CHECK
 from slmwire import env
 from slmwire.labels import Role
@@ -16,6 +18,10 @@ from slmwire.scheme import SERVER
 
 _DNS = re.compile(r"\b(UDP|TCP) 53\b")
 _OURS = frozenset({SERVER, CHECK, "fetch", "choose", "release"})
+_TRAINING = frozenset({"prepare", "train", "judge", "keep"})
+"""Containers of a pod that trains an adapter; `keep` is the fetcher's program."""
+_WRITERS: Final = {TRAIN: ("keep",)}
+"""By role, containers that may write to the store; otherwise the fetcher's."""
 
 
 def assess_findings(audit: Audit) -> tuple[Finding, ...]:
@@ -30,6 +36,7 @@ def assess_findings(audit: Audit) -> tuple[Finding, ...]:
         *_bytes(audit),
         *_images(audit),
         *_openness(audit),
+        *assess_kept(audit),
     ]
     return tuple(sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.reason, f.subject)))
 
@@ -206,7 +213,7 @@ def _containers(audit: Audit) -> Iterable[Finding]:
          "find out who did, and delete the pod"),
         ("medium", "ForeignContainer",
          [(pod, f"container {c.name} ({c.image}) is none of the operator's: it shares the pod's network")
-          for pod, c in pairs if c.kind != "debug" and c.name not in _OURS],
+          for pod, c in pairs if c.kind != "debug" and c.name not in _containers_of(pod)],
          "find out what added it, for example a service mesh"),
         ("high", "Privileged",
          [(pod, f"container {c.name} is privileged") for pod, c in pairs if c.privileged],
@@ -222,12 +229,16 @@ def _containers(audit: Audit) -> Iterable[Finding]:
          [(pod, f"container {entry.container} may write to {entry.what} of the node")
           for pod in audit.observed.pods for entry in pod.mounts
           if entry.kind == "hostPath" and entry.access == "writable"
-          and entry.container not in ("fetch", "release")],
+          and entry.container not in _WRITERS.get(pod.role, ("fetch", "release")) and not entry.is_examples],
          "find out who changed it; only the fetcher writes to the store"),
     ]  # fmt: skip
     for severity, reason, cases, cure in rules:
         for pods, message in _grouped(cases):
             yield Finding(severity=severity, reason=reason, subject=_names(pods), message=message, cure=cure)
+
+
+def _containers_of(pod: PodFacts) -> frozenset[str]:
+    return _TRAINING if pod.role == TRAIN else _OURS
 
 
 def _soft(container: ContainerFacts) -> list[str]:
@@ -263,7 +274,7 @@ def _bytes(audit: Audit) -> Iterable[Finding]:
             cure="set it to Require",
         )
     for variant in view.spec.variants if view.spec is not None else ():
-        if (problem := _unpinned(variant.source)) is not None:
+        if (problem := find_unpinned(variant.source)) is not None:
             yield Finding(
                 severity="medium" if signature.state == "unsigned" else "low",
                 reason="SourceNotPinned",
@@ -281,28 +292,6 @@ def _bytes(audit: Audit) -> Iterable[Finding]:
             message="their revision is not in the history: which bytes they serve is not known",
             cure="kubectl slm history shows what is kept",
         )
-
-
-def _unpinned(source: Source) -> str | None:
-    """Why the bytes of a source are not fixed by spec itself; None when they are."""
-    if source.http is not None and not source.http.files and not source.http.sha256:
-        return (
-            "the manifest came over plain HTTP and its hash is not pinned: anybody on the way could have "
-            "changed it when it was first found"
-            if source.http.url.startswith("http://")
-            else "the manifest's hash is not pinned: what the server gave first is taken"
-        )
-    if source.hf is not None and not _is_commit(source.hf.revision):
-        return f"{source.hf.revision} is a branch or tag: the commit that it was first found at is taken"
-    if source.oci is not None and "@sha256:" not in source.oci.image:
-        return "the image is named by a tag: the digest that it was first found at is taken"
-    if source.s3 is not None and not source.s3.files and not source.s3.sha256:
-        return "the objects are not pinned: what the store gave first is taken"
-    return None
-
-
-def _is_commit(text: str) -> bool:
-    return len(text) == 40 and all(letter in "0123456789abcdef" for letter in text)
 
 
 def _images(audit: Audit) -> Iterable[Finding]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from slmcli.audit.facts import PodFacts, ServiceFacts, observe_pod_facts, observe_services
+from slmcli.audit.kept import KeptFacts, TrainedFacts, observe_kept, observe_trained
 from slmcli.audit.policies import Reach, assess_reach
 from slmcli.revisions import StoredRevision
 from slmcli.view import Body, DeploymentView
@@ -17,12 +18,18 @@ from slmwire.labels import Role
 
 Severity = Literal["high", "medium", "low"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("high", "medium", "low")
+TRAIN: Final = "train"
+"""Role, as an audit shows it, of pods that train an adapter."""
 _FINGERPRINT: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
-BY_DESIGN: Final = (
+_FEEDBACK: Final = "feedback: /v1/feedback counts ratings; texts are neither stored nor logged nor exported"
+_CORRECTIONS: Final = (
+    "feedback: /v1/feedback counts ratings; what users correct is written, redacted, into a folder of the "
+    "node at the sites of spec.adaptation and nowhere else, and is not logged or exported"
+)
+_BY_DESIGN: Final = (
     "logs: the server writes no prompt and no answer, also not in errors",
     "metrics: counts and times only, no texts and nothing that names a client",
-    "feedback: /v1/feedback counts ratings; texts are neither stored nor logged nor exported",
     "status and Events: hold names of nodes, sizes, hashes and measurements",
     "sandbox: before it reads a model the server gives up opening connections, and the kernel enforces it "
     "(the metric slmserve_sandbox is 1), whatever the policies leave to the fetcher of its pod",
@@ -94,6 +101,14 @@ class Audit:
     """By role of the pods; empty when policies could not be read."""
     ingress: Reach | None
     """Of the serving pods."""
+    kept: KeptFacts | None = None
+    """None where spec lets no site keep anything of what users write."""
+    trained: tuple[TrainedFacts, ...] = ()
+
+
+def by_design(audit: Audit) -> tuple[str, ...]:
+    """What the servers of this release do and do not."""
+    return (*_BY_DESIGN, _FEEDBACK if audit.kept is None else _CORRECTIONS)
 
 
 def build_observed(
@@ -138,8 +153,8 @@ def _expected(view: DeploymentView) -> tuple[PodFacts, ...]:
     )  # fmt: skip
 
 
-def _labels(view: DeploymentView, role: Role) -> dict[str, str]:
-    return {labels.DEPLOYMENT: view.name, labels.ROLE: role.value, labels.MANAGED_BY: labels.MANAGED_BY_VALUE}
+def _labels(view: DeploymentView, role: str) -> dict[str, str]:
+    return {labels.DEPLOYMENT: view.name, labels.ROLE: role, labels.MANAGED_BY: labels.MANAGED_BY_VALUE}
 
 
 def build_audit(observed: Observed) -> Audit:
@@ -150,16 +165,19 @@ def build_audit(observed: Observed) -> Audit:
         signature=_signature(observed.view),
         egress=_egress(observed),
         ingress=_reach(observed, Role.SERVE, "Ingress"),
+        kept=observe_kept(observed.view, observed.pods),
+        trained=observe_trained(observed.view, observed.pods, observed.revisions),
     )
 
 
 def _egress(observed: Observed) -> dict[str, Reach]:
-    roles = sorted({pod.role for pod in observed.pods} | {Role.SERVE.value})
-    found = {role: _reach(observed, Role(role), "Egress") for role in roles if role in set(Role)}
+    known = {*Role, TRAIN}
+    roles = sorted({pod.role for pod in observed.pods} & known | {Role.SERVE.value})
+    found = {role: _reach(observed, role, "Egress") for role in roles}
     return {role: reach for role, reach in found.items() if reach is not None}
 
 
-def _reach(observed: Observed, role: Role, direction: Literal["Egress", "Ingress"]) -> Reach | None:
+def _reach(observed: Observed, role: str, direction: Literal["Egress", "Ingress"]) -> Reach | None:
     """Of the pod of that role that may do the most: one that no policy selects, else the most rules."""
     if observed.policies is None:
         return None

@@ -51,6 +51,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "pause": Command(module="slmcli.commands.pause", help="stop the rollout where it is"),
     "resume": Command(module="slmcli.commands.resume", help="go on after a pause"),
     "undo": Command(module="slmcli.commands.undo", help="go back to an earlier revision"),
+    "train": Command(
+        module="slmcli.commands.train", help="train an adapter now at the sites of spec.adaptation"
+    ),
     "fit": Command(module="slmcli.commands.fit", help="which variant each node would take, with the numbers"),
     "try": Command(
         module="slmcli.commands.trial",

@@ -32,7 +32,10 @@ def run(arguments: argparse.Namespace, session: Session) -> Exit:
     unread: list[str] = []
     observed = build_observed(
         view,
-        pods=cluster.pods(view.namespace, view.name),
+        pods=[
+            *cluster.pods(view.namespace, view.name),
+            *cluster.training_pods(view.namespace, view.name),
+        ],
         revisions=read_revisions(view, cluster.revisions(view.namespace, view.name)),
         services=_try(lambda: cluster.services(view.namespace), "services", unread),
         policies=_try(lambda: cluster.network_policies(view.namespace), "networkpolicies", unread),

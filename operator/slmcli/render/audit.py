@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from rich.text import Text
 
 from slmcli.audit.facts import PodFacts
-from slmcli.audit.report import BY_DESIGN, Audit, Finding
+from slmcli.audit.kept import KeptFacts, TrainedFacts
+from slmcli.audit.report import Audit, Finding, by_design
 from slmcli.lines import Lines, table, wrapped
 from slmcli.render.cache import size_text
 from slmcli.times import clock_text
@@ -31,7 +32,8 @@ def render_audit(audit: Audit, findings: Sequence[Finding], *, now: float, width
     lines += _section("IMAGES", _images(observed.pods, width) or [Text("no pod")])
     lines += _section("WHAT MAY LEAVE AND COME IN", _texts(_network(audit), width))
     lines += _section("CREDENTIALS AND CONFINEMENT", _texts(_confinement(observed.pods), width))
-    lines += _section("BY DESIGN", _texts(BY_DESIGN, width))
+    lines += _section("WHAT IS KEPT AND LEARNT OF USERS' WORDS", _learnt(audit, width))
+    lines += _section("BY DESIGN", _texts(by_design(audit), width))
     return [*lines, *_section("FINDINGS", _findings(findings, width) or [Text("none", style="green")])]
 
 
@@ -140,6 +142,38 @@ def _confinement(pods: Sequence[PodFacts]) -> Iterable[str]:
             for pod in pods
             for m in pod.mounts
         }
+    )
+
+
+def _learnt(audit: Audit, width: int) -> Lines:
+    lines = [Text("nothing")] if audit.kept is None else _texts(_kept(audit.kept), width)
+    for trained in audit.trained:
+        lines += wrapped(_trained(trained), width=width)
+        # As above: a hash is never cut.
+        lines += wrapped(f"sha256 {trained.sha256}", width=width, indent=2)
+        if trained.base_digest:
+            lines += wrapped(f"for the model {trained.base_digest}", width=width, indent=2)
+        where = f"in revision {trained.revision} {trained.variant}" if trained.revision else "in no revision"
+        lines += wrapped(f"{where}, on {', '.join(trained.nodes) or 'no node'}", width=width, indent=2)
+    return lines
+
+
+def _kept(kept: KeptFacts) -> Iterable[str]:
+    yield (
+        f"at sites {', '.join(kept.sites)}: what users correct, for {kept.retention}, at most "
+        f"{kept.max_examples} on a node"
+    )
+    yield f"on nodes {', '.join(kept.nodes)}" if kept.nodes else "on no node yet"
+    patterns = f", and what matches {len(kept.patterns)} pattern(s) of spec" if kept.patterns else ""
+    yield f"redacted before it is written: {', '.join(kept.redacted) or 'nothing'}{patterns}"
+
+
+def _trained(trained: TrainedFacts) -> str:
+    learnt = f" from {trained.examples} examples" if trained.examples is not None else ""
+    when = f" at {trained.trained_at}" if trained.trained_at else ""
+    return (
+        f"adapter {trained.name} ({size_text(trained.size_bytes)}), trained at site "
+        f"{trained.site or 'not known any more'}{learnt}{when}"
     )
 
 

@@ -116,7 +116,7 @@ def _revision(
         for variant in spec.variants
     }
     by_source = {source_hash(variant.source): written[variant.name] for variant in spec.variants}
-    spec = expand_spec(spec, known={})
+    spec = expand_spec(spec, known=by_source)
     resolved = {
         variant.name: with_adapters(by_source[source_hash(variant.source)], adapters_of(variant))
         for variant in spec.variants

@@ -18,7 +18,7 @@ from slmops.api.base import LabelSelector
 from slmops.api.spec import Source, Variant
 from slmops.model.config import OperatorConfig
 from slmops.model.observed import NodeView, ProfileView, Resolved
-from slmops.planning.adapters import adapters_of, with_adapters
+from slmops.planning.adapters import adapters_of, default_adapter, with_adapters
 from slmops.planning.expand import ExpansionError, expand_spec
 from slmops.planning.fit import assess_fit
 from slmops.planning.revision import source_hash
@@ -60,6 +60,8 @@ class Plan:
     variant: str
     resolved: Resolved
     serving: Serving
+    default_adapter: str
+    """That answers who names the model alone; empty for none."""
     evaluate: bool
     file_root: str
     """Folder that the files are read from; empty where they come over HTTP."""
@@ -123,6 +125,8 @@ def plan_trial(wanted: Wanted, machine: Machine, *, variant: str | None, resolve
             "variants": [v for v in written if source_hash(v.source) in known_files],
             # Which machine it runs on is said already.
             "placement": wanted.spec.placement.model_copy(update={"node_selector": LabelSelector()}),
+            # It is at no site, and its user gave it no folder for what is said.
+            "adaptation": None,
         }
     )
     chosen = _choose(spec, wanted.profiles, machine, known_files, how="best" if variant is None else "named")
@@ -132,6 +136,8 @@ def plan_trial(wanted: Wanted, machine: Machine, *, variant: str | None, resolve
         notes.append(
             "spec.service.auth and tls are left out here: it answers on this machine alone, over HTTP"
         )
+    if wanted.spec.adaptation is not None:
+        notes.append("spec.adaptation: nothing that is said is kept here, and no site's adapter is had")
     source = chosen.source
     try:
         resolved = with_adapters(known_files[source_hash(source)], adapters_of(chosen))
@@ -145,6 +151,7 @@ def plan_trial(wanted: Wanted, machine: Machine, *, variant: str | None, resolve
         variant=chosen.name,
         resolved=resolved,
         serving=serving_of(spec, chosen, OperatorConfig(runtime_image="")),
+        default_adapter=default_adapter(chosen),
         evaluate=spec.evaluation.enabled,
         file_root=source.file.path if source.file is not None else "",
         notes=tuple(notes),

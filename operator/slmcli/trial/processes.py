@@ -116,6 +116,7 @@ def build_environment(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
         env.SLOTS: str(plan.serving.slots),
         env.CONTEXT_LENGTH: str(plan.serving.context_length),
         env.MAX_QUEUE: str(plan.serving.max_queue),
+        env.DEFAULT_ADAPTER: plan.default_adapter,
         env.EVALUATE: "true" if plan.evaluate else "false",
         env.DRAIN_SECONDS: str(DRAIN_SECONDS),
         "ORT_DISABLE_TELEMETRY": "1",

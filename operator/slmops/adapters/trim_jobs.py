@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from slmops.adapters.trim import seconds_of
-from slmops.model.slmmodel import ContainerView, JobPodView, JobView
+from slmops.model.jobs import ContainerView, JobPodView, JobView
 from slmwire import labels
 from slmwire.paths import TERMINATION_LIMIT_BYTES
 
@@ -16,10 +16,11 @@ _State = Literal["Waiting", "Running", "Done", "Failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedJob:
-    """A Job's view with the SLMModel that it belongs to."""
+    """A Job's view with the object that it belongs to, as its label says."""
 
     namespace: str
-    model: str
+    owner: str
+    """Name of an SLMModel or SLMDeployment; empty without the label."""
     uid: str
     owner_uids: frozenset[str]
     view: JobView
@@ -27,15 +28,15 @@ class OwnedJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedJobPod:
-    """A view of a Job's pod with the SLMModel that it belongs to."""
+    """A view of a Job's pod with the object that the Job belongs to, as its label says."""
 
     namespace: str
-    model: str
+    owner: str
     view: JobPodView
 
 
-def trim_job(body: Mapping[str, Any]) -> OwnedJob:
-    """View of a Job that carries our labels."""
+def trim_job(body: Mapping[str, Any], *, owner_label: str = labels.MODEL) -> OwnedJob:
+    """View of a Job that carries our labels; `owner_label` is the one that names whom it belongs to."""
     metadata, status = body["metadata"], body.get("status") or {}
     tags = metadata.get("labels") or {}
     ended: Mapping[str, Any] = {}
@@ -45,7 +46,7 @@ def trim_job(body: Mapping[str, Any]) -> OwnedJob:
             ended, state = condition, condition["type"]
     return OwnedJob(
         namespace=metadata.get("namespace", ""),
-        model=tags.get(labels.MODEL, ""),
+        owner=tags.get(owner_label, ""),
         uid=metadata.get("uid", ""),
         owner_uids=frozenset(owner.get("uid", "") for owner in metadata.get("ownerReferences") or ()),
         view=JobView(
@@ -62,7 +63,7 @@ def trim_job(body: Mapping[str, Any]) -> OwnedJob:
     )
 
 
-def trim_job_pod(body: Mapping[str, Any]) -> OwnedJobPod:
+def trim_job_pod(body: Mapping[str, Any], *, owner_label: str = labels.MODEL) -> OwnedJobPod:
     """View of a pod of such a Job."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     tags = metadata.get("labels") or {}
@@ -72,7 +73,7 @@ def trim_job_pod(body: Mapping[str, Any]) -> OwnedJobPod:
     unschedulable = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
     return OwnedJobPod(
         namespace=metadata.get("namespace", ""),
-        model=tags.get(labels.MODEL, ""),
+        owner=tags.get(owner_label, ""),
         view=JobPodView(
             name=metadata["name"],
             job=next((tags[name] for name in JOB_NAME_LABELS if name in tags), ""),

@@ -28,6 +28,8 @@ UNDO_ANNOTATION = f"{GROUP}/undo"
 """`REVISION[@ANY]`: roll out a revision of the history instead of spec's, until spec changes."""
 ACCEPT_ANNOTATION = f"{GROUP}/accept"
 """On an SLMModel with policy Manual: the version that is to be offered."""
+TRAIN_ANNOTATION = f"{GROUP}/train"
+"""Setting it to a new value lets every site of spec.adaptation train an adapter, whatever the cooldown."""
 PAUSED_ANNOTATION = f"{GROUP}/paused"
 """`true` stops the rollout as `spec.rollout.paused` does, for as long as it is set."""
 
@@ -45,6 +47,7 @@ __all__ = [
     "PROMOTE_ANNOTATION",
     "RETRY_ANNOTATION",
     "SKIP_ANNOTATION",
+    "TRAIN_ANNOTATION",
     "UNDO_ANNOTATION",
     "VERSION",
     "SLMDeploymentSpec",

@@ -93,6 +93,16 @@ def validations(*rules: dict[str, str]) -> dict[str, Any]:
     return {"x-kubernetes-validations": list(rules)}
 
 
+def between(least: str, most: str) -> dict[str, Any]:
+    """Schema extension of a duration that has these bounds."""
+    return validations(
+        cel(
+            f"duration(self) >= duration('{least}') && duration(self) <= duration('{most}')",
+            f"must be from {least} to {most}",
+        )
+    )
+
+
 def exactly_one_of(*names: str) -> dict[str, str]:
     """CEL rule: exactly one of the optional fields is set."""
     count = " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names)

@@ -164,8 +164,9 @@ def models() -> dict[str, type[ApiModel]]:
         model = waiting.pop()
         waiting.extend(model.__subclasses__())
         # Others may build on a model of the API.
-        if model.__module__.startswith(f"{__package__}."):
-            found[model.__name__] = model
+        ours = model.__module__.startswith(f"{__package__}.")
+        if ours and found.setdefault(model.__name__, model) is not model:
+            raise TypeError(f"two models of the API are called {model.__name__}; rename one of them")
     return found
 
 

@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """`spec.feedback`: rules about the stable revision in daily life, after its rollout."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
 from slmops.api.analysis import Query
-from slmops.api.base import ApiModel, Decimal, Duration, Name, cel, exactly_one_of, keyed, validations
+from slmops.api.base import (
+    ApiModel,
+    Decimal,
+    Duration,
+    Name,
+    between,
+    cel,
+    exactly_one_of,
+    keyed,
+    validations,
+)
 
 MAX_RULES: Final = 10
 Phrase = Annotated[
     str, StringConstraints(pattern="[^\\s\"'*_#>\u2018\u2019\u201c\u201d-]", min_length=3, max_length=80)
 ]
 """The begin of an answer. Spaces and marks are passed over there, so these alone would be every answer."""
-
-
-def _between(least: str, most: str) -> dict[str, Any]:
-    return validations(
-        cel(
-            f"duration(self) >= duration('{least}') && duration(self) <= duration('{most}')",
-            f"must be from {least} to {most}",
-        )
-    )
 
 
 class FeedbackMetric(ApiModel):
@@ -81,7 +82,7 @@ class FeedbackRule(ApiModel):
     window: Duration = Field(
         default="1h",
         description="Time before now that is looked at.",
-        json_schema_extra=_between("1m", "24h"),
+        json_schema_extra=between("1m", "24h"),
     )
     min_samples: int | None = Field(
         default=None,
@@ -94,14 +95,15 @@ class FeedbackRule(ApiModel):
         alias="for",
         description="How long the rule must be broken before anything is done. Time in which nothing was "
         "known does not count.",
-        json_schema_extra=_between("0s", "168h"),
+        json_schema_extra=between("0s", "168h"),
     )
-    action: Literal["Notify", "Hold", "RollBack", "NewModelVersion"] = Field(
+    action: Literal["Notify", "Hold", "RollBack", "NewModelVersion", "TrainAdapter"] = Field(
         default="Notify",
         description="Notify: condition FeedbackHealthy and an Event. Hold: no rollout begins or goes on "
         "while the rule is broken. RollBack: back to the stable revision before this one, once per "
         "revision; the revision is remembered as failed. NewModelVersion: the SLMModel in model.from looks "
-        "at its source again, at most every six hours.",
+        "at its source again, at most every six hours. TrainAdapter: the site whose variant decided trains "
+        "an adapter, every site of spec.adaptation where it was none of theirs.",
     )
 
 
@@ -121,7 +123,7 @@ class FeedbackPolicy(ApiModel):
     interval: Duration = Field(
         default="1m",
         description="Time between measurements of a rule.",
-        json_schema_extra=_between("10s", "1h"),
+        json_schema_extra=between("10s", "1h"),
     )
     refusal_phrases: list[Phrase] = Field(
         default_factory=list,

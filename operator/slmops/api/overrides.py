@@ -52,6 +52,12 @@ class Adapter(ApiModel):
     )
     sha256: Sha256 = Field(description="SHA-256 of the file, 64 lower-case hexadecimal digits.")
     size: int = Field(ge=1, le=1 << 40, description="Size of the file in bytes.")
+    # Absent until it is set: a default would change the identity of every revision with adapters.
+    default: bool | None = Field(
+        default=None,
+        description="Whether requests that name the model alone are answered with it; the model without it "
+        "is MODEL:base then.",
+    )
 
 
 class Override(ApiModel):
@@ -107,7 +113,17 @@ class Override(ApiModel):
         min_length=1,
         max_length=8,
         description="LoRA adapters that the server has beside the model's own.",
-        json_schema_extra=keyed("name"),
+        json_schema_extra=keyed("name")
+        | validations(
+            cel(
+                "self.filter(a, has(a.default) && a.default).size() <= 1",
+                "at most one adapter can be the default",
+            ),
+            cel(
+                "!self.exists(a, has(a.default) && a.default) || !self.exists(a, a.name == 'base')",
+                "with a default adapter none can be called base: that names the model without it",
+            ),
+        ),
     )
 
 

@@ -14,7 +14,7 @@ CONVERT_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
     "LiteRT": ("dynamic_wi8_afp32", "dynamic_wi4b32_afp32"),
 }
 """Types that each format knows; the first is the default."""
-STEP_KINDS: Final = ("quantizeInt8", "quantizeInt4", "prune", "slice", "convert")
+STEP_KINDS: Final = ("quantizeInt8", "quantizeInt4", "prune", "slice", "loraInputs", "convert")
 
 
 NodeNames = Annotated[
@@ -113,6 +113,20 @@ class Slice(ApiModel):
     )
 
 
+class LoraInputs(ApiModel):
+    """Gives linear layers a low-rank branch that adapters fill; without one, answers stay what they are."""
+
+    rank: int = Field(
+        default=8, ge=1, le=256, description="Width of the branches, and so of every adapter of the model."
+    )
+    targets: NodeNames = Field(
+        default_factory=list,
+        description="Parts of names of the graph nodes that get a branch; none means all projections of "
+        "attention and feed-forward (/attn/ and /mlp/), but not the head.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+
+
 class Convert(ApiModel):
     """Writes the model in the format of another engine."""
 
@@ -149,4 +163,7 @@ class Step(ApiModel):
     )
     prune: Prune | None = Field(default=None, description="Weights that matter least become zero.")
     slice: Slice | None = Field(default=None, description="Whole parts of the layers are taken out.")
+    lora_inputs: LoraInputs | None = Field(
+        default=None, alias="loraInputs", description="Inputs for adapters are added."
+    )
     convert: Convert | None = Field(default=None, description="Another file format.")

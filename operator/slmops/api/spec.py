@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from slmops.api.access import Auth, Tls, apart
+from slmops.api.adaptation import Adaptation, adaptation_rules
 from slmops.api.analysis import Analysis, Metric
 from slmops.api.base import (
     ApiModel,
@@ -309,6 +310,7 @@ class SLMDeploymentSpec(ApiModel):
         json_schema_extra=validations(
             *not_with_replicas()["x-kubernetes-validations"],
             *privacy_rules(),
+            *adaptation_rules(),
             cel(
                 "has(self.model.from) != (has(self.variants) && size(self.variants) > 0)",
                 "give at least 1 of variants, or model.from, not both",
@@ -356,6 +358,11 @@ class SLMDeploymentSpec(ApiModel):
     )
     feedback: FeedbackPolicy | None = Field(
         default=None, description="What users and the devices themselves say of the stable revision."
+    )
+    adaptation: Adaptation | None = Field(
+        default=None,
+        description="Sites that adapt the model to their wording, on their own hardware. Needs "
+        "placement.mode PerNode.",
     )
     revision_history_limit: int = Field(
         default=3, ge=1, le=20, description="Old revisions kept as ControllerRevisions."

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from slmops.api.adaptation_status import AdaptationStatus
 from slmops.api.base import ApiModel, Timestamp, keyed
 from slmops.api.feedback_status import FeedbackStatus
 
@@ -57,6 +58,10 @@ class ConditionType(StrEnum):
     """Set with rules in spec.feedback: the stable revision holds them. Reasons: Healthy (True); Measuring,
     Pending (a rule is broken, not for long enough yet), NoData, Inconclusive, ProviderError, NotServing
     (Unknown); RuleViolated, FeedbackHold (rollouts are frozen), RollingBack, RollbackBlocked (False)."""
+
+    ADAPTATION_HEALTHY = "AdaptationHealthy"
+    """Set with spec.adaptation: nothing keeps its sites from adapting the model. Reasons: Collecting,
+    Training, Adapted (True); NotServing (Unknown); Unsupported, TrainingFailed, AdapterRolledBack (False)."""
 
 
 class Condition(ApiModel):
@@ -333,6 +338,9 @@ class SLMDeploymentStatus(ApiModel):
     )
     feedback: FeedbackStatus | None = Field(
         default=None, description="Where the rules of spec.feedback stand; unset without any."
+    )
+    adaptation: AdaptationStatus | None = Field(
+        default=None, description="Where the sites of spec.adaptation stand; unset without it."
     )
     conditions: list[Condition] = Field(
         default_factory=list, description="Conditions; see each type.", json_schema_extra=keyed("type")

@@ -13,6 +13,7 @@ from slmops.api import KIND, SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.profile import DeviceProfileSpec
 from slmops.model.config import OperatorConfig
 from slmops.model.geometry import Geometry
+from slmops.model.jobs import JobPodView, JobView
 from slmops.model.offers import ModelOffer
 from slmwire.labels import Role
 from slmwire.manifest import Manifest
@@ -285,3 +286,9 @@ class Observed:
     """False while SLMModels cannot be read: that `offer` is None then says nothing."""
     namespace_ending: bool = False
     """The namespace is being deleted: no object can be created in it any more."""
+    jobs: tuple[JobView, ...] = ()
+    """Jobs that train adapters, by name."""
+    job_pods: tuple[JobPodView, ...] = ()
+    """Their pods, by name; also those whose Job is gone already."""
+    are_jobs_known: bool = True
+    """False while Jobs cannot be read: that one is not in `jobs` then says nothing."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from slmops.api import SLMDeploymentStatus
 from slmops.api.spec import Signature, Source
+from slmops.model.jobs import CreateJob, DeleteJob
 from slmops.model.observed import MetricQuery, OwnedKind, ProviderSettings, Resolved
 
 
@@ -49,7 +50,7 @@ class RemoveFinalizer:
     """Take our finalizer off; after a live read has confirmed the deletion."""
 
 
-Action = ApplyObject | DeleteObject | PatchNodeLabels | AddFinalizer | RemoveFinalizer
+Action = ApplyObject | DeleteObject | PatchNodeLabels | AddFinalizer | RemoveFinalizer | CreateJob | DeleteJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,15 +6,13 @@ Nothing here refers to a live object. Times are seconds since the epoch.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 from slmops.api import MODEL_KIND, SLMModelSpec, SLMModelStatus
 from slmops.api.base import LabelSelector
 from slmops.model.config import OperatorConfig
+from slmops.model.jobs import CreateJob, DeleteJob, JobPodView, JobView, Work
 from slmops.model.observed import Resolved, ResolveFailure
 from slmops.model.plan import ResolveRequest, Transition
-
-Work = Literal["optimise", "evaluate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,55 +33,6 @@ class ModelObject:
     def kind(self) -> str:
         """`kind` of the object."""
         return MODEL_KIND
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerView:
-    """One container of a Job's pod; init containers come first, in the order in which they run."""
-
-    name: str
-    state: Literal["Waiting", "Running", "Done", "Failed"] = "Waiting"
-    reason: str = ""
-    """Of waiting or of the end, for example ImagePullBackOff or OOMKilled."""
-    message: str = ""
-    """Termination message, or what the kubelet says while it waits."""
-    finished_at: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobPodView:
-    """A pod of a Job of ours."""
-
-    name: str
-    job: str
-    owner_uid: str = ""
-    """Of the Job that owns it."""
-    node: str = ""
-    created_at: float = 0.0
-    started_at: float = 0.0
-    """When a kubelet took it on."""
-    containers: tuple[ContainerView, ...] = ()
-    unschedulable: str = ""
-    """What the scheduler says when it finds no node; empty otherwise."""
-    reason: str = ""
-    """Of the pod itself, for example Evicted."""
-    message: str = ""
-    deleting: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobView:
-    """A Job of ours that exists."""
-
-    name: str
-    work: str
-    uid: str = ""
-    state: Literal["Active", "Complete", "Failed"] = "Active"
-    reason: str = ""
-    message: str = ""
-    created_at: float = 0.0
-    finished_at: float = 0.0
-    deleting: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,24 +66,6 @@ class ModelObserved:
     """When a deployment that follows the model asked last for another look at its source; 0 for never."""
     in_use: frozenset[str] = frozenset()
     """Versions that SLMDeployments which follow the model name or run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateJob:
-    """Create a Job; one that exists is fine. `body` is complete but for the owner reference."""
-
-    name: str
-    work: Work
-    body: Mapping[str, Any]
-    why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteJob:
-    """Delete a Job with its pods; one that is gone already is fine."""
-
-    name: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

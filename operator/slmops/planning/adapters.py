@@ -7,8 +7,8 @@ stored revision keeps them beside the model's own files, which many overrides ha
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
 from slmops.api.overrides import Adapter
 from slmops.api.source import Source
@@ -18,13 +18,32 @@ from slmops.model.source_secret import secret_of
 from slmops.model.urls import is_allowed_url, origin_of
 from slmops.planning.effective import EffectiveVariant
 from slmops.planning.needs import engine_of_files
-from slmwire.manifest import MAX_FILES, Manifest, ManifestError, ManifestFile, parse_manifest
+from slmwire.manifest import MAX_FILES, STORE_URL, Manifest, ManifestError, ManifestFile, parse_manifest
 
 FOLDER: Final = "adapters"
 """Where the inference server looks for them."""
 _ENGINES: Final = {"gguf": "llama.cpp", "onnx_adapter": "onnxruntime"}
 """By the ending of an adapter's file."""
 _PUBLIC_HUB: Final = "https://huggingface.co"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedAdapter:
+    """An adapter that was trained at a site, for the model whose own files have the digest `base_digest`."""
+
+    adapter: Adapter
+    base_digest: str
+
+
+def build_trained(*, name: str, sha256: str, size: int, base_digest: str) -> TrainedAdapter:
+    """The adapter as the default one. Its URL is one that users cannot give: it has no source."""
+    adapter = Adapter.model_construct(name=name, url=STORE_URL, sha256=sha256, size=size, default=True)
+    return TrainedAdapter(adapter=adapter, base_digest=base_digest)
+
+
+def default_adapter(variant: Variant) -> str:
+    """Name of the adapter that answers requests which name the model alone; empty for none."""
+    return next((adapter.name for adapter in adapters_of(variant) if adapter.default), "")
 
 
 def adapters_of(variant: Variant) -> Sequence[Adapter]:
@@ -34,7 +53,7 @@ def adapters_of(variant: Variant) -> Sequence[Adapter]:
 
 def file_of(adapter: Adapter) -> ManifestFile:
     """Its entry of a manifest; the engine goes by the ending."""
-    ending = adapter.url.rpartition(".")[2]
+    ending = "onnx_adapter" if adapter.url == STORE_URL else adapter.url.rpartition(".")[2]
     return ManifestFile(
         path=f"{FOLDER}/{adapter.name}.{ending}",
         size=adapter.size,
@@ -97,6 +116,18 @@ def _rows(files: Iterable[ManifestFile]) -> list[Any]:
     return rows
 
 
+class HasFiles(Protocol):
+    """A variant, resolved or of a stored revision."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+
+def trained_in(variants: Iterable[HasFiles]) -> frozenset[str]:
+    """Hashes of the files that have no source: adapters that were trained at sites."""
+    return frozenset(f.sha256 for v in variants for f in v.manifest.files if f.url == STORE_URL)
+
+
 def find_problem(variant: Variant) -> str:
     """Why the variant cannot have its adapters; empty when it can."""
     oci = variant.source.oci
@@ -111,6 +142,8 @@ def find_problem(variant: Variant) -> str:
         return ""
     origin = _origin(variant.source)
     for adapter in adapters_of(variant):
+        if adapter.url == STORE_URL:
+            continue  # nobody is asked for it but the nodes' own stores, which are shown no credential
         # The fetcher shows the source's credential to whoever serves a file of the manifest.
         if not origin or not is_allowed_url(adapter.url, [origin]):
             return (

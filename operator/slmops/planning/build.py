@@ -11,6 +11,7 @@ from slmops.api.variant import AUTO
 from slmops.model.config import OperatorConfig
 from slmops.planning.access import build_ports, with_access, with_access_check
 from slmops.planning.distribution_mount import DISTRIBUTION_MOUNT, distribution_volume, limit_env
+from slmops.planning.examples_mount import default_env, with_examples
 from slmops.planning.names import Names
 from slmops.planning.revision import Revision, RevisionVariant
 from slmops.planning.scheduling import build_scheduling
@@ -66,6 +67,7 @@ def build_templates(
         reference = references[variant.name]
         serve = as_image_volume(variant, _serve_template(fetch, digests[variant.name]), reference=reference)
         prefetch = as_image_volume(variant, _prefetch_template(fetch), reference=reference)
+        serve, prefetch = (with_examples(names, variant, pod) for pod in (serve, prefetch))
         result[variant.name] = (
             with_access(serve, spec.service),
             with_access_check(prefetch, spec.service, like=serve),
@@ -184,6 +186,7 @@ def _serve_template(fetch: _Fetch, digest: str) -> Body:
             {"name": env.MANIFEST_FILE, "value": paths.MANIFEST_FILE},
             {"name": env.PORT, "value": str(paths.HTTP_PORT)},
             *optional_env(spec, serving),
+            *default_env(fetch.variant),
             {"name": env.THREADS, "value": str(serving.threads)},
             {"name": env.SLOTS, "value": str(serving.slots)},
             {"name": env.CONTEXT_LENGTH, "value": str(serving.context_length)},
@@ -327,11 +330,12 @@ def build_prefetch_daemon_set(names: Names, revision: Revision, variant: Revisio
 
 
 def build_release_daemon_set(names: Names, spec: SLMDeploymentSpec, *, config: OperatorConfig) -> Body:
-    """DaemonSet that drops this deployment's models from the nodes labelled for it."""
+    """DaemonSet that drops this deployment's models from the nodes labelled for it, or examples alone."""
     # Of the variant nothing is used but what every pod has.
     nobody = Variant.model_construct(name="none", source=Source())
     fetch = _Fetch(names, spec, config, "release", spec.variants[0] if spec.variants else nobody)
-    container = fetch.container(name="release", args=["release"]) | {
+    kept = ["--keep-models"] if spec.cache.deletion_policy == "Retain" else []
+    container = fetch.container(name="release", args=["release", *kept]) | {
         "readinessProbe": {"exec": {"command": ["test", "-f", paths.READY_FILE]}, "periodSeconds": 1}
     }
     container["volumeMounts"] = [

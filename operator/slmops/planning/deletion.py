@@ -3,6 +3,7 @@
 
 from slmops.api import SLMDeploymentSpec
 from slmops.api.status import ConditionType
+from slmops.model.jobs import DeleteJob
 from slmops.model.observed import Observed, OwnedKind
 from slmops.model.plan import (
     Action,
@@ -29,6 +30,8 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
     An offline node cannot drop its cache: its labels go, its pods end when it returns, and its store
     stays until another fetch on that node collects what nobody pins. When the whole namespace goes,
     no pod can be made that would drop caches: they stay, and the namespace is not held up for them.
+
+    Trainings end first: what one keeps after its node has dropped the cache would stay there for nobody.
     """
     deployment = observed.deployment
     if not deployment.has_finalizer:
@@ -37,26 +40,32 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
     spec = deployment.spec
     if spec is None:
         states: tuple[NodeState, ...] = ()
-        actions: list[Action] = [*_forget_labels(names, observed)]
+        actions: list[Action] = [*_end_trainings(observed), *_forget_labels(names, observed)]
         if not actions:
             actions.append(RemoveFinalizer())
         return Plan(status=deployment.status, actions=tuple(actions), requeue_after_seconds=RETRY_SECONDS)
     waited = now - (deployment.deleting_since or now)
     release = (
-        spec.cache.deletion_policy == "Delete"
+        # What users wrote goes in any case: without a server nobody may be left to remove it in time.
+        (spec.cache.deletion_policy == "Delete" or spec.adaptation is not None)
         and not observed.namespace_ending
         and waited < observed.config.release_timeout_seconds
         # A spec that was refused for its folder must not get it mounted by being deleted.
         and is_host_path_allowed(spec, observed.config)
     )
     hosts = _replica_hosts(spec, observed) if release else frozenset()
+    training = frozenset(pod.node for pod in observed.job_pods) if release else frozenset()
     states = tuple(
         s
         for s in read_nodes(names, spec, observed.nodes, observed.pods)
         if s.labelled or (s.online and s.name in hosts)
     )
-    patches = tuple(p for s in states if (p := _patch(names, s, release=release)) is not None)
-    actions = [*_release_workload(names, spec, observed, states, release=release)]
+    patches = tuple(
+        p
+        for s in states
+        if not (s.online and s.name in training) and (p := _patch(names, s, release=release)) is not None
+    )
+    actions = [*_end_trainings(observed), *_release_workload(names, spec, observed, states, release=release)]
     actions += patches
     if not states or hosts:
         # After the labels: a node is found by the replicas that run on it.
@@ -86,6 +95,14 @@ def plan_deletion(observed: Observed, now: float) -> Plan:
         actions=tuple(actions),
         transitions=transitions,
         requeue_after_seconds=RETRY_SECONDS,
+    )
+
+
+def _end_trainings(observed: Observed) -> tuple[DeleteJob, ...]:
+    return tuple(
+        DeleteJob(name=job.name, why="the SLMDeployment is deleted")
+        for job in observed.jobs
+        if not job.deleting
     )
 
 

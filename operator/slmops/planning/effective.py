@@ -66,6 +66,16 @@ class Measurement:
     cache_bytes_per_token: int | None = None
 
 
+class Examples(ApiModel):
+    """What the servers of a site that adapts the model keep of feedback."""
+
+    site: str = Field(description="The site.")
+    retention_seconds: int = Field(description="For how long.")
+    max_examples: int = Field(description="How many on a node.")
+    redact: list[str] = Field(description="Kinds of texts that are taken out, sorted.")
+    patterns: list[str] = Field(description="Regular expressions of what is taken out, too, sorted.")
+
+
 class EffectiveVariant(Variant):
     """A variant as it runs on the nodes of one class: of a profile or none, with an override or without."""
 
@@ -73,7 +83,10 @@ class EffectiveVariant(Variant):
     profile: str | None = Field(default=None, description="Name of the profile.")
     override: str | None = Field(default=None, description="Name of the override.")
     image: str | None = Field(default=None, description="The profile's image of the server.")
-    adapters: list[Adapter] | None = Field(default=None, description="The override's adapters.")
+    adapters: list[Adapter] | None = Field(
+        default=None, description="The override's adapters, and the one that was trained at the site."
+    )
+    examples: Examples | None = Field(default=None, description="What is kept of feedback at the site.")
     measured: Measurement | None = Field(default=None, exclude=True)
 
 

@@ -23,6 +23,13 @@ from slmops.api.spec import Variant
 from slmops.api.variant import AUTO, EngineName
 from slmops.model.observed import NodeView, ProfileView, Resolved
 from slmops.model.offers import OfferedVariant, OfferedVersion
+from slmops.planning.adaptation_sites import (
+    TrainedAdapters,
+    adapters_with,
+    examples_of,
+    site_of,
+    with_sites,
+)
 from slmops.planning.effective import (
     EffectiveSpec,
     EffectiveVariant,
@@ -30,6 +37,7 @@ from slmops.planning.effective import (
     ProfileRule,
     find_rule,
 )
+from slmops.planning.expand_limits import MAX_VARIANTS, say_too_many
 from slmops.planning.needs import engine_of_files
 from slmops.planning.overrides import (
     in_order,
@@ -43,8 +51,6 @@ from slmops.planning.profile_settings import resources_with, runtime_with
 from slmops.planning.revision import source_hash
 from slmops.planning.selectors import matches
 
-MAX_VARIANTS: Final = 64
-"""Of an effective spec: a revision with all pod templates has to fit one object."""
 MAX_NAME_LENGTH: Final = 40
 _ARCHITECTURE: Final = "kubernetes.io/arch"
 _ANY_NODE: Final = ProfileRule(name="", node_selector=LabelSelector(), hardware=LabelSelector())
@@ -94,11 +100,13 @@ def expand_spec(
     profiles: Iterable[ProfileView] = (),
     known: Mapping[str, Resolved],
     offered: OfferedVersion | None = None,
+    trained: TrainedAdapters | None = None,
 ) -> SLMDeploymentSpec:
     """The effective spec; `spec` itself where nothing is to be worked in. Raises ExpansionError.
 
     `known` holds the files of sources by `source_hash`; preferences that go by size are provisional until
-    all are known. `offered` is the version of the SLMModel that spec follows.
+    all are known. `offered` is the version of the SLMModel that spec follows. `trained` are the adapters that
+    were trained at sites of spec.adaptation.
     """
     forms = [_Form(variant=variant) for variant in spec.variants]
     if offered is not None:
@@ -106,18 +114,18 @@ def expand_spec(
         model = spec.model.model_copy(update={"version": offered.version})
         spec = spec.model_copy(update={"model": model})
     ranked = rank_profiles(profiles) if spec.placement.mode == "PerNode" else []
-    classes = _classes(ranked, spec.overrides or () if spec.placement.mode == "PerNode" else ())
+    classes = _classes(ranked, _overrides(spec) if spec.placement.mode == "PerNode" else ())
     plain = [_plain(form) for form in forms if not form.variant.profiles or spec.placement.mode != "PerNode"]
     names = _Names(form.variant.name for form in forms)
     pairs = [
-        _pair(spec, form, one, names)
+        _pair(spec, form, one, name=names.of_pair(form.variant.name, one), known=known, trained=trained or {})
         for one in classes
         for form in _preferred([f for f in forms if _is_usable(f, one, known)], one.profile, known)
     ]
     variants = [*pairs, *plain]
     where = "variants[].profiles" if offered is None else "recipes[].profiles of the SLMModel"
     if len(variants) > MAX_VARIANTS:
-        raise ExpansionError(_too_many(spec, len(variants), profiles=len(ranked), where=where))
+        raise ExpansionError(say_too_many(spec, len(variants), profiles=len(ranked), where=where))
     if not variants and forms:
         wanted = sorted({name for form in forms for name in form.variant.profiles or ()})
         raise ExpansionError(
@@ -133,17 +141,11 @@ def expand_spec(
     return spec.model_copy(update={"variants": variants})
 
 
-def _too_many(spec: SLMDeploymentSpec, count: int, *, profiles: int, where: str) -> str:
-    if not spec.overrides:
-        return (
-            f"spec.variants: with {profiles} DeviceProfiles there are {count} combinations, at "
-            f"most {MAX_VARIANTS} can be kept; name in {where} which profiles each variant is for"
-        )
-    return (
-        f"spec.overrides: {len(spec.overrides)} overrides, {profiles} DeviceProfiles and the variants make "
-        f"{count} combinations, at most {MAX_VARIANTS} can be kept; let one override name several sites, "
-        f"name in overrides[].profiles which profiles each is for, and in {where} which each variant is for"
-    )
+def _overrides(spec: SLMDeploymentSpec) -> list[Override]:
+    try:
+        return with_sites(spec)
+    except ValueError as error:
+        raise ExpansionError(str(error)) from error
 
 
 def _classes(ranked: Iterable[ProfileView], overrides: Iterable[Override]) -> list[_Class]:
@@ -327,7 +329,15 @@ def _fields(variant: Variant) -> dict[str, Any]:
     return {name: getattr(variant, name) for name in Variant.model_fields}
 
 
-def _pair(spec: SLMDeploymentSpec, form: _Form, one: _Class, names: _Names) -> EffectiveVariant:
+def _pair(
+    spec: SLMDeploymentSpec,
+    form: _Form,
+    one: _Class,
+    *,
+    name: str,
+    known: Mapping[str, Resolved],
+    trained: TrainedAdapters,
+) -> EffectiveVariant:
     variant, override = form.variant, one.override
     settings = one.profile.spec if one.profile is not None else None
     resources, runtime, engine = variant.resources, variant.runtime, variant.engine
@@ -339,8 +349,10 @@ def _pair(spec: SLMDeploymentSpec, form: _Form, one: _Class, names: _Names) -> E
     if override is not None and override.engine not in (None, engine):
         # The profile's image has the profile's engine.
         engine, image = override.engine, None
+    found = known.get(source_hash(variant.source)) if site_of(override) else None
+    examples = examples_of(spec, variant, override, engine=engine or spec.runtime.engine, found=found)
     changes: dict[str, Any] = {
-        "name": names.of_pair(variant.name, one),
+        "name": name,
         "profiles": None,
         "profile": one.profile_name or None,
         "override": override.name if override is not None else None,
@@ -348,7 +360,13 @@ def _pair(spec: SLMDeploymentSpec, form: _Form, one: _Class, names: _Names) -> E
         "engine": engine,
         "runtime": overridden_runtime(override, runtime),
         "image": image,
-        "adapters": override.adapters if override is not None else None,
+        "adapters": adapters_with(
+            override.adapters if override is not None else None,
+            trained.get(site_of(override)),
+            examples=examples,
+            base=found.manifest.digest if found is not None else "",
+        ),
+        "examples": examples,
         "measured": _measured(form, one.profile_name),
     }
     return EffectiveVariant.model_construct(**_fields(variant) | changes)

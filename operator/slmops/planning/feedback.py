@@ -26,6 +26,7 @@ from slmops.api.status import MAX_FAILED_REVISIONS, ConditionType, FailedRevisio
 from slmops.model.observed import Observed
 from slmops.model.plan import MeasureRequest
 from slmops.planning import times
+from slmops.planning.adapters import trained_in
 from slmops.planning.analysis import Verdict
 from slmops.planning.conditions import Says
 from slmops.planning.decision import ACTIVE, FINISHED
@@ -107,6 +108,9 @@ def _keep_judgement(
         return standing
     files = {variant.manifest.digest for variant in before.variants}
     if any(variant.digest not in files for variant in resolution.variants):
+        return standing
+    # Without an adapter that was trained at a site the files are fewer, and not the same.
+    if trained_in(before.variants) != trained_in(resolution.resolved.values()):
         return standing
     pinned, feedback = deployment.status.pinned, deployment.status.feedback
     back = feedback.rollback if feedback is not None else None

@@ -77,6 +77,11 @@ class Names:
         return f"{self.name}-fetch"
 
     @property
+    def train_policy(self) -> str:
+        """NetworkPolicy of the pods that train adapters."""
+        return f"{self.name}-train"
+
+    @property
     def release_workload(self) -> str:
         """DaemonSet that drops cached models at deletion."""
         return f"{self.name}-release"

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """NetworkPolicies of an SLMDeployment: who reaches its pods, and what these reach.
 
-Two policies. The first selects all pods of the deployment, lets clients, Prometheus and the operator in on
-the server's port, and nothing out. The second opens the way to the sources of the revisions that are needed
-for the pods that fetch. A pod has one address for all its containers, so what the fetcher of a serving pod
-may reach, its server may as well; with `egress: Denied` serving pods are left out of the second.
+Two policies for what serves. The first selects all pods of the deployment, lets clients, Prometheus and the
+operator in on the server's port, and nothing out. The second opens the way to the sources of the revisions
+that are needed for the pods that fetch. A pod has one address for all its containers, so what the fetcher of
+a serving pod may reach, its server may as well; with `egress: Denied` serving pods are left out of the
+second. Pods that train adapters have a policy of their own that lets nothing in and nothing out: they see
+what users wrote, and need nobody.
 
 Policies see a packet after the address of a Service was replaced by a pod's, and know no names. So a
 source that is given by name is any address at its port but link-local and metadata addresses; a name that
@@ -21,6 +23,7 @@ from slmops.api import SLMDeploymentSpec
 from slmops.api.base import LabelSelector
 from slmops.model.config import NetworkConfig, OperatorConfig
 from slmops.model.hosts import HostPort, read_host
+from slmops.model.jobs import JobPodView
 from slmops.model.observed import NodeView, OwnedKind, OwnedView
 from slmops.model.plan import ApplyObject
 from slmops.planning.build import object_labels
@@ -59,13 +62,20 @@ def is_managed(spec: SLMDeploymentSpec, config: NetworkConfig) -> bool:
     return (privacy.network_policy or default) == "Managed"
 
 
-def policy_names(names: Names, spec: SLMDeploymentSpec, config: OperatorConfig) -> frozenset[str]:
-    """Names of the policies that are to exist."""
-    return (
-        frozenset({names.confine_policy, names.fetch_policy})
-        if is_managed(spec, config.network)
-        else frozenset()
-    )
+def confines_trainings(spec: SLMDeploymentSpec) -> bool:
+    """Whether there is a policy for pods that train adapters: always, unless the user says that there are to
+    be none. It takes nothing away that anybody needs, so an administrator's default does not matter."""
+    return spec.adaptation is not None and spec.privacy.network_policy != "None"
+
+
+def policy_names(
+    names: Names, spec: SLMDeploymentSpec, config: OperatorConfig, *, job_pods: Iterable[JobPodView] = ()
+) -> frozenset[str]:
+    """Names of the policies that are to exist. As long as there are `job_pods`, so is theirs."""
+    found = {names.confine_policy, names.fetch_policy} if is_managed(spec, config.network) else set()
+    if confines_trainings(spec) or any(True for _ in job_pods):
+        found.add(names.train_policy)
+    return frozenset(found)
 
 
 def apply_policies(
@@ -82,11 +92,14 @@ def apply_policies(
     `revisions` are those that any pod may still have or get, `nodes` those that placement selects. To be
     written before the pods that need them.
     """
-    if not is_managed(spec, config.network):
-        return ()
     present = {view.name: view for view in owned if view.kind is OwnedKind.NETWORK_POLICY}
     result = []
-    for body in build_policies(names, spec, config, revisions=revisions, nodes=nodes):
+    wanted: list[Body] = []
+    if is_managed(spec, config.network):
+        wanted += build_policies(names, spec, config, revisions=revisions, nodes=nodes)
+    if confines_trainings(spec):
+        wanted.append(build_train_policy(names))
+    for body in wanted:
         name, content = body["metadata"]["name"], body["metadata"]["annotations"][CONTENT]
         view = present.get(name)
         if view is None:
@@ -109,7 +122,7 @@ def build_policies(
     revisions: Iterable[Revision],
     nodes: Iterable[NodeView],
 ) -> tuple[Body, Body]:
-    """Both policies, as in `apply_policies`."""
+    """Both policies of what serves, as in `apply_policies`."""
     confine = {
         "podSelector": _pods(names, *Role),
         "policyTypes": ["Ingress", "Egress"],
@@ -124,6 +137,18 @@ def build_policies(
         "egress": _egress(names, spec, config, hosts=find_hosts(revisions), nodes=nodes),
     }
     return _policy(names, names.confine_policy, confine), _policy(names, names.fetch_policy, fetch)
+
+
+def build_train_policy(names: Names) -> Body:
+    """The policy of the pods that train adapters."""
+    tags = {labels.MANAGED_BY: labels.MANAGED_BY_VALUE, labels.ADAPTATION: names.name}
+    spec: Body = {
+        "podSelector": {"matchLabels": tags},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [],
+        "egress": [],
+    }
+    return _policy(names, names.train_policy, spec)
 
 
 def _policy(names: Names, name: str, spec: Body) -> Body:

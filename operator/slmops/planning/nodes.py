@@ -176,6 +176,7 @@ DOWNLOAD_REASONS: Final = frozenset(
         Reason.INTEGRITY_MISMATCH,
         Reason.SIGNATURE_INVALID,
         Reason.SOURCE_UNAVAILABLE,
+        Reason.ADAPTER_LOST,
         Reason.ACCESS_DENIED,
         Reason.RATE_LIMITED,
     }

@@ -2,42 +2,39 @@
 """`plan(observed, now)`: one look at the world, and what follows from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from slmops.api import SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.api.status import ConditionType
 from slmops.model.observed import Observed
-from slmops.model.plan import Action, AddFinalizer, Plan
+from slmops.model.plan import AddFinalizer, Plan
 from slmops.planning import conditions, feedback
 from slmops.planning.access import seconds_to_problem
+from slmops.planning.adaptation import AdaptationLook, plan_adaptation
+from slmops.planning.adaptation_says import say_adaptation
+from slmops.planning.adaptation_state import has_changed
 from slmops.planning.classes import find_renamed, with_renamed
 from slmops.planning.conditions import Says
-from slmops.planning.decision import ACTIVE, FINISHED, Decision
+from slmops.planning.decision import FINISHED, Decision
 from slmops.planning.deletion import plan_deletion
-from slmops.planning.distribution import apply_distribution, hosts_of, share_among
+from slmops.planning.distribution import apply_distribution, share_among
 from slmops.planning.finding import Finding
 from slmops.planning.fleet import Fleet, build_fleet, find_misfit
 from slmops.planning.history import parse_stored, with_target
 from slmops.planning.judge import fold_readings, forget_passes
 from slmops.planning.measuring import plan_measurements
-from slmops.planning.moves import count_moving, find_unsettled, limits_of
 from slmops.planning.names import Names
-from slmops.planning.network import apply_policies, policy_names
 from slmops.planning.nodes import NodeMemory, read_nodes
 from slmops.planning.objects import (
     apply_service,
-    apply_workloads,
-    delete_unneeded,
-    needs_of,
-    revisions_to_keep,
 )
 from slmops.planning.operations import Standing
 from slmops.planning.overrides import say_unknown_profiles
-from slmops.planning.placement import cause_of, find_wishes, place_nodes
-from slmops.planning.places import Places, say_fetch_closed
+from slmops.planning.placed import Placed, place_revisions
+from slmops.planning.places import say_fetch_closed
 from slmops.planning.pod_metrics import pod_readings
 from slmops.planning.provider import with_judge
-from slmops.planning.replicas import ReplicaPlan, plan_replicas, status_fields
+from slmops.planning.replicas import status_fields
 from slmops.planning.requests import begins, heed_annotations
 from slmops.planning.residency import find_forbidden
 from slmops.planning.resolution import Resolution, due_requests, keep_wanted, resolve, sources_of
@@ -81,9 +78,11 @@ def plan(observed: Observed, now: float, *, memory: NodeMemory | None = None) ->
     finding = finding or find_feedback_problem(deployment.spec, observed.config)
     working = replace(working, spec=in_force(working.spec, deployment.annotations))
     outcome = _plan_accepted(observed, working, stored, finding, now, memory)
-    if not feedback.begins_anew(deployment.status, outcome.status):
+    before = deployment.status
+    if not feedback.begins_anew(before, outcome.status) and not has_changed(before, outcome.status):
         return outcome
-    # The rules of spec.feedback are about the stable revision, and a way back ends with a promotion.
+    # The rules of spec.feedback are about the stable revision, and a way back ends with a promotion. With an
+    # adapter that came or went spec stands for another revision.
     after = replace(observed, deployment=replace(deployment, status=outcome.status), readings=())
     second = plan(after, now, memory=memory)
     return replace(second, transitions=outcome.transitions + second.transitions)
@@ -131,10 +130,14 @@ def _plan_accepted(
     decision = _decide(observed, fleet, standing, blocked, rules.frozen, now)
     # A promotion in this very look makes the target the stable revision for placement, too.
     fleet = replace(fleet, stable=revisions.get(decision.stable_revision))
-    placement = _place(
+    placement = place_revisions(
         names, fleet, layout, decision, observed, wanted=resolution.revision, target=target, now=now
     )
     shared = share_among(fleet, observed)
+    adaptation = plan_adaptation(
+        names, observed, fleet, decision, standing=standing, resolution=resolution, rules=rules,
+        finding=finding, now=now,
+    )  # fmt: skip
     told, told_in_seconds = apply_distribution(names, observed, shared, now=now)
     status = _status(
         observed,
@@ -146,6 +149,7 @@ def _plan_accepted(
         placement=placement,
         note="; ".join(filter(None, (shared.note, say_unknown_profiles(spec.overrides, observed.profiles)))),
         rules=rules,
+        adaptation=adaptation,
         now=now,
     ).model_copy(
         update={
@@ -165,6 +169,7 @@ def _plan_accepted(
             *apply_service(names, fleet, observed),
             *placement.patches,
             *placement.deletions,
+            *adaptation.actions,
         ),
         resolve=due_requests(resolution, observed.resolutions, now),
         sources=None if working.unmet else sources_of(spec),
@@ -174,6 +179,7 @@ def _plan_accepted(
             requeue_seconds(spec, decision, resolution, target, now, turn_at=placement.places.turn_at),
             placement.settles_in_seconds,
             told_in_seconds,
+            adaptation.wakes_in_seconds,
             feedback.next_feedback_seconds(spec, rules, now=now),
             seconds_to_problem(fleet.matched, revisions, now),
         ),
@@ -255,93 +261,6 @@ def _decide(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Placement:
-    """What brings the decided revisions to the nodes."""
-
-    policies: tuple[Action, ...]
-    workloads: tuple[Action, ...]
-    patches: tuple[Action, ...]
-    deletions: tuple[Action, ...]
-    moving: int
-    replicas: ReplicaPlan | None
-    settles_in_seconds: float | None
-    """When the first of the nodes that came back a moment ago may be moved."""
-    places: Places
-
-
-def _place(
-    names: Names,
-    fleet: Fleet,
-    layout: Layout | None,
-    decision: Decision,
-    observed: Observed,
-    *,
-    wanted: str,
-    target: str,
-    now: float,
-) -> _Placement:
-    spec, rollout = fleet.spec, decision.rollout
-    wishes = find_wishes(fleet, decision)
-    back = rollout is not None and rollout.step in ("RollingBack", "Failed", "Cancelled")
-    limits = limits_of(fleet, back=back)
-    settle_seconds = observed.config.node_settle_seconds
-    unsettled = find_unsettled(fleet, wishes, now=now, settle_seconds=settle_seconds)
-    patches, places = place_nodes(
-        names,
-        fleet,
-        wishes,
-        decision,
-        key=observed.deployment.uid,
-        cause=cause_of(rollout),
-        limits=limits,
-        unsettled=unsettled.keys(),
-        settle_seconds=settle_seconds,
-        now=now,
-    )
-    replicas = plan_replicas(names, fleet, layout, patches, decision, observed.owned) if layout else None
-    if replicas:
-        needs, workloads, patches = replicas.needs, replicas.writes, ()
-    else:
-        prefetching = rollout.revision if rollout is not None and rollout.step in ACTIVE else ""
-        needs = needs_of(names, fleet, wishes, patches, prefetching=prefetching)
-        workloads = apply_workloads(names, fleet, needs, observed.owned)
-    needed = needs.revisions | {r for r in (decision.stable_revision, target, wanted) if r}
-    keep = revisions_to_keep(
-        fleet.revisions.values(),
-        needed=needed,
-        previous=feedback.previous_stable(observed.deployment.status, decision.stable_revision) or "",
-        history_limit=spec.revision_history_limit,
-    )
-    policies = apply_policies(
-        names,
-        spec,
-        observed.config,
-        revisions=[fleet.revisions[r] for r in sorted(needed & fleet.revisions.keys())],
-        nodes=hosts_of(fleet, observed),
-        owned=observed.owned,
-    )
-    # That there is no node at all is no reason to take every workload down.
-    any_node = bool(observed.nodes) or observed.other_nodes
-    deletions = delete_unneeded(
-        names,
-        needs,
-        observed.owned,
-        keep_revisions=keep,
-        policies=policy_names(names, spec, observed.config),
-    )
-    return _Placement(
-        policies=policies,
-        workloads=workloads,
-        patches=patches,
-        deletions=deletions if any_node else (),
-        moving=count_moving(fleet, wishes),
-        replicas=replicas,
-        settles_in_seconds=min(unsettled.values(), default=None),
-        places=places,
-    )
-
-
 def _status(
     observed: Observed,
     fleet: Fleet,
@@ -350,9 +269,10 @@ def _status(
     finding: Finding | None,
     *,
     target: str,
-    placement: _Placement,
+    placement: Placed,
     note: str,
     rules: feedback.FeedbackLook,
+    adaptation: AdaptationLook,
     now: float,
 ) -> SLMDeploymentStatus:
     deployment, old = observed.deployment, observed.deployment.status
@@ -376,6 +296,8 @@ def _status(
         says[ConditionType.SIGNATURE_VERIFIED] = conditions.unless_unsure(signed, deployment)
     if (said := feedback.say_feedback(fleet.spec, rules)) is not None:
         says[ConditionType.FEEDBACK_HEALTHY] = said
+    if (said := say_adaptation(adaptation.status, stable=decision.stable_revision)) is not None:
+        says[ConditionType.ADAPTATION_HEALTHY] = said
     assigned = [value for state in fleet.matched for key, value in state.serve.items() if key == target]
     stable = fleet.stable
     return SLMDeploymentStatus(
@@ -396,6 +318,7 @@ def _status(
         failed_revisions=list(decision.failed),
         previous_stable=feedback.previous_stable(old, decision.stable_revision),
         feedback=rules.status,
+        adaptation=adaptation.status,
         conditions=conditions.merge_conditions(
             old.conditions, says, generation=deployment.generation, now=now
         ),

@@ -5,6 +5,7 @@ from typing import Final
 
 from slmops.api.status import Condition, ConditionType, SLMDeploymentStatus
 from slmops.model.plan import Transition
+from slmops.planning.adaptation_says import adaptation_transitions
 
 
 def transitions_between(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> tuple[Transition, ...]:
@@ -15,6 +16,7 @@ def transitions_between(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> t
         *_rollout(old, new),
         *_holds(old, new),
         *_feedback(old, new),
+        *adaptation_transitions(old, new),
     )
 
 

@@ -17,6 +17,7 @@ from slmops.planning.effective import override_of
 from slmops.planning.finding import Finding
 from slmops.planning.source_hosts import find_variant_host_problem
 from slmops.planning.validate_access import find_access_problem
+from slmops.planning.validate_adaptation import find_adaptation_problem
 from slmops.planning.validate_distribution import find_distribution_problem
 from slmops.planning.validate_privacy import find_privacy_problem
 
@@ -207,6 +208,10 @@ def _access(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Findi
     return find_access_problem(spec)
 
 
+def _adaptation(name: str, spec: SLMDeploymentSpec, config: OperatorConfig) -> Finding | None:
+    return find_adaptation_problem(spec)
+
+
 def is_host_path_allowed(spec: SLMDeploymentSpec, config: OperatorConfig) -> bool:
     """Whether the administrator lets pods mount `cache.hostPath` of the nodes."""
     return _is_below(spec.cache.host_path, config.allowed_host_paths)
@@ -238,4 +243,5 @@ _CHECKS: Final[tuple[Callable[[str, SLMDeploymentSpec, OperatorConfig], Finding 
     _durations,
     _distribution,
     _access,
+    _adaptation,
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from slmops.api import PAUSED_ANNOTATION, SLMDeploymentSpec
 from slmops.model.observed import Observed, ProfileView, Resolved
 from slmops.model.offers import OfferedVersion
+from slmops.planning.adaptation_state import trained_adapters
 from slmops.planning.expand import ExpansionError, expand_spec, find_used
 from slmops.planning.finding import Finding
 from slmops.planning.follow import follow
@@ -75,7 +76,7 @@ def _expand(
     anchors: list[Revision],
     offered: OfferedVersion | None,
 ) -> SLMDeploymentSpec:
-    if not profiles and offered is None and not spec.overrides:
+    if not profiles and offered is None and not spec.overrides and spec.adaptation is None:
         return expand_spec(spec, known={})
     known = known_sources(stored.values())
     known |= _fresh(observed, spec, offered)
@@ -85,7 +86,10 @@ def _expand(
         kept = frozenset(rule.name for revision in anchors for rule in revision.profiles)
         used = find_used(spec, profiles, nodes=observed.nodes, kept=kept)
         used = used or [profile for profile in profiles if _is_only_for_profiles(spec, offered)]
-    return expand_spec(spec, profiles=used, known=known, offered=offered)
+    # Where a revision knows a source's files, `resolve` takes these: an adapter has to be for the same.
+    known |= known_sources(stored.values()) if spec.adaptation is not None else {}
+    trained = trained_adapters(spec, observed.deployment.status)
+    return expand_spec(spec, profiles=used, known=known, offered=offered, trained=trained)
 
 
 def _is_only_for_profiles(spec: SLMDeploymentSpec, offered: OfferedVersion | None) -> bool:

@@ -35,10 +35,13 @@ def describe_decision(observed: Observed, plan: Plan, now: float) -> dict[str, A
             "pods": len(observed.pods),
             "objects": len(observed.owned),
             "readings": len(observed.readings),
+            "jobs": len(observed.jobs),
         },
     }
     if new.feedback is not None:
         result["feedback"] = new.feedback.to_body()
+    if new.adaptation is not None:
+        result["adaptation"] = new.adaptation.to_body()
     if after is not None and after.waves:
         result["wave"] = after.waves[after.wave].to_body()
         result["metrics"] = [state.to_body() for state in after.metrics]

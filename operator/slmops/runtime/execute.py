@@ -17,6 +17,7 @@ from slmops.adapters.errors import Conflict, KubeError, NotFound
 from slmops.adapters.kube import FIELD_MANAGER, KubeClient
 from slmops.adapters.resources import DEPLOYMENTS, NODES
 from slmops.api import API_VERSION, FINALIZER, KIND, SLMDeploymentStatus
+from slmops.model.jobs import CreateJob, DeleteJob
 from slmops.model.observed import Deployment, OwnedKind
 from slmops.model.plan import (
     Action,
@@ -28,9 +29,11 @@ from slmops.model.plan import (
 )
 from slmops.planning.names import Names, is_serve_tail
 from slmops.planning.network import MISSING
+from slmops.runtime.jobs import JobWriter
 from slmops.runtime.logs import fields_of
 from slmops.runtime.metrics import OperatorMetrics
-from slmops.runtime.resource import DeploymentKey, StoredDeployment
+from slmops.runtime.refusals import ForeignObject, WritesForbidden
+from slmops.runtime.resource import DeploymentKey, StoredDeployment, owner_reference
 from slmops.runtime.world import World, resource_of
 from slmwire.labels import REVISION
 
@@ -43,14 +46,6 @@ _WHOLE_FIELDS: Final[Mapping[OwnedKind, tuple[str, ...]]] = {
 }
 """Fields of spec that hold nothing but what we put there."""
 _log = logging.getLogger("slmops")
-
-
-class ForeignObject(KubeError):
-    """An object of the wanted name exists and belongs to somebody else."""
-
-
-class WritesForbidden(KubeError):
-    """This process does not hold the Lease (any more): nothing may be written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +66,7 @@ class Executor:
         self._world = world
         self._metrics = metrics
         self._may_write = may_write
+        self._jobs = JobWriter(kube, world.trainings, metrics, kind=KIND)
         self._node_slots = asyncio.Semaphore(PARALLEL_NODE_PATCHES)
 
     async def apply_status(self, stored: StoredDeployment, status: SLMDeploymentStatus) -> None:
@@ -107,8 +103,9 @@ class Executor:
         """Carry out the actions in order and return those that failed.
 
         One that fails does not stop those that do not depend on it: labels that name a revision wait
-        for that revision's objects, and the finalizer waits for everything; the rest goes on, so that
-        one object that cannot be written never keeps the fleet from moving on or back.
+        for that revision's objects, a training for the policy that keeps its pods to themselves, and the
+        finalizer waits for everything; the rest goes on, so that one object that cannot be written never
+        keeps the fleet from moving on or back.
         """
         failures: list[Failure] = []
         for is_patch, group in groupby(actions, key=lambda action: isinstance(action, PatchNodeLabels)):
@@ -118,6 +115,8 @@ class Executor:
                 continue
             for action in group:
                 if isinstance(action, RemoveFinalizer) and failures:
+                    continue
+                if isinstance(action, CreateJob) and _is_unconfined(deployment, failures):
                     continue
                 try:
                     await self._act(deployment, action)
@@ -138,13 +137,18 @@ class Executor:
                 await self._set_finalizer(deployment, wanted=True)
             case RemoveFinalizer():
                 await self._set_finalizer(deployment, wanted=False)
+            case CreateJob():
+                await self._jobs.create(_key_of(deployment), deployment.uid, action)
+            case DeleteJob():
+                await self._jobs.delete(_key_of(deployment), action)
 
     async def _apply_object(self, deployment: Deployment, action: ApplyObject) -> None:
         resource = resource_of(action.kind)
-        key = DeploymentKey(deployment.namespace, deployment.name)
+        key = _key_of(deployment)
         if not self._world.is_known(action.kind, key, action.name):
             await self._check_not_foreign(deployment, action)
-        body = {**action.body, "metadata": {**action.body["metadata"], **_owner(deployment)}}
+        owners = [owner_reference(KIND, deployment.name, deployment.uid)]
+        body = {**action.body, "metadata": {**action.body["metadata"], "ownerReferences": owners}}
         answer = await self._kube.apply(resource, namespace=deployment.namespace, body=body)
         if _has_foreign_fields(answer):
             # Applying takes back what is ours and leaves what others added, a container, say.
@@ -178,7 +182,7 @@ class Executor:
         )
 
     async def _delete_object(self, deployment: Deployment, action: DeleteObject) -> None:
-        key = DeploymentKey(deployment.namespace, deployment.name)
+        key = _key_of(deployment)
         meta = self._world.owned_meta(action.kind, key, action.name)
         try:
             await self._kube.delete(
@@ -230,7 +234,7 @@ class Executor:
 
     async def _set_finalizer(self, deployment: Deployment, *, wanted: bool) -> None:
         # Decided on a live read: a cache that missed a deletion (or a re-creation) must not decide it.
-        key = DeploymentKey(deployment.namespace, deployment.name)
+        key = _key_of(deployment)
         stored = await self.refresh(key)
         if stored is None or stored.deployment.uid != deployment.uid:
             return
@@ -276,20 +280,8 @@ def _has_foreign_fields(body: Mapping[str, Any]) -> bool:
     )
 
 
-def _owner(deployment: Deployment) -> dict[str, Any]:
-    return {
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "name": deployment.name,
-                "uid": deployment.uid,
-                "controller": True,
-                # Blocking would need a right on finalizers and help nobody: our own finalizer waits.
-                "blockOwnerDeletion": False,
-            }
-        ]
-    }
+def _key_of(deployment: Deployment) -> DeploymentKey:
+    return DeploymentKey(deployment.namespace, deployment.name)
 
 
 def _names_revision(labels: Mapping[str, str | None], key: str) -> bool:
@@ -304,12 +296,22 @@ def _lacks_policy(deployment: Deployment, failures: Iterable[Failure]) -> bool:
     cannot be written."""
     if deployment.spec is None or deployment.spec.privacy.egress != "Denied":
         return False
-    wanted = Names(deployment.namespace, deployment.name).confine_policy
-    return any(
-        isinstance(failure.action, ApplyObject)
-        and failure.action.kind is OwnedKind.NETWORK_POLICY
-        and (failure.action.name, failure.action.why) == (wanted, MISSING)
+    return Names(deployment.namespace, deployment.name).confine_policy in _missing_policies(failures)
+
+
+def _is_unconfined(deployment: Deployment, failures: Iterable[Failure]) -> bool:
+    """Whether pods that train would reach anything: their NetworkPolicy is not there and cannot be
+    written."""
+    return Names(deployment.namespace, deployment.name).train_policy in _missing_policies(failures)
+
+
+def _missing_policies(failures: Iterable[Failure]) -> frozenset[str]:
+    return frozenset(
+        failure.action.name
         for failure in failures
+        if isinstance(failure.action, ApplyObject)
+        and failure.action.kind is OwnedKind.NETWORK_POLICY
+        and failure.action.why == MISSING
     )
 
 
@@ -328,5 +330,7 @@ def describe(action: Action) -> tuple[str, str]:
             return action.kind.value, action.name
         case PatchNodeLabels():
             return "Node", action.node
+        case CreateJob() | DeleteJob():
+            return "Job", action.name
         case _:
             return KIND, ""

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from slmops.adapters.errors import Conflict, KubeError
 from slmops.runtime.backoff import Backoff
-from slmops.runtime.execute import WritesForbidden
 from slmops.runtime.logs import fields_of
 from slmops.runtime.metrics import OperatorMetrics
+from slmops.runtime.refusals import WritesForbidden
 from slmops.runtime.resource import DeploymentKey
 
 COALESCE_SECONDS: Final = 0.05

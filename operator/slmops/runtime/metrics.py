@@ -117,6 +117,18 @@ class OperatorMetrics:
         self.nodes = Gauge(
             "slmops_nodes", "Matching nodes by state.", (*_OBJECT, "state"), registry=self.registry
         )
+        self.adapter_sites = Gauge(
+            "slmops_adapter_sites",
+            "Sites that adapt the model, by phase.",
+            (*_OBJECT, "phase"),
+            registry=self.registry,
+        )
+        self.adapter_trainings = Counter(
+            "slmops_adapter_trainings_total",
+            "Trainings of adapters that ended, by outcome: Accepted, or the reason that there is no adapter.",
+            (*_OBJECT, "outcome"),
+            registry=self.registry,
+        )
         self.events_dropped = Counter(
             "slmops_events_dropped_total",
             "Events not posted because too many waited.",
@@ -161,6 +173,11 @@ class OperatorMetrics:
         for rule in new.feedback.rules if new.feedback else []:
             if rule.fired_at is not None:
                 self.feedback.labels(*where, rule.name).set(1)
+        self.adapter_sites.remove_by_labels({"namespace": where[0], "deployment": where[1]})
+        for site in new.adaptation.sites if new.adaptation else []:
+            self.adapter_sites.labels(*where, site.phase).inc()
+        for outcome in _ended_trainings(deployment.status, new):
+            self.adapter_trainings.labels(*where, outcome).inc()
         for verdict, seconds in _judged_waves(deployment.status, new):
             self.wave_seconds.labels(*where, verdict).observe(seconds)
         seen = {(m.metric, m.at) for m in _measurements(deployment.status)}
@@ -188,7 +205,7 @@ class OperatorMetrics:
         """Drop the series of a deployment that is gone."""
         labels = {"namespace": namespace, "deployment": name}
         by_rollout = (self.step, self.held, self.wave_seconds, self.nodes, self.transitions, self.verdicts)
-        for metric in (*by_rollout, self.feedback):
+        for metric in (*by_rollout, self.feedback, self.adapter_sites, self.adapter_trainings):
             metric.remove_by_labels(labels)
 
 
@@ -201,6 +218,19 @@ def _judged_waves(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[tu
         (wave.verdict, times.to_seconds(wave.finished_at) - times.to_seconds(wave.started_at))
         for wave in new.rollout.waves
         if wave.finished_at and wave.started_at and before.get(wave.name) != wave.finished_at
+    ]
+
+
+def _ended_trainings(old: SLMDeploymentStatus, new: SLMDeploymentStatus) -> list[str]:
+    """Outcome of each training that ended between the two. That an adapter failed its rollout is no end of
+    one."""
+    before = {site.site: site.finished_at for site in old.adaptation.sites} if old.adaptation else {}
+    return [
+        "Accepted" if site.phase == "Accepted" else site.reason or site.phase
+        for site in (new.adaptation.sites if new.adaptation else [])
+        if site.phase in ("Accepted", "Refused", "Failed")
+        and site.finished_at is not None
+        and site.finished_at != before.get(site.site)
     ]
 
 

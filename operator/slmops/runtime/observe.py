@@ -60,6 +60,9 @@ def observe(
         offer=find_offer(world, deployment),
         are_models_known=world.are_models_known,
         namespace_ending=namespace_ending,
+        jobs=world.trainings.jobs_of(key, deployment.uid),
+        job_pods=world.trainings.pods_of(key),
+        are_jobs_known=world.trainings.is_known,
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from slmops.adapters.reflector import version_of
 from slmops.adapters.trim import seconds_of
-from slmops.api import FINALIZER, SLMDeploymentSpec, SLMDeploymentStatus
+from slmops.api import API_VERSION, FINALIZER, SLMDeploymentSpec, SLMDeploymentStatus
 from slmops.model.observed import Deployment
 
 
@@ -76,6 +76,19 @@ def parse_deployment(body: Mapping[str, Any], previous: StoredDeployment | None 
 def key_of_body(body: Mapping[str, Any]) -> DeploymentKey:
     """Key of an SLMDeployment's body."""
     return DeploymentKey(body["metadata"].get("namespace", ""), body["metadata"]["name"])
+
+
+def owner_reference(kind: str, name: str, uid: str) -> dict[str, Any]:
+    """On an object that goes with its owner, which is of a kind of ours."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        # Blocking would need a right on finalizers and help nobody: our own finalizer waits.
+        "blockOwnerDeletion": False,
+    }
 
 
 def is_newer(body: Mapping[str, Any], known: StoredDeployment | None) -> bool:

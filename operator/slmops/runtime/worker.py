@@ -19,11 +19,12 @@ from slmops.ports.sources import SourceResolver
 from slmops.runtime.decisions import describe_decision
 from slmops.runtime.economy import StatusPace, Traffic
 from slmops.runtime.events import EventPoster
-from slmops.runtime.execute import Executor, Failure, ForeignObject, describe
+from slmops.runtime.execute import Executor, Failure, describe
 from slmops.runtime.loop import Loop, StatusUnreadable
 from slmops.runtime.measure import Meter
 from slmops.runtime.metrics import OperatorMetrics
 from slmops.runtime.observe import observe
+from slmops.runtime.refusals import ForeignObject
 from slmops.runtime.resolve import Resolutions
 from slmops.runtime.resource import DeploymentKey
 from slmops.runtime.world import World

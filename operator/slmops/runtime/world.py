@@ -16,13 +16,14 @@ from slmops.model.offers import ModelOffer
 from slmops.planning import times
 from slmops.planning.names import Names
 from slmops.planning.selectors import matches
+from slmops.runtime.jobs import JobCache
 from slmops.runtime.models.world import ModelWorld
 from slmops.runtime.onlooker import Onlooker
 from slmops.runtime.resource import DeploymentKey, StoredDeployment, is_newer, key_of_body, parse_deployment
-from slmwire.labels import MANAGED_BY, MANAGED_BY_VALUE, MODEL
+from slmwire.labels import ADAPTATION, MANAGED_BY, MANAGED_BY_VALUE, MODEL
 
-_OURS = f"{MANAGED_BY}={MANAGED_BY_VALUE},!{MODEL}"
-"""Pods of Jobs are the models' business."""
+_OURS = f"{MANAGED_BY}={MANAGED_BY_VALUE},!{MODEL},!{ADAPTATION}"
+"""Pods of Jobs are the models' business, or that of `World.trainings`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ class World:
             ]
             for kind, resource in OWNED.items()
         }
+        self.trainings = JobCache(kube, owner_label=ADAPTATION, namespaces=namespaces, on_wake=self._on_wake)
+        """Jobs that train adapters, with their pods."""
 
     # Caches
 
@@ -117,13 +120,17 @@ class World:
     def reflectors(self) -> list[Reflector[Any]]:
         """All caches, to be run."""
         owned = (reflector for group in self._owned.values() for reflector in group)
-        return [self._nodes, self._profiles, *self._pods, *owned]
+        return [self._nodes, self._profiles, *self._pods, *owned, *self.trainings.reflectors]
 
     async def wait_synced(self) -> None:
         """Until every cache has seen its whole list once. DeviceProfiles may be unknown to the cluster: what
         was made with them is left alone until they can be read. And an account from before NetworkPolicies
-        may not list them, which must not keep the operator from its work."""
-        optional = [self._profiles, *self._owned[OwnedKind.NETWORK_POLICY]]
+        may not list them, or not Jobs, which must not keep the operator from its work."""
+        optional = [
+            self._profiles,
+            *self._owned[OwnedKind.NETWORK_POLICY],
+            *self.trainings.reflectors,
+        ]
         for reflector in self.reflectors:
             await (reflector.tried if reflector in optional else reflector.synced).wait()
 

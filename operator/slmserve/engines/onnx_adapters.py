@@ -23,17 +23,23 @@ Matrices = Mapping[str, Any]
 """Values of the model's LoRA inputs by name."""
 
 
-def load_adapters(model_dir: Path, session: Any) -> dict[str, Matrices]:
-    """All adapters of the directory by name; raises StartError (Unfit) for one that does not fit."""
+def load_adapters(
+    model_dir: Path, session: Any, more: Mapping[str, Path] | None = None
+) -> dict[str, Matrices]:
+    """All adapters of the directory by name, and `more`.
+
+    Raises StartError (Unfit) for one that does not fit.
+    """
     kinds = {node.name: node for node in session.get_overridable_initializers()}
     adapters = {}
-    for path in sorted(model_dir.glob(PATTERN)):
+    found = {path.stem: path for path in sorted(model_dir.glob(PATTERN))} | dict(more or {})
+    for name, path in found.items():
         try:
             matrices = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
         except Exception as error:
             raise _unfit(path, f"cannot be read: {brief(error, 300)}") from error
         _check(path, matrices, kinds)
-        adapters[path.stem] = matrices
+        adapters[name] = matrices
     return adapters
 
 

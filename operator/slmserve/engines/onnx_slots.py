@@ -280,6 +280,7 @@ def load(model_dir: Path, options: EngineOptions) -> LoadedEngine:
         slots=options.slots,
         context_length=options.context_length,
         threads=options.threads,
+        more_adapters={name: Path(file) for name, file in options.more_adapters},
     )
     defaults = GenerationDefaults(
         end_tokens=export.end_tokens, temperature=export.temperature, top_p=export.top_p
@@ -288,7 +289,13 @@ def load(model_dir: Path, options: EngineOptions) -> LoadedEngine:
 
 
 def load_engine(
-    model_dir: Path, config: ExportConfig, *, slots: int, context_length: int, threads: int
+    model_dir: Path,
+    config: ExportConfig,
+    *,
+    slots: int,
+    context_length: int,
+    threads: int,
+    more_adapters: Mapping[str, Path] | None = None,
 ) -> OnnxSlotsEngine:
     """Load the model; raises StartError with the cure when it cannot be served.
 
@@ -308,7 +315,7 @@ def load_engine(
     except Exception as error:
         raise StartError(Reason.UNFIT, f"ONNX Runtime cannot load the model: {brief(error)}") from error
     _check_inputs(session, config)
-    adapters = load_adapters(model_dir, session)
+    adapters = load_adapters(model_dir, session, more_adapters or {})
     try:
         return OnnxSlotsEngine(
             session, config, slots=slots, max_length=max_length, last_only=last_only, adapters=adapters

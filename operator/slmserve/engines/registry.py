@@ -25,6 +25,8 @@ class EngineOptions:
     """Tokens per slot; 0 means the model's own limit, more than that is cut to it."""
     threads: int
     """0 means what suits the model and the CPUs."""
+    more_adapters: tuple[tuple[str, str], ...] = ()
+    """Names and files of LoRA adapters outside of the model directory, for engines that take the kind."""
 
 
 class EngineModule(Protocol):

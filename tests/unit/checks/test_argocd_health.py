@@ -115,6 +115,9 @@ EXPECTED: Final = table("""
     FeedbackHealthy False RuleViolated: Healthy
     FeedbackHealthy False FeedbackHold RollbackBlocked: Degraded
     FeedbackHealthy False RollingBack: Progressing
+    AdaptationHealthy True Collecting Training Adapted: Healthy
+    AdaptationHealthy Unknown NotServing: Healthy
+    AdaptationHealthy False Unsupported TrainingFailed AdapterRolledBack: Healthy
 """)
 """What each condition means when the others are as in STILL."""
 UNSURE: Final = {("ModelResolved", "Unknown", "Resolving"), ("SignatureVerified", "Unknown", "Verifying")}
@@ -152,6 +155,13 @@ def test_each_condition_has_its_health_and_is_quoted(triple: Triple) -> None:
     health, message = run_script("SLMDeployment", deployment(STILL | {kind: (status, reason)}))
     assert health == EXPECTED[triple]
     assert health == HEALTHY or message == f"{reason}: about {reason}"
+
+
+@pytest.mark.parametrize("kind", ["FeedbackHealthy", "AdaptationHealthy"])
+def test_what_is_wrong_and_stops_nothing_is_told(kind: str) -> None:
+    reason = {"FeedbackHealthy": "RuleViolated", "AdaptationHealthy": "TrainingFailed"}[kind]
+    told = run_script("SLMDeployment", deployment(STILL | {kind: ("False", reason)}))
+    assert told == (HEALTHY, f"{reason}: about {reason}")
 
 
 @pytest.mark.parametrize("triple", sorted(UNSURE), ids=".".join)

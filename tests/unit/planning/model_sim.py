@@ -12,17 +12,9 @@ from slmops.api.base import LabelSelector
 from slmops.api.slmmodel_status import ModelVariantStatus, ModelVersionStatus
 from slmops.api.source import Source
 from slmops.model.config import OperatorConfig
+from slmops.model.jobs import ContainerView, CreateJob, JobPodView, JobView
 from slmops.model.observed import Resolved, ResolveFailure
-from slmops.model.slmmodel import (
-    ContainerView,
-    CreateJob,
-    JobPodView,
-    JobView,
-    ModelObject,
-    ModelObserved,
-    ModelPlan,
-    ProfileView,
-)
+from slmops.model.slmmodel import ModelObject, ModelObserved, ModelPlan, ProfileView
 from slmops.planning.slmmodel.plan import plan_model
 from slmwire.jobs import EvaluateReport, PublishReport, to_message
 from slmwire.manifest import Manifest, ManifestFile

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from slmops.api import SLMModelSpec
 from slmops.api.spec import ModelSource
-from slmops.model.slmmodel import ContainerView
+from slmops.model.jobs import ContainerView
 from slmops.planning.follow import follow
 from slmops.planning.slmmodel.offer import to_offer
 from slmops.planning.slmmodel.versions import trimmed

@@ -19,8 +19,9 @@ from slmops.model.plan import (
     PatchNodeLabels,
     RemoveFinalizer,
 )
-from slmops.runtime.execute import Executor, ForeignObject, WritesForbidden
+from slmops.runtime.execute import Executor
 from slmops.runtime.metrics import OperatorMetrics
+from slmops.runtime.refusals import ForeignObject, WritesForbidden
 from slmops.runtime.resource import DeploymentKey, StoredDeployment
 from slmops.runtime.world import World
 from slmwire.labels import DEPLOYMENT, MANAGED_BY, MANAGED_BY_VALUE, REVISION

@@ -33,6 +33,8 @@ class ScriptedCluster:
     blueprints: list[Body] | None = None
     """DeviceProfiles; None when the cluster does not know the kind."""
     running: list[Body] = field(default_factory=list)
+    training: list[Body] = field(default_factory=list)
+    """Pods that train adapters."""
     agents: list[Body] = field(default_factory=list)
     stores: dict[str, Body | CliError] = field(default_factory=dict)
     """Answer of each agent by the name of its pod."""
@@ -121,6 +123,9 @@ class ScriptedCluster:
 
     def pods(self, namespace: str, name: str) -> list[Body]:
         return self.running
+
+    def training_pods(self, namespace: str, name: str) -> list[Body]:
+        return self.training
 
     def services(self, namespace: str) -> list[Body]:
         return deepcopy(self.exposed)

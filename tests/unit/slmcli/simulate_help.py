@@ -29,6 +29,7 @@ def simulate(
     rollout: Mapping[str, Any] | None = None,
     distribution: Mapping[str, Any] | None = None,
     overrides: Sequence[Mapping[str, Any]] = (),
+    adaptation: Mapping[str, Any] | None = None,
     planner: Planner | None = None,
 ) -> tuple[Simulation, dict[str, Any]]:
     """A rollout to 60 nodes in three waves, and its report."""
@@ -36,6 +37,8 @@ def simulate(
     body["distribution"] = dict(distribution or {})
     if overrides:
         body["overrides"] = list(overrides)
+    if adaptation:
+        body["adaptation"] = dict(adaptation)
     spec = SLMDeploymentSpec.model_validate(body)
     options = Settings(effect=effect or Effect(), **(settings or {}))
     versions = build_versions(Names("shop", "orders"), spec, options.size_bytes)

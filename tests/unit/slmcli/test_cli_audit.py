@@ -24,9 +24,14 @@ from slmcli.revisions import read_revisions
 from slmcli.view import read_deployment
 from slmops.api.spec import SLMDeploymentSpec
 from slmops.model.config import OperatorConfig
+from slmops.model.observed import Resolved
 from slmops.planning.build import build_service, build_templates
+from slmops.planning.effective import EffectiveVariant
+from slmops.planning.expand import expand_spec
 from slmops.planning.names import Names
 from slmops.planning.network import build_policies
+from slmops.planning.revision import source_hash
+from slmwire.manifest import STORE_URL, Manifest, ManifestFile
 from tests.unit.planning.test_network import revision_of
 from tests.unit.slmcli.cli_double import ScriptedCluster, run_cli
 from tests.unit.slmcli.cli_objects import (
@@ -44,14 +49,27 @@ from tests.unit.slmcli.cli_objects import (
 from tests.unit.slmcli.cli_server import ScriptedApi, serve, write_kubeconfig
 
 DIGEST = "sha256:" + "a" * 64
+MANIFEST = Manifest(files=(ManifestFile(path="model.onnx", size=10, sha256="1" * 64),))
 IMAGE = f"registry.example/slmops-runtime@{DIGEST}"
 KEY = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"
 POLICIES = Path(__file__).parents[3] / "manifests/examples/network-policy.yaml"
 
 
-def build_pods(*, role: int = 0, image: str = IMAGE, node: str = "n1", service: Body | None = None) -> Body:
-    """The pod that the operator's template makes on a node: `role` 0 serves, 1 fetches ahead."""
-    spec = SLMDeploymentSpec.model_validate(build_spec("v1") | {"service": service or {}})
+ADAPTER = {"sha256": "d" * 64, "size": 4096}
+
+
+def build_pods(
+    *, role: int = 0, image: str = IMAGE, node: str = "n1", service: Body | None = None, site: str = ""
+) -> Body:
+    """The pod that the operator's template makes on a node: `role` 0 serves, 1 fetches ahead. With `site`
+    that of one which adapts the model."""
+    more: Body = {"adaptation": {"sites": [site]}} if site else {}
+    spec = SLMDeploymentSpec.model_validate(build_spec("v1") | {"service": service or {}} | more)
+    if site:
+        found = {source_hash(v.source): Resolved(manifest=MANIFEST, reference="r") for v in spec.variants}
+        expanded = expand_spec(spec, known=found).variants
+        (at_site,) = (v for v in expanded if isinstance(v, EffectiveVariant) and v.examples is not None)
+        spec = spec.model_copy(update={"variants": [at_site.model_copy(update={"name": "int4"})]})
     templates = build_templates(
         Names("shop", "orders"),
         spec,
@@ -526,3 +544,141 @@ def test_every_finding_is_documented() -> None:
     reasons = words - {"Egress", "Ingress", "RuntimeDefault", "Localhost", "Warn", "Local", "True"}
     assert len(reasons) > 25
     assert not {reason for reason in reasons if f"`{reason}`" not in text}
+
+
+def _adapting(**collect: Any) -> Body:
+    return _spec(signature={"publicKeys": [KEY]}) | {"adaptation": {"sites": ["berlin"], "collect": collect}}
+
+
+def test_what_a_site_keeps_is_told_and_its_folder_is_no_foreign_mount() -> None:
+    pods = [build_pods(site="berlin"), build_pods(site="berlin", role=1)]
+    found = _found(pods=pods, spec=_adapting(retention="24h"))
+    assert {reason: f.severity for reason, f in found.items()} == {
+        "NoKeys": "low", "PlainHttp": "low", "ExamplesKept": "low",
+    }  # fmt: skip
+    assert "24h" in found["ExamplesKept"].message and found["ExamplesKept"].subject == "sites berlin"
+    kept = build_audit(_observe(pods=pods, spec=_adapting())).kept
+    assert kept is not None and kept.nodes == ("n1",) and not kept.not_redacted
+
+
+def test_kinds_that_are_left_in_are_a_finding() -> None:
+    found = _found(spec=_adapting(redact=["Email"]))["ExamplesNotRedacted"]
+    assert found.severity == "medium" and found.message.startswith("Phone, CardNumber, Iban, IpAddress, Url")
+
+
+@pytest.mark.parametrize("spec", [None, _adapting()])
+def test_a_folder_at_a_site_that_is_not_named_is_a_finding(spec: Body | None) -> None:
+    fleet = [build_node("n1", site="wien")]
+    more: Body = {"spec": spec} if spec is not None else {}
+    found = _found(pods=[build_pods(site="berlin")], nodes=fleet, **more)["ExamplesOutsideSites"]
+    assert found.severity == "high" and "wien" in found.message and "n1" in found.subject
+    assert "ExamplesOutsideSites" not in _found(pods=[build_pods()], nodes=fleet, **more)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mount: mount.update(mountPath="/elsewhere"),
+        lambda mount: mount.pop("subPath"),
+        lambda mount: mount.update(subPath="blobs"),
+    ],
+)
+def test_another_writable_folder_stays_one(change: Callable[[Body], object]) -> None:
+    pod = build_pods(site="berlin")
+    (mount,) = (m for m in _server(pod["spec"])["volumeMounts"] if m["mountPath"] == "/examples")
+    change(mount)
+    assert _found(pods=[pod], spec=_adapting())["HostPathWritable"].severity == "high"
+
+
+def _training(**container: Any) -> Body:
+    hardened = deepcopy(_server(build_pods()["spec"])["securityContext"])
+    names = ("prepare", "train", "judge")
+    inner = [{"name": name, "image": IMAGE, "securityContext": hardened} for name in names]
+    inner[0]["volumeMounts"] = [
+        {"name": "store", "mountPath": "/examples", "subPath": "examples/shop/orders", "readOnly": True}
+    ]
+    keep = {
+        "name": "keep",
+        "image": IMAGE,
+        "securityContext": hardened | {"runAsUser": 0, "runAsNonRoot": False},
+        "volumeMounts": [{"name": "store", "mountPath": "/store"}],
+    }
+    return {
+        "metadata": {
+            "name": "orders-train-1",
+            "namespace": "shop",
+            "labels": {"slmops.dev/adaptation": "orders", "slmops.dev/work": "train"},
+        },
+        "spec": {
+            "nodeName": "n1",
+            "automountServiceAccountToken": False,
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+            "initContainers": inner,
+            "containers": [keep | container],
+            "volumes": [{"name": "store", "hostPath": {"path": "/var/lib/slmops"}}],
+        },
+    }
+
+
+def test_the_pod_of_a_training_is_looked_at_as_the_others() -> None:
+    pods = [build_pods(site="berlin"), build_pods(site="berlin", role=1)]
+    plain, found = (_found(pods=own, spec=_adapting()) for own in (pods, [*pods, _training()]))
+    assert found == plain
+    audit = build_audit(_observe(pods=[*pods, _training()], spec=_adapting()))
+    assert audit.egress["train"].describe("Egress") == "egress denied"
+    open_ = _found(pods=[_training()], policies=[], spec=_adapting())["EgressOpen"]
+    assert open_.severity == "high"
+    foreign = _found(pods=[*pods, _training(name="sidecar")], spec=_adapting())
+    assert {"ForeignContainer", "HostPathWritable"} <= set(foreign)
+
+
+def _learnt(**site: Any) -> list[dict[str, Any]]:
+    """`trained` of an audit whose stable revision has the adapter at one variant."""
+    adapter = ADAPTER | {"baseDigest": DIGEST, "trainedAt": ago(50)}
+    status = build_status(
+        adaptation={"sites": [{"site": "berlin", "examples": 80, "adapter": adapter} | site]}
+    )
+    view = read_deployment(build_body(status, spec=_adapting()))
+    stored = build_revision(1, STABLE, "v1")
+    row = {"path": "adapters/local.onnx_adapter", "url": STORE_URL, "sha256": "d" * 64, "size": 4096}
+    stored["data"]["variants"][0]["adapters"] = [row]
+    observed = build_observed(
+        view, pods=[build_pods(site="berlin")], revisions=read_revisions(view, [stored]), services=[],
+        policies=[], nodes=[build_node("n1")], unread=[],
+    )  # fmt: skip
+    audit = build_audit(observed)
+    trained: list[dict[str, Any]] = audit_document(audit, [], now=0)["trained"]
+    return trained
+
+
+def test_where_an_adapter_of_a_site_runs_and_what_it_came_from() -> None:
+    (found,) = _learnt()
+    assert found == {
+        "site": "berlin", "name": "local", "sha256": "d" * 64, "sizeBytes": 4096, "baseDigest": DIGEST,
+        "trainedAt": ago(50), "examples": 80, "revision": STABLE, "variant": "int4", "nodes": ["n1"],
+    }  # fmt: skip
+
+
+def test_an_adapter_that_status_knows_no_more_is_shown_by_what_the_revision_says() -> None:
+    newer = ADAPTER | {"sha256": "e" * 64, "baseDigest": DIGEST, "trainedAt": ago(5)}
+    running, waiting = _learnt(adapter=None, waiting=newer)
+    assert (running["sha256"], running["name"], running["site"]) == ("d" * 64, "local", None)
+    assert (waiting["sha256"], waiting["revision"], waiting["nodes"]) == ("e" * 64, None, [])
+
+
+def test_a_report_of_what_was_learnt(cluster: ScriptedCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = ADAPTER | {"baseDigest": DIGEST, "trainedAt": ago(50)}
+    status = build_status(adaptation={"sites": [{"site": "berlin", "examples": 80, "adapter": adapter}]})
+    cluster.put(build_body(status, spec=_adapting(patterns=["T-[0-9]+"])))
+    cluster.running, cluster.training = [build_pods(site="berlin")], [_training()]
+    said = " ".join(run_cli(cluster, "audit", "orders", capsys=capsys).out.split())
+    for words in (
+        "at sites berlin: what users correct, for 168h, at most 1000 on a node",
+        "on nodes n1", "redacted before it is written: Email, Phone, CardNumber, Iban, IpAddress, Url, and "
+        "what matches 1 pattern(s) of spec",
+        "adapter local (4KiB), trained at site berlin from 80 examples",
+        "d" * 64, "out, train: egress denied", "into a folder of the node at the sites of spec.adaptation",
+        "keep has folder /var/lib/slmops of the node, writable",
+    ):  # fmt: skip
+        assert words in said, words
+    assert "texts are neither stored" not in said

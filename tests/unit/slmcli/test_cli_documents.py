@@ -35,7 +35,7 @@ COSTS = (
 )
 KEYS = {
     "DeploymentStatus": f"{SUMMARY} pinned rollout variants worstNodes reasons failedRevisions operations "
-    "events notes",
+    "adaptation events notes",
     "DeploymentList": "items",
     "NodeList": "namespace name items",
     "RevisionList": "namespace name items",
@@ -45,7 +45,7 @@ KEYS = {
     "ChatAnswer": "namespace name model modelVersion revision variant node pod answer finishReason "
     "promptTokens generatedTokens firstTokenSeconds seconds tokensPerSecond",
     "AuditReport": "namespace name at model stableVersion stableRevision pods variants signature egress "
-    "ingress services byDesign findings allowedSites managedPolicies",
+    "ingress services byDesign findings allowedSites managedPolicies kept trained",
     "CostReport": "at periodSeconds currency cloudName items total notCounted",
 }
 ITEM_KEYS = {

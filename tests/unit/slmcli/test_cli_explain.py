@@ -222,3 +222,64 @@ def test_it_says_who_judges(judge: str, analysis: Body, says: str) -> None:
     standing = _standing(build_status(build_rollout(judgedBy=judge)), spec=spec)
     assert any(says in text for text in standing.because)
     assert not any("judged by" in text for text in _standing(build_status()).because)
+
+
+SITE: Body = {
+    "site": "wien",
+    "phase": "Accepted",
+    "reason": "Accepted",
+    "askedBy": "Rule",
+    "node": "n7",
+    "job": "orders-train-1",
+    "startedAt": ago(60),
+    "finishedAt": ago(30),
+    "examples": 112,
+    "heldOut": 28,
+    "before": "0.0714",
+    "after": "0.9286",
+    "goldenBefore": "0.9833",
+    "goldenAfter": "0.9667",
+}
+
+
+def _adapting(*sites: Body, **status: Any) -> Standing:
+    spec = build_spec() | {"adaptation": {"sites": ["berlin", "wien"]}}
+    return _standing(build_status(adaptation={"sites": list(sites)}, **status), spec=spec)
+
+
+def test_what_came_of_a_training_is_told_with_its_numbers() -> None:
+    standing = _adapting(SITE, {"site": "berlin", "message": "3 corrections so far"})
+    told = [text for text in standing.because if text.startswith("site ")]
+    assert told == [
+        "site berlin collects corrections: 3 corrections so far",
+        "site wien has trained an adapter; right answers to 28 examples held back: 7% before, 93% with it, "
+        "from 112 examples; golden set 98% and 97%",
+    ]
+    decided = [entry.text for entry in standing.decisions]
+    assert "training at site wien began on n7, asked for by a rule" in decided
+    assert any(text.startswith("site wien: Accepted, right answers") for text in decided)
+    assert "kubectl slm train orders -n shop" in _commands(standing)
+
+
+def test_a_training_that_runs_names_its_job_and_offers_no_other() -> None:
+    standing = _adapting(SITE | {"phase": "Training", "reason": "Training", "finishedAt": None})
+    assert "site wien trains an adapter on n7 (Job orders-train-1)" in standing.because
+    assert "slm train" not in _commands(standing)
+    assert not any("Accepted" in entry.text for entry in standing.decisions)
+
+
+def test_a_site_that_cannot_go_on_says_why() -> None:
+    unhealthy = condition("AdaptationHealthy", "False", "TrainingFailed", "site wien: out of memory")
+    standing = _adapting(
+        SITE | {"phase": "Failed", "reason": "OutOfMemory", "message": "raise training.resources"},
+        conditions=[*conditions(("True", "Complete", "")), unhealthy],
+    )
+    assert "AdaptationHealthy is False, TrainingFailed: site wien: out of memory" in standing.because
+    # The numbers are of a training before.
+    assert "site wien could not train, OutOfMemory: raise training.resources" in standing.because
+
+
+def test_without_adaptation_status_of_before_tells_nothing() -> None:
+    standing = _standing(build_status(adaptation={"sites": [SITE]}))
+    assert not any(text.startswith("site ") for text in standing.because)
+    assert "slm train" not in _commands(standing)

@@ -30,7 +30,7 @@ Run = Callable[..., Ran]
 @pytest.fixture
 def cluster() -> ScriptedCluster:
     found = ScriptedCluster()
-    found.put(build_body(build_status()))
+    found.put(build_body(build_status(), spec=build_spec() | {"adaptation": {"sites": ["berlin", "wien"]}}))
     found.stored = [build_revision(n, r, f"v{n}") for n, r in enumerate((OLD, STABLE, UPDATE), 1)]
     return found
 
@@ -64,6 +64,7 @@ def _operator(outcome: str, message: str = "as asked") -> Callable[[Body], None]
 @pytest.mark.parametrize(
     ("argv", "key", "token"),
     [
+        (["train"], "train", STAMP[1:]),
         (["promote"], "promote", f"{UPDATE}/pilot{STAMP}"),
         (["promote", "--wave", "half"], "promote", f"{UPDATE}/half{STAMP}"),
         (["promote", "--all"], "promote", f"{UPDATE}/*{STAMP}"),
@@ -139,6 +140,38 @@ def test_a_link_that_breaks_while_waiting_is_borne(cluster: ScriptedCluster, cli
     assert ran.slept == pytest.approx(2.0)
     assert "(last: no route)" in ran.err
     assert len(cluster.patches) == 1
+
+
+def _sites(**phases: str) -> Body:
+    """`status.adaptation` of an operator that has seen the token."""
+    states = [{"site": s, "phase": phase, "message": "no engine"} for s, phase in phases.items()]
+    return {"trainToken": STAMP[1:], "sites": states}
+
+
+@pytest.mark.parametrize(
+    ("phases", "code", "words"),
+    [
+        (
+            {"berlin": "Training", "wien": "Unsupported"},
+            0,
+            "train done: an adapter is trained at berlin, wien",
+        ),
+        ({"berlin": "Unsupported", "wien": "Unsupported"}, 1, "train refused: no engine"),
+    ],
+)
+def test_status_tells_that_a_training_was_taken_up(
+    cluster: ScriptedCluster, cli: Run, phases: dict[str, str], code: int, words: str
+) -> None:
+    cluster.answer = lambda body: body["status"].update(adaptation=_sites(**phases))
+    ran = cli("train", "orders")
+    assert (ran.code, words in ran.out) == (code, True), ran.out
+
+
+def test_where_nothing_is_kept_there_is_nothing_to_train_on(cluster: ScriptedCluster, cli: Run) -> None:
+    cluster.put(build_body(build_status()))
+    ran = cli("train", "orders")
+    assert ran.code == 1 and "spec.adaptation names no site" in ran.err
+    assert cluster.patches == []
 
 
 def test_timeout_zero_does_not_wait(cluster: ScriptedCluster, cli: Run) -> None:

@@ -143,6 +143,22 @@ def test_settings_are_those_of_manifest_and_profile(tmp_path: Path) -> None:
     assert [note.split(" ", 1)[0] for note in plan.notes] == ["spec.model.signature", "spec.service.auth"]
 
 
+def test_nothing_is_kept_and_an_adapter_that_is_the_default_answers(tmp_path: Path) -> None:
+    adapter = {"name": "swiss", "url": "http://m/swiss.onnx_adapter", "sha256": "a" * 64, "size": 7}
+    path = _write(
+        tmp_path,
+        _variant("int4", _http("http://m/1")),
+        adaptation={"sites": ["zurich-hb"]},
+        overrides=[{"name": "here", "nodeSelector": {}, "adapters": [adapter | {"default": True}]}],
+    )
+    plan = _plan(path)
+    assert plan.variant == "int4-here"
+    assert [note.split(":")[0] for note in plan.notes] == ["spec.adaptation"]
+    environment = build_environment(plan, {})
+    assert environment["SLM_DEFAULT_ADAPTER"] == "swiss"
+    assert not environment.keys() & {"SLM_EXAMPLES_DIR", "SLM_EXAMPLES"}
+
+
 def test_a_variant_that_cannot_be_asked_is_left_out(tmp_path: Path) -> None:
     hub = {"hf": {"repo": "owner/model"}}
     path = _write(tmp_path, _variant("hub", hub), _variant("web", _http("http://m/1")))

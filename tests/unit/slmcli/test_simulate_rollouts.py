@@ -234,4 +234,10 @@ def test_overrides_are_worked_in_as_the_operator_does() -> None:
     assert [variant.name for variant in simulation.versions.target.variants] == ["int4-all", "int4"]
 
 
+def test_sites_that_adapt_are_worked_in_as_the_operator_does() -> None:
+    simulation, report = simulate(adaptation={"sites": ["edge-1"]})
+    assert report["verdict"] == "Completed" and report["nodes"]["onNewVersion"] == 60
+    assert [variant.name for variant in simulation.versions.target.variants] == ["int4-edge-1", "int4"]
+
+
 ADAPTER = {"name": "a", "url": "https://models.example/a.gguf", "sha256": "0" * 64, "size": 5}

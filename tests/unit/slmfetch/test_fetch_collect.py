@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from slmfetch.collect import collect
 from slmfetch.config import Owner
 from slmfetch.fetch import Purpose, fetch, release
-from slmfetch.refs import Ref, read_all_refs, read_refs, select_kept
+from slmfetch.keep import keep
+from slmfetch.refs import Ref, adapters_of, read_all_refs, read_refs, select_kept
 from slmfetch.store import Store, scan
 from tests.unit.slmfetch.kit import job_of, manifest_of, settings_of
 
@@ -52,7 +54,7 @@ def test_what_may_serve_is_kept_and_the_rest_is_bounded(
 
 
 class StoreLife(RuleBasedStateMachine):
-    """Fetches and releases of two deployments that share files, in any order."""
+    """Fetches, kept files and releases of two deployments that share files, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +68,8 @@ class StoreLife(RuleBasedStateMachine):
         self.store = Store(self.folder / "store")
         self.store.prepare()
         self.current: dict[str, str] = {}
+        self.kept: dict[str, list[str]] = {}
+        """Hashes, the latest first."""
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
@@ -90,7 +94,15 @@ class StoreLife(RuleBasedStateMachine):
     def release(self, owner: Owner) -> None:
         release(self.store, owner, wait_seconds=0.0)
         self.current.pop(owner.key, None)
-        assert read_refs(self.store, owner.key) == {}
+        self.kept.pop(owner.key, None)
+        assert read_refs(self.store, owner.key) == read_refs(self.store, adapters_of(owner).key) == {}
+
+    @rule(owner=OWNERS, content=st.integers(0, 4))
+    def keep(self, owner: Owner, content: int) -> None:
+        kept = keep(self.store, owner, self.source / f"c{content}", settings_of(self.store))
+        before = [sha256 for sha256 in self.kept.get(owner.key, []) if sha256 != kept.sha256]
+        self.kept[owner.key] = [kept.sha256, *before][:2]
+        collect(self.store)
 
     @rule(seed=st.integers(0, 9))
     def litter(self, seed: int) -> None:
@@ -102,13 +114,22 @@ class StoreLife(RuleBasedStateMachine):
     def holds_exactly_what_is_pinned(self) -> None:
         refs = read_all_refs(self.store)
         assert {e.name for e in scan(self.store.blobs)} == {f.sha256 for r in refs for f in r.files}
-        assert {e.name for e in scan(self.store.trees)} == {r.digest.removeprefix("sha256:") for r in refs}
+        of_revisions = [r for r in refs if not r.revision.startswith("adapter-")]
+        assert {e.name for e in scan(self.store.trees)} == {
+            r.digest.removeprefix("sha256:") for r in of_revisions
+        }
         assert scan(self.store.partial) == []
 
     @invariant()
     def current_is_pinned(self) -> None:
         for key, revision in self.current.items():
             assert revision in read_refs(self.store, key)
+
+    @invariant()
+    def the_latest_adapters_are_pinned(self) -> None:
+        for owner in (Owner(namespace="a", deployment="x"), Owner(namespace="b", deployment="y")):
+            refs = read_refs(self.store, adapters_of(owner).key).values()
+            assert {f.sha256 for r in refs for f in r.files} == set(self.kept.get(owner.key, []))
 
 
 TestStoreLife = StoreLife.TestCase

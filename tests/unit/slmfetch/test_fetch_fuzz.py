@@ -243,8 +243,8 @@ def _run(store: Store, around: Path, manifest: Manifest, **changes: Any) -> Fetc
 def test_whatever_a_source_answers_only_verified_bytes_are_stored(
     liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: list[Answer], connections: int
 ) -> None:
-    monkeypatch.setattr("slmfetch.download.PIECE_BYTES", 8_000)
-    monkeypatch.setattr("slmfetch.download.PROBE_BYTES", 4_000)
+    monkeypatch.setattr("slmfetch.tactics.PIECE_BYTES", 8_000)
+    monkeypatch.setattr("slmfetch.tactics.PROBE_BYTES", 4_000)
     store, around = _folders(tmp_path)
     manifest = manifest_of({"model.onnx": DATA}, f"{liar.url}/m")
     liar.tell(script)

@@ -198,8 +198,8 @@ def test_a_disk_that_others_fill_meanwhile_is_not_filled_further(
 ) -> None:
     """A kubelet evicts what serves before the disk is full: ENOSPC would come too late."""
     monkeypatch.setattr("slmfetch.room.WATCH_BYTES", 10_000)
-    monkeypatch.setattr("slmfetch.download.PIECE_BYTES", 40_000)
-    monkeypatch.setattr("slmfetch.download.PROBE_BYTES", 20_000)
+    monkeypatch.setattr("slmfetch.tactics.PIECE_BYTES", 40_000)
+    monkeypatch.setattr("slmfetch.tactics.PROBE_BYTES", 20_000)
     free = [900_000]
     _fill_disk(monkeypatch, free)
     other = manifest_of({"other.onnx": DATA[:5000]}, "http://127.0.0.1:1")
@@ -330,8 +330,8 @@ def test_a_url_that_is_no_text_is_refused(origin: Origin) -> None:
 def test_a_disk_that_fills_up_at_the_very_last_byte_is_told_as_such(
     origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slmfetch.download.PIECE_BYTES", 40_000)
-    monkeypatch.setattr("slmfetch.download.PROBE_BYTES", 20_000)
+    monkeypatch.setattr("slmfetch.tactics.PIECE_BYTES", 40_000)
+    monkeypatch.setattr("slmfetch.tactics.PROBE_BYTES", 20_000)
     monkeypatch.setattr("slmfetch.partial.CHECKPOINT_BYTES", 1)
 
     def write(path: Path, body: dict[str, object]) -> None:
@@ -363,8 +363,8 @@ def test_no_file_has_more_bytes_than_sums_can_hold(origin: Origin, key: str) -> 
 def test_under_a_low_limit_one_connection_does(
     origin: Origin, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int, sessions: int
 ) -> None:
-    monkeypatch.setattr("slmfetch.download.PIECE_BYTES", 20_000)
-    monkeypatch.setattr("slmfetch.download.PROBE_BYTES", 10_000)
+    monkeypatch.setattr("slmfetch.tactics.PIECE_BYTES", 20_000)
+    monkeypatch.setattr("slmfetch.tactics.PROBE_BYTES", 10_000)
     opened: list[Session] = []
     open_session = Network.open_session
 

@@ -97,7 +97,7 @@ def test_new_rate_holds_within_a_second_of_waiting() -> None:
 def test_source_is_read_no_faster_than_allowed(
     origin: Origin, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool
 ) -> None:
-    monkeypatch.setattr("slmfetch.download.PIECE_BYTES", 100_000 if parallel else 1 << 30)
+    monkeypatch.setattr("slmfetch.tactics.PIECE_BYTES", 100_000 if parallel else 1 << 30)
     manifest = publish(origin)
     began = time.monotonic()
     fetch(store, job_of(manifest), settings_of(store, distribution_file=limit(tmp_path, 400_000)))
@@ -246,7 +246,7 @@ def test_file_system_is_not_filled_beyond_the_watermark(origin: Origin, small_st
 def test_disk_that_fills_up_under_several_connections_leaves_nothing(
     origin: Origin, small_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slmfetch.download.PIECE_BYTES", 200_000)
+    monkeypatch.setattr("slmfetch.tactics.PIECE_BYTES", 200_000)
     data = noise(3 << 20, 72)
     manifest = publish(origin, data)
     monkeypatch.setattr("slmfetch.fetch.find_shortage", lambda *_: "")

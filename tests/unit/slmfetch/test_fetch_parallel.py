@@ -49,7 +49,7 @@ PATH = "/m/model.onnx"
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slmfetch.download.PIECE_BYTES", PIECE)
+    monkeypatch.setattr("slmfetch.tactics.PIECE_BYTES", PIECE)
     monkeypatch.setattr("slmfetch.parallel.RETRY_SECONDS", 0.02)
 
 

@@ -77,3 +77,28 @@ def make_half(target: Path) -> Path:
     export.save(target)
     (target / "genai_config.json").write_text(json.dumps(export.config))
     return target
+
+
+def lora_session(directory: Path) -> ort.InferenceSession:
+    """The model in onnxruntime, without its warnings about inputs that have a default."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+def run_session(
+    session: ort.InferenceSession, tokens: Sequence[int], matrices: Mapping[str, NDArray[Any]]
+) -> NDArray[np.float32]:
+    """Logits [length, vocab] of one sequence."""
+    feeds: dict[str, NDArray[Any]] = {
+        "input_ids": np.array([tokens], np.int64),
+        "attention_mask": np.ones((1, len(tokens)), np.int64),
+        **matrices,
+    }
+    for node in session.get_inputs():
+        if node.name not in feeds:
+            kind = np.float16 if node.type == "tensor(float16)" else np.float32
+            feeds[node.name] = np.zeros((1, 2, 0, 32), kind)
+    logits: NDArray[np.float32] = session.run(["logits"], feeds)[0][0]
+    return logits

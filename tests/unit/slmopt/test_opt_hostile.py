@@ -14,7 +14,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from slmopt.errors import OptimizeError
-from slmopt.graph import OnnxExport, save_probe
+from slmopt.graph import OnnxExport
+from slmopt.probe import save_probe
 from slmopt.slicing import apply_slice
 from slmwire.reasons import Reason
 from tests.unit.slmopt.kit import ORDERS, PROMPT, run_logits, run_recipe, steps_of

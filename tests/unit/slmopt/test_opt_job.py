@@ -111,6 +111,8 @@ def test_targets(publish: dict[str, Any], target: object) -> None:
         ({"steps": [{"prune": {"method": "nm", "pattern": "half"}}]}, "use N:M"),
         ({"steps": [{"prune": {"method": "magnitude", "sparsityPercent": 99}}]}, "from 1 to 95"),
         ({"steps": [{"slice": {}}]}, "set it or headsPercent above 0"),
+        ({"steps": [{"loraInputs": {"rank": 0}}]}, "rank is 0; use a whole number from 1 to 256"),
+        ({"steps": [{"loraInputs": {"targets": "q_proj"}}]}, "use a list of parts of node names"),
         ({"steps": [{"convert": {"to": "gguf", "type": "Q5_K"}}]}, "use one of F32, F16, Q8_0, Q4_0"),
         ({"steps": [{"quantizeInt8": {"exclude": "lm_head"}}]}, "use a list"),
         ({"steps": [], "sign": "yes"}, "sign is 'yes'; use true or false"),

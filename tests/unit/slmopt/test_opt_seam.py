@@ -55,8 +55,12 @@ BODIES: st.SearchStrategy[dict[str, Any]] = st.one_of(
         st.integers(0, 90),
         st.sampled_from(["Weights", "Activations"]),
     ),
+    st.builds(
+        lambda rank, names: {"loraInputs": {"rank": rank, "targets": names}}, st.integers(1, 256), NAMES
+    ),
     st.sampled_from(
-        [{"convert": {"to": to, "type": kind}} for to, kinds in API_TYPES.items() for kind in kinds]
+        [{"loraInputs": {}}]
+        + [{"convert": {"to": to, "type": kind}} for to, kinds in API_TYPES.items() for kind in kinds]
         + [{"convert": {"to": to}} for to in API_TYPES]
     ),
 )
@@ -89,6 +93,10 @@ def test_every_step_of_the_api_is_understood(bodies: list[dict[str, Any]]) -> No
         if written.prune is not None and written.prune.pattern is not None:
             assert isinstance(read, optimizer.Prune)
             assert (read.method, f"{read.kept}:{read.group}") == ("nm", written.prune.pattern)
+        if written.lora_inputs is not None:
+            assert isinstance(read, optimizer.LoraInputs)
+            assert read.rank == written.lora_inputs.rank
+            assert list(read.targets) == (written.lora_inputs.targets or list(optimizer.LORA_TARGETS))
         if written.convert is not None:
             assert isinstance(read, optimizer.Convert)
             assert read.type == (written.convert.type or API_TYPES[written.convert.to][0])

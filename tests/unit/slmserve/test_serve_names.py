@@ -65,8 +65,16 @@ def capabilities() -> frozenset[Capability]:
 
 
 @pytest.fixture
+def default_adapter() -> str:
+    return ""
+
+
+@pytest.fixture
 async def world(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capabilities: frozenset[Capability]
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capabilities: frozenset[Capability],
+    default_adapter: str,
 ) -> AsyncIterator[World]:
     backends: list[ListeningBackend] = []
 
@@ -91,6 +99,7 @@ async def world(
         codec=load_codec(ORDERS / "v1-int4"),
         template=build_template(source, {}),
         digest="",
+        default_adapter=default_adapter,
     )
     monkeypatch.setattr(service_module, "load_model", lambda _: model)
     service = Service(parse_config(["--model", "shop"], {}))
@@ -124,6 +133,34 @@ async def test_a_name_chooses_the_adapter(world: World, name: str, adapter: str,
     assert answer.status_code == 200
     assert answer.json()["model"] == answered_as
     assert [generation.adapter for generation in world.backend.asked] == [adapter]
+
+
+@pytest.mark.parametrize("default_adapter", ["polite"])
+async def test_a_default_adapter_answers_for_the_model(world: World) -> None:
+    listed = (await world.client.get("/v1/models")).json()["data"]
+    assert [(m["id"], m["parent"]) for m in listed] == [
+        ("shop", None),
+        ("shop:polite", "shop"),
+        ("shop:shop", "shop"),
+        ("shop:base", "shop"),
+    ]
+    for name, adapter, answered_as in (
+        ("shop", "polite", "shop:polite"),
+        ("shop:polite", "polite", "shop:polite"),
+        ("shop:shop", "shop", "shop:shop"),
+        ("shop:base", "", "shop:base"),
+        ("base", "", "shop:base"),
+    ):
+        answer = await world.chat(model=name)
+        assert answer.json()["model"] == answered_as
+        assert world.backend.asked[-1].adapter == adapter
+        text = await world.client.post("/v1/completions", json={"model": name, "prompt": "tea"})
+        assert text.json()["model"] == answered_as
+        assert world.backend.asked[-1].adapter == adapter
+
+
+async def test_without_a_default_nothing_is_called_base(world: World) -> None:
+    assert (await world.chat(model="shop:base")).status_code == 404
 
 
 @pytest.mark.parametrize("name", ["", "shop:", ":polite", "shop:rude", "SHOP", "other:polite"])

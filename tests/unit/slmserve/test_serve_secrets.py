@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words planted in everything that users send are in nothing that the server writes, or answers to others.
 
+But for the folder of examples, where the server keeps some: what users corrected, and nothing else, is there.
+
 And it tries to reach nobody meanwhile: telemetry, update checks and name look-ups of the engines' libraries
 are off. The server runs under the watch of `netwatch`, without its sandbox, which would deny before that.
 """
@@ -19,6 +21,7 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
+from slmwire.examples import ExampleSettings
 from tests.unit.netwatch.watch import Attempt, read_report
 from tests.unit.slmserve.conformance.engines import ENGINES_UNDER_TEST, EngineUnderTest
 from tests.unit.slmserve.encoder_model import build_encoder
@@ -30,6 +33,8 @@ _FRAGMENT = 12
 """Letters of a planted word that tell it: names of threads, among others, are cut off."""
 _GOOD_KEY = "sk-" + secrets.token_hex(12)
 _ENCODER = EngineUnderTest(engine="encoder", build=build_encoder)
+_KEEPS = ExampleSettings(retention_seconds=3600, max_examples=1000, redact=("Email",), patterns=(r"own-\w+",))
+"""A planted word may have the digits of a phone number."""
 
 
 @dataclass(slots=True)
@@ -69,6 +74,11 @@ class _Running:
     model_dir: Path
     folder: Path
     planter: _Planter
+    examples: Path
+    """Outside of `folder`."""
+    corrected: set[str] = field(default_factory=set)
+    """Words that were sent with corrections, or in the prompts of answers that were corrected."""
+    redacted: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +92,17 @@ class _Over:
     code: int
 
 
-@pytest.fixture(scope="module", params=[*ENGINES_UNDER_TEST, _ENCODER], ids=lambda entry: entry.engine)
+@pytest.fixture(
+    scope="module",
+    params=[(entry, False) for entry in (*ENGINES_UNDER_TEST, _ENCODER)] + [(ENGINES_UNDER_TEST[0], True)],
+    ids=lambda given: f"{given[0].engine}{'-keeps-examples' * given[1]}",
+)
 def over(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> _Over:
-    entry: EngineUnderTest = request.param
+    entry: EngineUnderTest
+    entry, keeps = request.param
     folder, apart = tmp_path_factory.mktemp("secrets"), tmp_path_factory.mktemp("apart")
     (apart / "model").mkdir()
+    (apart / "examples").mkdir()
     model_dir = entry.build(apart / "model")
     (apart / "keys").write_text(f"{_GOOD_KEY}\n")
     environ = {
@@ -96,11 +112,19 @@ def over(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "SLM_API_KEYS_FILE": str(apart / "keys"),
         "SLM_SANDBOX": "off",
     }
+    if keeps:
+        environ |= {"SLM_EXAMPLES_DIR": str(apart / "examples"), "SLM_EXAMPLES": _KEEPS.to_json()}
     under = (sys.executable, "-m", "tests.unit.netwatch.watch", str(apart / "report"), "-m", _LOUD)
     flags = ("--model", "m", "--engine", entry.engine, "--slots", "2")
     with ServerProcess(model_dir, folder, *flags, environ=environ, under=under) as server:
         server.wait_ready(120)
-        running = _Running(server=server, model_dir=model_dir, folder=folder, planter=_Planter())
+        running = _Running(
+            server=server,
+            model_dir=model_dir,
+            folder=folder,
+            planter=_Planter(),
+            examples=apart / "examples",
+        )
         running.planter.words[_GOOD_KEY] = "a good key"
         _send_all(running)
         emitted = {"/metrics": httpx.get(f"{server.url}/metrics").text}
@@ -216,6 +240,7 @@ def _send_all(running: _Running) -> None:
                 }
                 told = client.post("/v1/feedback", json=judged, headers=authorised)
                 assert told.status_code == 200, told.text
+                _correct(running, client, authorised)
             if count % 4 == 0:
                 _ask_as_another(running, client)
         for headers in (
@@ -234,6 +259,23 @@ def _send_all(running: _Running) -> None:
         with socket.create_connection(("127.0.0.1", running.server.port), timeout=20) as connection:
             connection.sendall(garbage + planter.word("no HTTP").encode() + b"\r\n\r\n")
             connection.recv(4096)
+
+
+def _correct(running: _Running, client: httpx.Client, headers: dict[str, str]) -> None:
+    """Ask, and say what the answer should have been."""
+    planter = running.planter
+    asked, wanted = planter.word("corrected prompt"), planter.word("correction")
+    mail, own = planter.word("address in a correction"), planter.word("hidden by a pattern")
+    messages = [{"role": "user", "content": f"tea {asked} own-{own}"}]
+    body = {"model": "m", "messages": messages, "max_tokens": 4}
+    answer = client.post("/v1/chat/completions", json=body, headers=headers)
+    judged = {"id": answer.json()["id"], "correction": f"{wanted}, {mail}@example.de own-{own}"}
+    for more in ({}, {}, {"correction": planter.word("conflicting correction")}):
+        told = client.post("/v1/feedback", json=judged | more, headers=headers)
+        assert told.status_code == (409 if more else 200)
+        assert running.planter.found_in(told.text, running.model_dir) == {}
+    running.corrected.update((asked, wanted))
+    running.redacted.update((mail, own))
 
 
 def _ask_as_another(running: _Running, client: httpx.Client) -> None:
@@ -276,6 +318,18 @@ def test_nothing_that_is_planted_comes_up(over: _Over) -> None:
             assert trace in log, trace
         assert 'slmserve_feedback_labels_total{label="other"' in over.emitted["/metrics"]
     assert len(planter.words) > 150
+
+
+def test_examples_have_what_was_corrected_and_nothing_else(over: _Over) -> None:
+    running = over.running
+    text = "".join(_read(path) for path in running.examples.iterdir())
+    if "slmserve_examples{" not in over.emitted["/metrics"]:
+        assert not list(running.examples.iterdir())
+        return
+    assert set(running.planter.found_in(text, running.model_dir)) == running.corrected
+    assert len(running.corrected) > 10
+    assert "<Email>" in text
+    assert "<Redacted>" in text
 
 
 def test_a_server_reaches_for_nobody(over: _Over) -> None:

@@ -15,8 +15,9 @@ from slmops.api.slmmodel import Recipe
 from slmops.api.source import Source
 from slmops.api.variant import AUTO
 from slmops.model.config import OperatorConfig
+from slmops.model.jobs import Work
 from slmops.model.observed import Resolved
-from slmops.model.slmmodel import ModelObject, ProfileView, Work
+from slmops.model.slmmodel import ModelObject, ProfileView
 from slmops.model.source_secret import secret_of
 from slmops.planning.scheduling import HOSTNAME, require_nodes, selector_requirements
 from slmops.planning.slmmodel.sources import publish_access, publish_body, publish_target

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from slmops.api.slmmodel_status import MESSAGE_LIMIT
 from slmops.api.variant import ENGINE_NAMES
-from slmops.model.slmmodel import ContainerView, JobPodView, JobView
+from slmops.model.jobs import ContainerView, JobPodView, JobView
 from slmops.planning.nodes import DOWNLOAD_REASONS, IMAGE_PULL_REASONS
 from slmwire.jobs import EvaluateReport, PublishReport, parse_report
 from slmwire.reasons import Reason, parse_termination

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from slmops.api import SLMModelSpec
 from slmops.api.slmmodel import Recipe
-from slmops.model.slmmodel import ModelObject, Work
+from slmops.model.jobs import Work
+from slmops.model.slmmodel import ModelObject
 from slmops.planning.revision import canonical
 
 KEY_LENGTH: Final = 16

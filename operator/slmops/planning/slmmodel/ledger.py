@@ -7,9 +7,10 @@ from typing import Final
 from slmops.api import SLMModelSpec
 from slmops.api.slmmodel_status import MESSAGE_LIMIT
 from slmops.api.source import Source
+from slmops.model.jobs import CreateJob, JobPodView, JobView, Work
 from slmops.model.observed import Resolved, ResolveFailure
 from slmops.model.plan import ResolveRequest
-from slmops.model.slmmodel import CreateJob, JobOutcome, JobPodView, JobView, ModelObserved, Work
+from slmops.model.slmmodel import JobOutcome, ModelObserved
 from slmops.planning.slmmodel.job_state import Failure, JobState, read_job
 from slmops.planning.slmmodel.keys import job_name
 

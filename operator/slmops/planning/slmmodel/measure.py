@@ -14,8 +14,8 @@ from slmops.api.slmmodel_status import (
     ModelVersionStatus,
 )
 from slmops.api.source import Source
+from slmops.model.jobs import CreateJob
 from slmops.model.observed import Resolved
-from slmops.model.slmmodel import CreateJob
 from slmops.planning import times
 from slmops.planning.revision import source_hash
 from slmops.planning.slmmodel.build import JobPlace, TooLarge, build_evaluate_job

@@ -9,7 +9,8 @@ from slmops.api.slmmodel_status import (
     ModelVersionStatus,
     SLMModelStatus,
 )
-from slmops.model.slmmodel import DeleteJob, ModelObserved, ModelPlan
+from slmops.model.jobs import DeleteJob
+from slmops.model.slmmodel import ModelObserved, ModelPlan
 from slmops.planning.conditions import Says, merge_conditions
 from slmops.planning.finding import Finding
 from slmops.planning.slmmodel.conditions import say_all, say_ready

@@ -6,8 +6,8 @@ from typing import Any
 
 from slmops.api.slmmodel import Recipe
 from slmops.api.slmmodel_status import MESSAGE_LIMIT, ModelVariantStatus, ModelVersionStatus
+from slmops.model.jobs import CreateJob
 from slmops.model.observed import Resolved, ResolveFailure
-from slmops.model.slmmodel import CreateJob
 from slmops.planning.revision import source_hash
 from slmops.planning.slmmodel.build import JobPlace, TooLarge, build_optimise_job
 from slmops.planning.slmmodel.job_state import Failure, JobState

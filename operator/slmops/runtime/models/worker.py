@@ -17,11 +17,11 @@ from slmops.model.slmmodel import ModelObject, ModelObserved, ModelPlan
 from slmops.ports.clock import Clock
 from slmops.ports.sources import SourceResolver
 from slmops.runtime.events import EventPoster
-from slmops.runtime.execute import ForeignObject
 from slmops.runtime.loop import Loop, StatusUnreadable
 from slmops.runtime.metrics import OperatorMetrics
 from slmops.runtime.models.execute import ModelExecutor, ModelFailure
 from slmops.runtime.models.world import ModelKey, ModelWorld
+from slmops.runtime.refusals import ForeignObject
 from slmops.runtime.resolve import Resolutions
 
 _log = logging.getLogger("slmops")

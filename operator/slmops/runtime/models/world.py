@@ -5,20 +5,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from slmops.adapters.kube import KubeClient
-from slmops.adapters.reflector import Key, Reflector
-from slmops.adapters.resources import JOBS, PODS
-from slmops.adapters.trim_jobs import OwnedJob, OwnedJobPod, trim_job, trim_job_pod
+from slmops.adapters.reflector import Reflector
 from slmops.model import observed
+from slmops.model.jobs import JobPodView, JobView
 from slmops.model.offers import ModelOffer
-from slmops.model.slmmodel import JobPodView, JobView, ProfileView
+from slmops.model.slmmodel import ProfileView
 from slmops.planning.expand import measured_nodes
 from slmops.planning.slmmodel.offer import to_offer
+from slmops.runtime.jobs import JobCache
 from slmops.runtime.models.resource import StoredModel, is_newer, parse_model
 from slmops.runtime.resource import DeploymentKey, key_of_body
-from slmwire.labels import MANAGED_BY, MANAGED_BY_VALUE, MODEL
+from slmwire.labels import MODEL
 
 ModelKey = DeploymentKey
-_OURS = f"{MANAGED_BY}={MANAGED_BY_VALUE},{MODEL}"
 
 
 class ModelWorld:
@@ -46,39 +45,18 @@ class ModelWorld:
         self.in_use = read_in_use
         self.look_asked_at = read_look_asked_at
         self._read_profiles = read_profiles
-        self._on_wake = on_wake
         self._on_offer = on_offer
         self.is_listed = False
         """Whether all SLMModels have been seen once: one that is not known is not there then."""
         self._models: dict[ModelKey, StoredModel] = {}
         self._offers: dict[ModelKey, ModelOffer] = {}
-        self._jobs = [
-            Reflector(
-                kube,
-                JOBS,
-                trim=trim_job,
-                on_change=self._changed,
-                namespace=namespace,
-                label_selector=_OURS,
-            )
-            for namespace in namespaces or ("",)
-        ]
-        self._pods = [
-            Reflector(
-                kube,
-                PODS,
-                trim=trim_job_pod,
-                on_change=self._changed,
-                namespace=namespace,
-                label_selector=_OURS,
-            )
-            for namespace in namespaces or ("",)
-        ]
+        self.jobs = JobCache(kube, owner_label=MODEL, namespaces=namespaces, on_wake=on_wake)
+        """Their Jobs, with pods."""
 
     @property
     def reflectors(self) -> list[Reflector[Any]]:
         """All caches, to be run."""
-        return [*self._jobs, *self._pods]
+        return self.jobs.reflectors
 
     async def wait_synced(self) -> None:
         """Until every cache has seen its whole list once."""
@@ -136,31 +114,8 @@ class ModelWorld:
 
     def jobs_of(self, key: ModelKey, uid: str) -> tuple[JobView, ...]:
         """Jobs owned by this very model, not by an earlier one of that name, by name."""
-        found = (job for reflector in self._jobs for job in reflector.values())
-        views = (j.view for j in found if (j.namespace, j.model) == key and uid in j.owner_uids)
-        return tuple(sorted(views, key=lambda view: view.name))
+        return self.jobs.jobs_of(key, uid)
 
     def pods_of(self, key: ModelKey) -> tuple[JobPodView, ...]:
         """Pods that carry the model's label."""
-        found = (pod for reflector in self._pods for pod in reflector.values())
-        views = (pod.view for pod in found if (pod.namespace, pod.model) == key)
-        return tuple(sorted(views, key=lambda view: view.name))
-
-    def take_in_job(self, body: Mapping[str, Any]) -> None:
-        """The answer to a create."""
-        namespace = body["metadata"].get("namespace", "")
-        for reflector in self._jobs:
-            if reflector.namespace in ("", namespace):
-                reflector.put(body)
-
-    def job_uid(self, namespace: str, name: str) -> str:
-        """Uid of a Job; empty when it is not known."""
-        found = (reflector.get((namespace, name)) for reflector in self._jobs)
-        return next((job.uid for job in found if job is not None), "")
-
-    def _changed(
-        self, _: Key, old: OwnedJob | OwnedJobPod | None, new: OwnedJob | OwnedJobPod | None
-    ) -> None:
-        concerned: Iterable[OwnedJob | OwnedJobPod] = [value for value in (old, new) if value is not None]
-        for key in {ModelKey(value.namespace, value.model) for value in concerned}:
-            self._on_wake(key)
+        return self.jobs.pods_of(key)
