@@ -80,7 +80,8 @@ def test_every_annotation_that_is_named_is_one_that_is_read() -> None:
     known = {value for name, value in vars(api).items() if name.endswith("_ANNOTATION")}
     # labels, and the version
     known |= {
-        f"slmops.dev/{name}" for name in ("accelerator", "board", "deployment", "edge", "ring", "role", "v")
+        f"slmops.dev/{name}"
+        for name in ("accelerator", "adaptation", "board", "deployment", "edge", "ring", "role", "v")
     }
     for path in (*DOCS, ROOT / "README.md"):
         named = set(re.findall(r"(?<![.\w<>])slmops\.dev/[a-z]+", path.read_text()))
