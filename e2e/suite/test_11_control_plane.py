@@ -17,6 +17,10 @@ AWAY_SECONDS = 30.0
 """Longer than a node may be silent before it counts as lost."""
 REQUESTS = "slmops_kubernetes_requests_total"
 METRICS_PORT = 9090
+CACHES = {"pods": 3, "jobs": 2}
+"""Caches of one resource: serving pods, those of an SLMModel's Jobs, and those of trainings."""
+MOST_LISTS = 2
+"""Of a resource with one cache: an API server that is about to go may still answer the first."""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,15 @@ def lists_by_resource(before: Page, after: Page) -> dict[str, float]:
     return {resource: count(resource) for resource in resources if count(resource)}
 
 
+def find_storms(lists: dict[str, float]) -> dict[str, float]:
+    """Resources that were listed more often than their caches explain."""
+    return {
+        resource: count
+        for resource, count in lists.items()
+        if count > max(MOST_LISTS, CACHES.get(resource, 1))
+    }
+
+
 def settled(orders: Deployment) -> bool:
     """Whether every node is ready, and the operator has seen it."""
     status = orders.status()
@@ -104,7 +117,7 @@ def test_an_api_server_that_is_away_churns_no_pod(
     orders.wait("every node counting as ready", lambda: settled(orders), timeout_seconds=180)
     assert operator_pod(cluster)["metadata"]["uid"] == operator
     lists = lists_by_resource(before, operator_page(cluster))
-    assert all(count <= 2 for count in lists.values()), lists
+    assert not find_storms(lists)
     cluster.hold_for(
         "the pods being the same",
         lambda: (observe_lives(orders), observe_generations(orders)) == (lives, generations),
@@ -145,7 +158,7 @@ def test_watches_that_expired_are_listed_anew_and_a_deletion_is_noticed(
     orders.wait("every node counting as ready", lambda: settled(orders), timeout_seconds=180)
     lists = lists_by_resource(before, operator_page(cluster))
     assert lists["services"] >= 1
-    assert all(count <= 2 for count in lists.values()), lists
+    assert not find_storms(lists)
     # The nodes' own kube-proxies hear of the new Service when their watches are back, too.
     wait_answers(orders, clients)
     assert (observe_lives(orders), observe_generations(orders)) == (lives, generations)
