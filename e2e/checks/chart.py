@@ -34,6 +34,13 @@ BAD_VALUES: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("prometheus.existingSecret", {"prometheus": {"existingSecret": "Not A Name"}}),
     ("prometheus.tenant", {"prometheus": {"tenant": "a b"}}),
     ("prometheus.allowedURLs.0", {"prometheus": {"allowedURLs": ["metrics.example"]}}),
+    ("prometheus.url", {"prometheus": {"install": {"enabled": True}, "existingSecret": "login"}}),
+    ("prometheus.install.image.tag", {"prometheus": {"install": {"image": {"tag": ""}}}}),
+    ("prometheus.install.retention", {"prometheus": {"install": {"retention": "two days"}}}),
+    ("prometheus.install.retentionSize", {"prometheus": {"install": {"retentionSize": "1Gi"}}}),
+    ("prometheus.install.storage.size", {"prometheus": {"install": {"storage": {"size": "1GB"}}}}),
+    ("prometheus.install.storage", {"prometheus": {"install": {"storage": {"class": "fast"}}}}),
+    ("prometheus.install.from.0", {"prometheus": {"install": {"from": [{"pods": {}}]}}}),
     ("watchNamespaces", {"watchNamespaces": "shop"}),
     ("watchNamespaces.0", {"watchNamespaces": ["Shop"]}),
     ("allowedHostPaths", {"allowedHostPaths": []}),
@@ -150,6 +157,8 @@ def check_artifacthub() -> str:
     }
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     images = {f"{values[name]['repository']}:{chart['appVersion']}" for name in _IMAGES}
+    other = values["prometheus"]["install"]["image"]
+    images.add(f"{other['repository']}:{other['tag']}")
     wrong = [
         text
         for text, holds in {

@@ -11,6 +11,7 @@ from typing import Any, Final
 import yaml
 
 from e2e.checks.argocd import CONFIG_MAP, render_config_map
+from e2e.checks.chart_prometheus import MANIFEST, render_manifest
 from e2e.checks.check import Check, CheckError
 from e2e.checks.dashboards import DASHBOARDS, FOLDER
 from e2e.checks.grafana import render_dashboard
@@ -88,6 +89,7 @@ GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     CHART / "files" / "defaults.yaml": render_defaults,
     **{FOLDER / f"{dashboard.name}.json": partial(render_dashboard, dashboard) for dashboard in DASHBOARDS},
     CHECKOUT / "manifests" / "install.yaml": render_install,
+    MANIFEST: render_manifest,
     CONFIG_MAP: render_config_map,
     _README: render_chart_readme,
     CHECKOUT / "docs" / "reference.md": render_reference,

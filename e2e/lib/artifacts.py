@@ -63,8 +63,21 @@ class Repository:
         described = self._push_blob(json.dumps(config).encode(), kind=CONFIG_TYPE)
         return self._push_manifest({"config": described, "layers": [layer]}, tag)
 
+    def push_archive(self, archive: Path, tag: str) -> str:
+        """The only image of an OCI archive (of `write_binary_image`, say) as it is; the manifest's digest."""
+        with tarfile.open(archive) as opened:
+            (described,) = json.loads(_member(opened, "index.json"))["manifests"]
+            body = _member(opened, _blob_path(described["digest"]))
+            manifest = json.loads(body)
+            for part in (manifest["config"], *manifest["layers"]):
+                self._push_blob(_member(opened, _blob_path(part["digest"])), kind=part["mediaType"])
+        return self._put_manifest(body, tag)
+
     def _push_manifest(self, content: Mapping[str, Any], tag: str) -> str:
         body = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, **content}).encode()
+        return self._put_manifest(body, tag)
+
+    def _put_manifest(self, body: bytes, tag: str) -> str:
         self._send("PUT", f"{self._base}/manifests/{tag}", body, kind=MANIFEST_TYPE)
         return _digest(body)
 
@@ -89,3 +102,18 @@ class Repository:
 
 def _digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _blob_path(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    """A file of an archive; raises RigError when there is none."""
+    try:
+        found = archive.extractfile(name)
+    except KeyError:
+        found = None
+    if found is None:
+        raise RigError(f"{archive.name!r} has no file {name}")
+    return found.read()

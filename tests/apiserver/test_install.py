@@ -42,6 +42,11 @@ def test_the_chart_is_taken_with_strict_validation(installed: ControlPlane) -> N
         {"rbac": {"readSecrets": False}},
         {"crds": {"keep": False}},
         {"storeAgent": {"enabled": False}},
+        {"prometheus": {"install": {"enabled": True}}, "networkPolicy": {"enabled": True}},
+        {
+            "prometheus": {"install": {"enabled": True, "storage": {"persistent": True}}},
+            "watchNamespaces": ["slm"],
+        },
     ):
         installed.kubectl(
             "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-",

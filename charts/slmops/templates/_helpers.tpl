@@ -9,6 +9,8 @@ first is left alone: a null takes a part of it out.
 {{- range $name, $defaults := .Files.Get "files/defaults.yaml" | fromYaml -}}
 {{- if has $name $later -}}
 {{- include "slmops.fill" (dict "values" $.Values "defaults" (dict $name $defaults)) -}}
+{{- else if eq $name "prometheus" -}}
+{{- include "slmops.fill" (dict "values" $.Values.prometheus "defaults" (pick $defaults "install")) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -80,4 +82,57 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* URL that the anchors of the alerts' chapters are appended to. */}}
 {{- define "slmops.runbookBase" -}}
 {{- .Values.monitoring.runbookBase | default "docs/runbooks.md" | trimSuffix "#" -}}
+{{- end -}}
+
+{{/* URL of the Prometheus that judges; empty where there is none. One that is named wins over that of the chart. */}}
+{{- define "slmops.prometheusURL" -}}
+{{- if .Values.prometheus.url -}}
+{{- .Values.prometheus.url -}}
+{{- else if .Values.prometheus.install.enabled -}}
+{{- printf "http://%s-prometheus.%s.svc:9090" (include "slmops.fullname" .) .Release.Namespace -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+The groups of files/rules.yaml as monitoring.prometheusRule makes them: overrides, labels of the user's, runbooks
+elsewhere, and no alert on what is not installed.
+*/}}
+{{- define "slmops.ruleGroups" -}}
+{{- $rule := .Values.monitoring.prometheusRule -}}
+{{- $base := include "slmops.runbookBase" . -}}
+{{- $known := list -}}
+{{- $groups := list -}}
+{{- range $group := (.Files.Get "files/rules.yaml" | fromYaml).groups -}}
+{{- $rules := list -}}
+{{- range $entry := $group.rules -}}
+{{- if $entry.record -}}
+{{- $rules = append $rules $entry -}}
+{{- else -}}
+{{- $known = append $known $entry.alert -}}
+{{- $override := dig $entry.alert dict $rule.overrides -}}
+{{- $wanted := dig "enabled" true $override -}}
+{{- if and (eq $entry.alert "SLMOpsStoreAgentMissing") (not $.Values.storeAgent.enabled) -}}
+{{- $wanted = false -}}
+{{- end -}}
+{{- if $wanted -}}
+{{- $severity := dig "severity" $entry.labels.severity $override -}}
+{{- $labels := mergeOverwrite (deepCopy $rule.alertLabels) (dict "severity" $severity) -}}
+{{- $anchor := last (splitList "#" $entry.annotations.runbook_url) -}}
+{{- $annotations := mergeOverwrite (deepCopy $entry.annotations) (dict "runbook_url" (printf "%s#%s" $base $anchor)) -}}
+{{- $alert := dict "alert" $entry.alert "expr" (dig "expr" $entry.expr $override) "labels" $labels "annotations" $annotations -}}
+{{- with dig "for" (dig "for" "" $entry) $override -}}
+{{- $_ := set $alert "for" . -}}
+{{- end -}}
+{{- $rules = append $rules $alert -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $groups = append $groups (dict "name" $group.name "rules" $rules) -}}
+{{- end -}}
+{{- range $name, $_ := $rule.overrides -}}
+{{- if not (has $name $known) -}}
+{{- fail (printf "monitoring.prometheusRule.overrides: there is no alert %s; there are: %s" $name (join ", " $known)) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $groups -}}
 {{- end -}}

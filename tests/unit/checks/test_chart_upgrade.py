@@ -24,6 +24,7 @@ PARTS: list[Mapping[str, Any]] = [
     {"privacy": {"clients": "Namespace"}, "watchNamespaces": ["shop"]},
     {"fleetPage": {"service": {"enabled": True}}, "networkPolicy": {"enabled": True}},
     {"fleetPage": {"enabled": False}},
+    {"prometheus": {"install": {"enabled": True}}, "networkPolicy": {"enabled": True}},
     {"monitoring": {"prometheusRule": {"enabled": True}, "dashboards": {"enabled": True}}},
     {"serviceMonitor": {"enabled": True}, "optimizerImage": {"registry": "r.example"}},
     {"runtime": {"engineImages": {"litert": "r.example/litert:1"}}, "commonLabels": {"team": "edge"}},
@@ -38,6 +39,7 @@ def reused(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     kept = {name: values[name] for name in FIRST}
     kept["podMonitor"].pop("siteLabel")
+    kept["prometheus"].pop("install")
     (chart / "values.yaml").write_text(yaml.safe_dump(kept))
     return chart
 
