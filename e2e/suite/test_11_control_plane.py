@@ -17,10 +17,10 @@ AWAY_SECONDS = 30.0
 """Longer than a node may be silent before it counts as lost."""
 REQUESTS = "slmops_kubernetes_requests_total"
 METRICS_PORT = 9090
-CACHES = {"pods": 3, "jobs": 2}
-"""Caches of one resource: serving pods, those of an SLMModel's Jobs, and those of trainings."""
-MOST_LISTS = 2
-"""Of a resource with one cache: an API server that is about to go may still answer the first."""
+LISTS = 2
+"""Most whole lists of a resource that one loss of the API server explains."""
+LISTS_OF = {"pods": 3}
+"""Of one with more caches: serving pods, those of an SLMModel's Jobs, and those of trainings."""
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +73,7 @@ def lists_by_resource(before: Page, after: Page) -> dict[str, float]:
 
 def find_storms(lists: dict[str, float]) -> dict[str, float]:
     """Resources that were listed more often than their caches explain."""
-    return {
-        resource: count
-        for resource, count in lists.items()
-        if count > max(MOST_LISTS, CACHES.get(resource, 1))
-    }
+    return {what: count for what, count in lists.items() if count > LISTS_OF.get(what, LISTS)}
 
 
 def settled(orders: Deployment) -> bool:
