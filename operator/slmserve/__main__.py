@@ -19,7 +19,13 @@ from slmserve.access import KeyRing
 from slmserve.app import build_app
 from slmserve.config import ConfigError, ServerConfig, parse_config
 from slmserve.errors import StartError
-from slmserve.journal import describe_exception, log_loop_failure, log_uncaught, setup_logging
+from slmserve.journal import (
+    describe_exception,
+    log_loop_failure,
+    log_uncaught,
+    setup_logging,
+    write_termination,
+)
 from slmserve.protocol import BoundedProtocol
 from slmserve.sandbox import Confinement, confine
 from slmserve.service import Service
@@ -120,10 +126,7 @@ async def _watch(identity: TlsIdentity | None) -> None:
 def _terminate(config: ServerConfig, error: StartError) -> None:
     """Tell the kubelet, and through it the operator, why the start failed."""
     text = Termination(reason=error.reason, message=str(error), digest=config.model_digest).to_json()
-    try:
-        config.termination_log.write_text(text)
-    except OSError as failure:
-        _log.warning("cannot write %s: %s", config.termination_log, failure.strerror)
+    write_termination(config.termination_log, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,13 @@ from slmserve.adapt_prepare import prepare
 from slmserve.config import ConfigError, ServerConfig, parse_config
 from slmserve.errors import StartError
 from slmserve.golden import GoldenError
-from slmserve.journal import describe_exception, log_loop_failure, log_uncaught, setup_logging
+from slmserve.journal import (
+    describe_exception,
+    log_loop_failure,
+    log_uncaught,
+    setup_logging,
+    write_termination,
+)
 from slmserve.sandbox import confine
 from slmwire.jobs import (
     HELD_OUT_DIR,
@@ -112,13 +118,6 @@ _TASKS: Final[dict[str, Callable[[argparse.Namespace, TrainOrder, ServerConfig],
 }
 
 
-def _terminate(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        _log.warning("cannot write %s: %s", path, error.strerror)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 prepared or accepted, 1 not, 2 bad settings."""
     setup_logging()
@@ -132,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         text = to_message(report)
         _log.info("%s: %s", options.task, report.outcome, extra={"fields": {"report": text}})
-        _terminate(options.termination_log, text)
+        write_termination(options.termination_log, text)
         return 0 if report.outcome == TrainOutcome.ACCEPTED else 1
     except ConfigError as error:
         reason, message, code = Reason.UNFIT, str(error), 2
@@ -143,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         message = describe_exception(error)
     _log.error("%s failed: %s", options.task, message, extra={"fields": {"reason": reason}})
-    _terminate(options.termination_log, Termination(reason=reason, message=message).to_json())
+    write_termination(options.termination_log, Termination(reason=reason, message=message).to_json())
     return code
 
 

@@ -24,7 +24,7 @@ from slmserve.backend import Backend
 from slmserve.config import ConfigError, parse_config
 from slmserve.errors import StartError
 from slmserve.golden import GoldenCase, GoldenError, answer_case, load_cases
-from slmserve.journal import describe_exception, setup_logging
+from slmserve.journal import describe_exception, setup_logging, write_termination
 from slmserve.measurements import (
     Likelihood,
     Speed,
@@ -236,13 +236,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def _terminate(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        _log.warning("cannot write %s: %s", path, error.strerror)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 measured, 1 the model or the dataset cannot be used, 2 bad settings."""
     setup_logging()
@@ -267,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         text = to_message(report)
         sys.stdout.write(text + "\n")
-        _terminate(options.termination_log, text)
+        write_termination(options.termination_log, text)
         return 0
     except StartError as error:
         reason, message = error.reason, str(error)
@@ -278,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         message = describe_exception(error)
     _log.error("not evaluated: %s", message, extra={"fields": {"reason": reason}})
-    _terminate(options.termination_log, Termination(reason=reason, message=message).to_json())
+    write_termination(options.termination_log, Termination(reason=reason, message=message).to_json())
     return 1
 
 

@@ -102,3 +102,11 @@ def log_loop_failure(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
     error = context.get("exception")
     described = describe_exception(error) if isinstance(error, BaseException) else "no exception"
     _log.error("the event loop met a failure: %s", described)
+
+
+def write_termination(path: Path, text: str) -> None:
+    """Leave what a process says at its end where the kubelet looks; one that cannot logs why."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        _log.warning("cannot write %s: %s", path, error.strerror)
