@@ -99,8 +99,10 @@ def make_cluster(
         kube = PatientClient(configuration)
         name = request.node.name + tail
         words = re.sub(r"[^a-z0-9]+", "-", name.removeprefix("test_").lower())[:24].strip("-")
-        # Two files may have a test of the same name.
-        short = f"{words}-{hashlib.sha256((request.node.nodeid + tail).encode()).hexdigest()[:4]}"
+        # Two files may have a test of the same name, and one that is run again finds the namespace
+        # of its first run still on its way out.
+        run = f"{request.node.nodeid}{tail}{getattr(request.node, 'execution_count', 1)}"
+        short = f"{words}-{hashlib.sha256(run.encode()).hexdigest()[:4]}"
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": short}}
         await kube.create(NAMESPACES, body=body)
         await asyncio.to_thread(kwok.kubectl.apply, *lease_permission(short))
