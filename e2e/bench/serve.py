@@ -26,7 +26,6 @@ from typing import Final
 from e2e.bench.serve_auto import compare_with_best, pick_engine
 from e2e.bench.serve_gguf import build_gguf
 from e2e.bench.serve_inside import InsideLoad
-from e2e.bench.serve_int8 import convert_to_int8
 from e2e.bench.serve_measures import (
     CONCURRENCY,
     MOST,
@@ -67,13 +66,13 @@ class Served:
     build: Callable[[Path, Geometry], Path]
 
 
-def _build_int8(directory: Path, geometry: Geometry) -> Path:
-    return convert_to_int8(build_model(directory / "int4", geometry), directory / "int8")
+def _build_wide(directory: Path, geometry: Geometry) -> Path:
+    return build_model(directory, geometry, block=128)
 
 
 SERVED: Final = (
     Served(name=DEFAULT_ENGINE, engine=DEFAULT_ENGINE, build=build_model),
-    Served(name="onnxruntime, int8 layers", engine=DEFAULT_ENGINE, build=_build_int8),
+    Served(name="onnxruntime, blocks of 128", engine=DEFAULT_ENGINE, build=_build_wide),
     Served(name="llama.cpp", engine="llama.cpp", build=build_gguf),
     Served(name="openvino", engine="openvino", build=build_openvino),
 )

@@ -4,7 +4,7 @@
 Speed does not depend on what the weights say, so a server can be measured on the geometry of a
 real small language model without its download and without torch. The graph repeats what the
 builder emits for a Llama-type model on CPU: GroupQueryAttention with rotary embedding, int4
-MatMulNBits (block 32, accuracy level 4), tied quantised embeddings.
+MatMulNBits (accuracy level 4), tied quantised embeddings.
 """
 
 import json
@@ -16,13 +16,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-_BLOCK = 32
 _MS = "com.microsoft"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """Sizes of a Llama-type decoder; `vocab` and `hidden` are multiples of 32."""
+    """Sizes of a Llama-type decoder; `hidden` and `feed_forward` are multiples of the block's size."""
 
     name: str
     layers: int
@@ -63,8 +62,9 @@ TINY = Geometry(
 class _Graph:
     """Collects nodes and initializers; `quantised` chooses int4 MatMulNBits or float MatMul."""
 
-    def __init__(self, geometry: Geometry, *, quantised: bool, seed: int) -> None:
+    def __init__(self, geometry: Geometry, *, quantised: bool, block: int, seed: int) -> None:
         self.geometry = geometry
+        self.block = block
         self.quantised = quantised
         self.rng = np.random.default_rng(seed)
         self.nodes: list[Any] = []
@@ -89,12 +89,12 @@ class _Graph:
         return self._nbits(source, name, rows, columns, output)
 
     def _nbits(self, source: str, name: str, rows: int, columns: int, output: str) -> str:
-        blocks = rows // _BLOCK
-        packed = self.rng.integers(0, 256, (columns, blocks, _BLOCK // 2), np.uint8)
+        blocks = rows // self.block
+        packed = self.rng.integers(0, 256, (columns, blocks, self.block // 2), np.uint8)
         scales = np.full(columns * blocks, 0.15 / np.sqrt(rows), np.float32)
         scales *= self.rng.uniform(0.5, 1.5, scales.shape).astype(np.float32)
         inputs = [source, self.constant(f"{name}.qweight", packed), self.constant(f"{name}.scales", scales)]
-        attributes = {"K": rows, "N": columns, "bits": 4, "block_size": _BLOCK, "accuracy_level": 4}
+        attributes = {"K": rows, "N": columns, "bits": 4, "block_size": self.block, "accuracy_level": 4}
         return self.add("MatMulNBits", inputs, [output], domain=_MS, **attributes)
 
 
@@ -104,8 +104,8 @@ def _embed(graph: _Graph) -> tuple[str, str]:
     if not graph.quantised:
         table = graph.rng.standard_normal((g.vocab, g.hidden), np.float32) * np.float32(0.5)
         return graph.add("Gather", [graph.constant("embed", table), "input_ids"], ["embedded"]), ""
-    blocks = g.hidden // _BLOCK
-    packed = graph.rng.integers(0, 256, (g.vocab, blocks, _BLOCK // 2), np.uint8)
+    blocks = g.hidden // graph.block
+    packed = graph.rng.integers(0, 256, (g.vocab, blocks, graph.block // 2), np.uint8)
     scales = np.full(g.vocab * blocks, 0.1, np.float32)
     graph.constant("head.qweight", packed)
     graph.constant("head.scales", scales)
@@ -113,7 +113,7 @@ def _embed(graph: _Graph) -> tuple[str, str]:
     flat = graph.add("Reshape", ["head.qweight", shape], ["embed.flat"])
     scale_shape = graph.constant("embed.scale_shape", np.array([g.vocab, blocks], np.int64))
     scale = graph.add("Reshape", ["head.scales", scale_shape], ["embed.scales"])
-    attributes = {"bits": 4, "block_size": _BLOCK, "gather_axis": 0, "quantize_axis": 1}
+    attributes = {"bits": 4, "block_size": graph.block, "gather_axis": 0, "quantize_axis": 1}
     embedded = graph.add(
         "GatherBlockQuantized", [flat, "input_ids", scale], ["embedded"], domain=_MS, **attributes
     )
@@ -196,7 +196,7 @@ def _decoder(graph: _Graph) -> None:
     if not head:
         graph.linear(normed, "head", g.hidden, g.vocab, "logits")
         return
-    attributes = {"K": g.hidden, "N": g.vocab, "bits": 4, "block_size": _BLOCK, "accuracy_level": 4}
+    attributes = {"K": g.hidden, "N": g.vocab, "bits": 4, "block_size": graph.block, "accuracy_level": 4}
     graph.add("MatMulNBits", [normed, "head.qweight", "head.scales"], ["logits"], domain=_MS, **attributes)
 
 
@@ -282,10 +282,15 @@ def chat_template() -> str:
     return "{% for m in messages %}<s> {{ m['content'] }} {% endfor %}"
 
 
-def build_model(directory: Path, geometry: Geometry, *, quantised: bool = True, seed: int = 0) -> Path:
-    """Write model.onnx, genai_config.json and tokenizer files below `directory`; returns it."""
+def build_model(
+    directory: Path, geometry: Geometry, *, quantised: bool = True, block: int = 32, seed: int = 0
+) -> Path:
+    """Write model.onnx, genai_config.json and tokenizer files below `directory`; returns it.
+
+    `block` weights share a scale where the model is quantised.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    graph = _Graph(geometry, quantised=quantised, seed=seed)
+    graph = _Graph(geometry, quantised=quantised, block=block, seed=seed)
     _decoder(graph)
     _write_graph(graph, directory / "model.onnx")
     for name, body in (

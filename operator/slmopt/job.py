@@ -56,8 +56,9 @@ _PATH: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*(/[A-Za-z0-9_][A-Za-z0-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeInt8:
-    """Matrices to 8-bit integers; activations are quantized as they come."""
+    """Matrices to 8-bit integers in blocks along the input."""
 
+    block_size: int = 128
     exclude: tuple[str, ...] = ()
     """Parts of node names that are left as they are, `lm_head` say."""
 
@@ -227,7 +228,9 @@ def _shown(value: Any) -> str:
 
 
 def _parse_int8(fields: _Fields) -> Step:
-    return QuantizeInt8(exclude=fields.names("exclude", ()))
+    return QuantizeInt8(
+        block_size=fields.choice("blockSize", 128, BLOCK_SIZES), exclude=fields.names("exclude", ())
+    )
 
 
 def _parse_int4(fields: _Fields) -> Step:

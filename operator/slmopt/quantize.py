@@ -1,38 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantization with onnxruntime's own tools: 8-bit dynamic and 4-bit in blocks."""
+"""Quantization with onnxruntime's own tools: matrices in blocks of 8 or 4 bits."""
 
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 
 from slmopt.errors import unfit
-from slmopt.graph import OnnxExport, save_onnx
+from slmopt.graph import OnnxExport
 from slmopt.job import QuantizeInt4, QuantizeInt8
 from slmopt.log import log
 
 
 def apply_int8(export: OnnxExport, step: QuantizeInt8) -> None:
-    """Quantize the matrices in place to 8 bits; raises OptimizeError (Unfit).
+    """Quantize the matrices in place to MatMulNBits with 8 bits; raises OptimizeError (Unfit).
 
-    fp32 exports get dynamic quantization (weights and activations, a scale per output); fp16 ones get 8-bit
-    weights in blocks of 32, as dynamic quantization knows fp32 only.
+    Not onnxruntime's dynamic quantization, which takes one scale from the activations of a whole batch:
+    what a server answers to one would depend on what it answers to others at the same moment.
     """
     export.refuse_quantized("quantizeInt8")
     chosen = {matrix.node for matrix in export.select(step.exclude, step="quantizeInt8")}
     others = [node.name for node in export.nodes if node.op_type == "MatMul" and node.name not in chosen]
-    if export.is_half:
-        _quantize_blocks(export, bits=8, block_size=32, accuracy_level=4, excluded=others)
-    else:
-        export.model = _quantize_dynamic(export.model, others)
-    log("quantized", bits=8, matrices=len(chosen))
+    _quantize_blocks(export, bits=8, block_size=step.block_size, accuracy_level=4, excluded=others)
+    _refuse_left(export, chosen, step="quantizeInt8")
+    log("quantized", bits=8, matrices=len(chosen), block=step.block_size)
 
 
 @contextlib.contextmanager
@@ -54,26 +48,6 @@ def _quietly() -> Iterator[None]:
         raise unfit(f"onnxruntime cannot quantize this graph ({text}); export the model again") from error
     finally:
         logging.disable(before)
-
-
-def _quantize_dynamic(model: Any, excluded: list[str]) -> Any:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with _quietly(), tempfile.TemporaryDirectory(prefix="slmopt-") as scratch:
-        source, target = Path(scratch) / "model.onnx", Path(scratch) / "quantized.onnx"
-        save_onnx(model, source)
-        quantize_dynamic(
-            source,
-            target,
-            op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=excluded,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            use_external_data_format=True,
-            # Shapes between the nodes may be missing, after a slice say; this is for fp32 only.
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-        return onnx.load(str(target))
 
 
 def apply_int4(export: OnnxExport, step: QuantizeInt4) -> None:
@@ -101,7 +75,18 @@ def apply_int4(export: OnnxExport, step: QuantizeInt4) -> None:
             symmetric=step.symmetric,
             kinds=kinds,
         )
+    _refuse_left(export, chosen, step="quantizeInt4")
     log("quantized", bits=4, matrices=len(chosen), block=step.block_size, algorithm=step.algorithm)
+
+
+def _refuse_left(export: OnnxExport, chosen: set[str], *, step: str) -> None:
+    """onnxruntime passes over what it does not know, and says so in its log alone."""
+    for node in export.nodes:
+        if node.op_type == "MatMul" and node.name in chosen:
+            raise unfit(
+                f"{step}: onnxruntime left {node.name} as it is, whose weights are no plain matrix; name it "
+                f"in {step}.exclude, or export the model again"
+            )
 
 
 def _refuse_odd_blocks(export: OnnxExport, chosen: set[str], block: int) -> None:

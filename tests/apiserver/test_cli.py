@@ -24,6 +24,7 @@ from slmops.api.crd import build_crd
 from slmwire.labels import DEPLOYMENT, REVISION
 from slmwire.paths import AGENT_STORE
 from tests.apiserver.harness import Cluster
+from tests.apiserver.namespaces import create_namespaces
 from tests.apiserver.specs import deployment
 
 STABLE, UPDATE = "c0ffee0123", "abcdef0123"
@@ -38,7 +39,7 @@ class Shop:
     def __init__(self, plane: ControlPlane, namespace: str) -> None:
         self.plane, self.namespace = plane, namespace
         self._nodes: list[str] = []
-        plane.kubectl("create", "namespace", namespace)
+        create_namespaces(plane, namespace)
         nowhere = {"nodeSelector": {"matchLabels": {"test": namespace}}}
         plane.kubectl.apply(deployment(namespace=namespace, placement=nowhere))
         waves = [{"name": "canary", "nodes": 1, "verdict": "Pending"}, {"name": "rest", "verdict": ""}]

@@ -11,6 +11,7 @@ from e2e.rig import ControlPlane, RigError
 from slmops.api import API_VERSION, GROUP, SLMDeploymentSpec
 from slmops.api.kinds import KINDS
 from slmops.api.profile import PROFILE_KIND, DeviceProfileSpec
+from tests.apiserver.namespaces import create_namespaces
 from tests.apiserver.specs import changed, deployment
 
 pytestmark = pytest.mark.usefixtures("control_plane")
@@ -444,7 +445,7 @@ def test_a_deployment_may_follow_a_model_and_fit_itself_to_devices(control_plane
 
 
 def test_status_is_a_subresource(control_plane: ControlPlane) -> None:
-    control_plane.kubectl("create", "namespace", "crd-status")
+    create_namespaces(control_plane, "crd-status")
     body = deployment(namespace="crd-status") | {"status": {"stableRevision": "forged"}}
     control_plane.kubectl.apply(body)
     assert "status" not in control_plane.kubectl.get("slmd", "orders", "-n", "crd-status")
@@ -469,7 +470,7 @@ def test_status_is_a_subresource(control_plane: ControlPlane) -> None:
 
 def test_a_baseline_without_variant_is_filled_in_and_refuses_no_change(control_plane: ControlPlane) -> None:
     """An older operator kept one value for each metric; the list got a second key since."""
-    control_plane.kubectl("create", "namespace", "crd-older")
+    create_namespaces(control_plane, "crd-older")
     body = deployment(namespace="crd-older")
     control_plane.kubectl.apply(body)
     at = "2026-01-01T00:00:00Z"

@@ -23,8 +23,11 @@ NodeNames = Annotated[
 
 
 class QuantizeInt8(ApiModel):
-    """Weights as 8-bit integers."""
+    """Weights as 8-bit integers in blocks that share a scale."""
 
+    block_size: Literal[16, 32, 64, 128, 256] = Field(
+        default=128, description="Weights that share a scale; small blocks are more exact, larger and slower."
+    )
     exclude: NodeNames = Field(
         default_factory=list,
         description="Parts of names of graph nodes that stay as they are, for example lm_head.",

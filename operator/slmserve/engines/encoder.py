@@ -8,7 +8,6 @@ come, the scale is that of the whole batch, and a text's vector would depend on 
 goes alone.
 """
 
-import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from slmserve.backend import EngineInfo, GenerationDefaults, LoadedEngine
 from slmserve.config import available_cpus
 from slmserve.engines.encoder_config import EncoderConfig, Pooling, load_encoder_config
-from slmserve.engines.loading import brief
+from slmserve.engines.loading import brief, shares_scale
 from slmserve.engines.registry import EngineOptions
 from slmserve.errors import StartError
 from slmwire.reasons import Reason
@@ -38,7 +37,6 @@ _OUTPUT_TYPES: Final = {"tensor(float)", "tensor(float16)", "tensor(int8)"}
 """An int8 vector has one scale, which normalising takes out again."""
 _BATCH_TOKENS: Final = 4096
 """Bounds the memory that a long list takes."""
-_DYNAMIC: Final = b"DynamicQuantizeLinear"
 
 
 def group_by_length(lengths: Sequence[int], *, most_tokens: int) -> list[list[int]]:
@@ -181,7 +179,7 @@ def load_encoder(model_dir: Path, config: EncoderConfig, options: EngineOptions)
     try:
         session = _open_session(path, options.threads or available_cpus())
         _check_inputs(session)
-        batch_tokens = 1 if _quantises_activations(path) else _BATCH_TOKENS
+        batch_tokens = 1 if shares_scale(path) else _BATCH_TOKENS
         encoder = Encoder(session, config, max_length=max_length, batch_tokens=batch_tokens)
         vector = encoder.embed([[0]])
     except StartError:
@@ -205,9 +203,3 @@ def _open_session(path: Path, threads: int) -> Any:
     # See onnx_slots: on busy cores a spinning thread keeps the one it waits for from running.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _quantises_activations(path: Path) -> bool:
-    """Whether the graph has an operator that takes its scale from the whole batch."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(_DYNAMIC) >= 0

@@ -6,7 +6,8 @@ past *and* present: the export's GroupQueryAttention appends in place, at the po
 from the row's sum of the attention mask. A prefill works on a one-row view of the buffers and a
 decode step on the first k rows; neither copies anything. With more than one slot there is a spare
 row, so that a prefix outlives its request while all slots are busy. Rows next to each other with
-the same LoRA adapter decode in one run.
+the same LoRA adapter decode in one run, unless the graph quantizes activations with one scale for all
+of them.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from slmserve.backend import GenerationDefaults, LoadedEngine
 from slmserve.engines.head import keep_last_position
-from slmserve.engines.loading import brief, choose_threads
+from slmserve.engines.loading import brief, choose_threads, shares_scale
 from slmserve.engines.logits import with_scheduler
 from slmserve.engines.onnx_adapters import Matrices, load_adapters
 from slmserve.engines.registry import EngineOptions
@@ -63,9 +64,13 @@ class OnnxSlotsEngine:
         slots: int,
         max_length: int,
         last_only: bool,
+        alone: bool,
         adapters: Mapping[str, Matrices],
     ) -> None:
-        """`last_only`: the session gives logits for the last position instead of all."""
+        """`last_only`: the session gives logits for the last position instead of all.
+
+        `alone`: rows may not share a run, as one would change the other's logits.
+        """
         self.version: Final[str] = ort.__version__
         self.slots: Final = slots
         self.max_length: Final = max_length
@@ -84,6 +89,7 @@ class OnnxSlotsEngine:
         self._logits_type = _KV_TYPES[{n.name: n.type for n in session.get_outputs()}[config.logits]]
         self._logits = np.zeros(slots * config.vocab_size, self._logits_type)
         self._last_only = last_only
+        self._alone = alone
         positions = 0 if last_only else config.vocab_size
         per_token = max(config.heads * max_length, positions) * 4
         self.prefill_chunk: Final = max(16, min(_CHUNK, _SCRATCH_BYTES // per_token))
@@ -135,9 +141,11 @@ class OnnxSlotsEngine:
         count, first = len(tokens), 0
         for name, group in groupby(self._row_adapters[:count]):
             last = first + len(list(group))
-            self._find_step(first, last, int(lengths[first:last].max()) + 1, name).run(
-                tokens[first:last], lengths[first:last]
-            )
+            together = 1 if self._alone else last - first
+            for start in range(first, last, together):
+                end = start + together
+                needed = int(lengths[start:end].max()) + 1
+                self._find_step(start, end, needed, name).run(tokens[start:end], lengths[start:end])
             first = last
         logits = self._logits[: count * self.vocab_size].reshape(count, self.vocab_size)
         return logits.astype(np.float32, copy=False)
@@ -318,7 +326,13 @@ def load_engine(
     adapters = load_adapters(model_dir, session, more_adapters or {})
     try:
         return OnnxSlotsEngine(
-            session, config, slots=slots, max_length=max_length, last_only=last_only, adapters=adapters
+            session,
+            config,
+            slots=slots,
+            max_length=max_length,
+            last_only=last_only,
+            alone=shares_scale(path),
+            adapters=adapters,
         )
     except MemoryError as error:
         message = f"not enough memory for {slots} slots of {max_length} tokens; lower slots or context length"

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from tokenizers import Tokenizer
 
 from e2e.models.recipe.evaluate import assess
@@ -79,6 +80,24 @@ def make_half(target: Path) -> Path:
     return target
 
 
+def make_dynamic(target: Path, source: Path = ORDERS) -> Path:
+    """The model by onnxruntime's dynamic quantization, which no step writes and people bring along."""
+    export = OnnxExport(source)
+    target.mkdir()
+    export.save(target)
+    (target / "genai_config.json").write_text(json.dumps(export.config))
+    path = str(target / export.filename)
+    quantize_dynamic(
+        path,
+        path,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
+    return target
+
+
 def lora_session(directory: Path) -> ort.InferenceSession:
     """The model in onnxruntime, without its warnings about inputs that have a default."""
     options = ort.SessionOptions()
@@ -91,14 +110,25 @@ def run_session(
     session: ort.InferenceSession, tokens: Sequence[int], matrices: Mapping[str, NDArray[Any]]
 ) -> NDArray[np.float32]:
     """Logits [length, vocab] of one sequence."""
+    logits: NDArray[np.float32] = run_rows(session, [tokens], matrices)[0]
+    return logits
+
+
+def run_rows(
+    session: ort.InferenceSession,
+    rows: Sequence[Sequence[int]],
+    matrices: Mapping[str, NDArray[Any]] | None = None,
+) -> NDArray[np.float32]:
+    """Logits [rows, length, vocab] of sequences of one length, in one batch."""
+    ids = np.array(rows, np.int64)
     feeds: dict[str, NDArray[Any]] = {
-        "input_ids": np.array([tokens], np.int64),
-        "attention_mask": np.ones((1, len(tokens)), np.int64),
-        **matrices,
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        **(matrices or {}),
     }
     for node in session.get_inputs():
         if node.name not in feeds:
             kind = np.float16 if node.type == "tensor(float16)" else np.float32
-            feeds[node.name] = np.zeros((1, 2, 0, 32), kind)
-    logits: NDArray[np.float32] = session.run(["logits"], feeds)[0][0]
+            feeds[node.name] = np.zeros((len(rows), 2, 0, 32), kind)
+    logits: NDArray[np.float32] = session.run(["logits"], feeds)[0]
     return logits

@@ -155,7 +155,7 @@ def test_a_model_without_a_head_of_its_own_is_pruned(tmp_path: Path) -> None:
 
 def test_int8_after_a_slice(tmp_path: Path) -> None:
     run_recipe(tmp_path / "new", SLICE, {"quantizeInt8": {}})
-    assert "DynamicQuantizeMatMul" in _kinds(tmp_path / "new") or "MatMulInteger" in _kinds(tmp_path / "new")
+    assert "MatMulNBits" in _kinds(tmp_path / "new") and "MatMul" not in _kinds(tmp_path / "new")
 
 
 def _kinds(folder: Path) -> set[str]:
@@ -169,12 +169,31 @@ def test_blocks_that_cannot_be_paired_are_refused_with_numbers(tmp_path: Path) -
     assert "makes 1 blocks of the 128 inputs of" in refused(ORDERS, tmp_path / "new", step)
 
 
-def test_what_the_library_does_not_understand_is_unfit(tmp_path: Path) -> None:
-    def deepen(graph: Any) -> None:
-        next(t for t in graph.initializer if t.name.endswith("qkv_proj.MatMul.weight")).dims.insert(0, 1)
+@pytest.mark.parametrize("kind", ["quantizeInt8", "quantizeInt4"])
+def test_what_the_library_passes_over_is_unfit(tmp_path: Path, kind: str) -> None:
+    def stack(graph: Any) -> None:
+        weight = next(t for t in graph.initializer if t.name.endswith("1.attn.qkv_proj.MatMul.weight"))
+        rows, columns = weight.dims
+        weight.dims[:] = [2, rows // 2, columns]
 
-    source = copy_model(tmp_path / "source", graph=deepen)
-    assert "onnxruntime cannot quantize this graph" in refused(source, tmp_path / "new", {"quantizeInt8": {}})
+    source = copy_model(tmp_path / "source", graph=stack)
+    said = refused(source, tmp_path / "new", {kind: {}})
+    assert f"{kind}: onnxruntime left /model/layers.1/attn/qkv_proj/MatMul as it is" in said
+    run_recipe(tmp_path / "new", {kind: {"exclude": ["layers.1/attn/qkv_proj"]}}, source=source)
+
+
+def test_what_the_library_does_not_understand_is_unfit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: Any) -> None:
+        raise ValueError("no such\nshape")
+
+    monkeypatch.setattr("onnxruntime.quantization.matmul_nbits_quantizer.MatMulNBitsQuantizer.process", fail)
+    steps: list[dict[str, Any]] = [{"quantizeInt8": {}}, {"quantizeInt4": {"algorithm": "kQuant"}}]
+    for step in steps:
+        assert "onnxruntime cannot quantize this graph (no such shape)" in refused(
+            ORDERS, tmp_path / "new", step
+        )
 
 
 def make_normed(target: Path) -> Path:

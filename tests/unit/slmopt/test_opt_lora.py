@@ -16,7 +16,15 @@ from slmopt.job import LORA_TARGETS, LoraInputs
 from slmopt.lora import apply_lora_inputs
 from slmwire.manifest import parse_manifest
 from slmwire.paths import MODEL_MANIFEST_FILE
-from tests.unit.slmopt.kit import ORDERS, PROMPT, lora_session, make_half, run_recipe, run_session
+from tests.unit.slmopt.kit import (
+    ORDERS,
+    PROMPT,
+    lora_session,
+    make_dynamic,
+    make_half,
+    run_recipe,
+    run_session,
+)
 
 LORA: Mapping[str, Any] = {"loraInputs": {}}
 Steps = tuple[Mapping[str, Any], ...]
@@ -53,6 +61,13 @@ def test_it_may_stand_before_or_after_other_steps(tmp_path: Path, before: Steps,
     run_recipe(tmp_path / "plain", *before, *after)
     run_recipe(tmp_path / "lora", *before, LORA, *after)
     assert np.array_equal(_logits(tmp_path / "lora"), _logits(tmp_path / "plain"))
+    assert len(lora_session(tmp_path / "lora").get_overridable_initializers()) == 30
+
+
+def test_it_may_stand_after_dynamic_quantization(tmp_path: Path) -> None:
+    plain = make_dynamic(tmp_path / "plain")
+    run_recipe(tmp_path / "lora", LORA, source=plain)
+    assert np.array_equal(_logits(tmp_path / "lora"), _logits(plain))
     assert len(lora_session(tmp_path / "lora").get_overridable_initializers()) == 30
 
 
@@ -131,8 +146,7 @@ def test_an_old_graph_is_refused() -> None:
 
 
 def test_an_integer_product_in_another_form_is_refused(tmp_path: Path) -> None:
-    run_recipe(tmp_path / "int8", {"quantizeInt8": {}})
-    export = OnnxExport(tmp_path / "int8")
+    export = OnnxExport(make_dynamic(tmp_path / "int8"))
     next(node for node in export.nodes if node.op_type == "DynamicQuantizeLinear").op_type = "Other"
     with pytest.raises(OptimizeError, match="put loraInputs before the step that quantizes"):
         apply_lora_inputs(export, LoraInputs(targets=LORA_TARGETS))

@@ -169,7 +169,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     [
         ({"convert": {"to": "gguf", "type": "F32"}}, "gguf.GGUFWriter.write_tensors_to_file"),
         ({"slice": {"feedForwardPercent": 25, "importance": "activations"}}, "slmopt.activations.save_probe"),
-        ({"quantizeInt8": {}}, "slmopt.quantize.save_onnx"),
+        ({"quantizeInt8": {}}, "slmopt.graph.save_onnx"),
     ],
 )
 def test_a_full_volume_says_so(

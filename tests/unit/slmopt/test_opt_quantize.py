@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -15,10 +16,14 @@ from slmwire.manifest import parse_manifest
 from tests.unit.slmopt.kit import (
     ANSWER_TOKENS,
     ORDERS,
+    PROMPT,
     exact_match,
+    lora_session,
+    make_dynamic,
     make_half,
     run_logits,
     run_recipe,
+    run_rows,
 )
 
 
@@ -32,7 +37,8 @@ def kinds(directory: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("step", "kind", "most_bytes"),
     [
-        ({"quantizeInt8": {}}, "MatMulInteger", 1_100_000),
+        ({"quantizeInt8": {}}, "MatMulNBits", 1_080_000),
+        ({"quantizeInt8": {"blockSize": 32}}, "MatMulNBits", 1_130_000),
         ({"quantizeInt4": {}}, "MatMulNBits", 830_000),
         ({"quantizeInt4": {"blockSize": 128, "symmetric": False}}, "MatMulNBits", 790_000),
         ({"quantizeInt4": {"algorithm": "kQuant"}}, "MatMulNBits", 830_000),
@@ -55,7 +61,7 @@ def test_what_was_sliced_is_quantized_too(
 ) -> None:
     run_recipe(tmp_path / "out", {"slice": slicing}, step)
     counted = kinds(tmp_path / "out")
-    assert counted.get("MatMulInteger", 0) + counted.get("MatMulNBits", 0) == 16
+    assert counted["MatMulNBits"] == 16
     assert 0 <= exact_match(tmp_path / "out") <= 1  # it loads and answers
 
 
@@ -89,7 +95,7 @@ def test_excluded_matrices_stay(tmp_path: Path) -> None:
     run_recipe(tmp_path / "four", {"quantizeInt4": {"exclude": ["lm_head", "layers.0/"]}})
     assert (kinds(tmp_path / "four")["MatMul"], kinds(tmp_path / "four")["MatMulNBits"]) == (6, 10)
     run_recipe(tmp_path / "eight", {"quantizeInt8": {"exclude": ["lm_head"]}})
-    assert (kinds(tmp_path / "eight")["MatMul"], kinds(tmp_path / "eight")["MatMulInteger"]) == (1, 15)
+    assert (kinds(tmp_path / "eight")["MatMul"], kinds(tmp_path / "eight")["MatMulNBits"]) == (1, 15)
 
 
 @pytest.mark.parametrize("step", [{"quantizeInt8": {}}, {"quantizeInt4": {}}])
@@ -101,6 +107,18 @@ def test_half_precision_exports(tmp_path: Path, step: dict[str, Any]) -> None:
     actual = run_logits(OnnxExport(tmp_path / "out"), tmp_path / "after")
     agreement = (expected.argmax(axis=1) == actual.argmax(axis=1))[-ANSWER_TOKENS:].mean()
     assert agreement >= 0.95
+
+
+@pytest.mark.parametrize("step", [{"quantizeInt8": {}}, {"quantizeInt4": {}}])
+def test_what_one_is_answered_does_not_depend_on_others(tmp_path: Path, step: dict[str, Any]) -> None:
+    """Rows of a batch are requests of different people, served at the same moment."""
+    run_recipe(tmp_path / "out", step)
+    session = lora_session(tmp_path / "out")
+    alone = run_rows(session, [PROMPT])
+    loud = [PROMPT, PROMPT[::-1], [PROMPT[3]] * len(PROMPT)]
+    assert np.array_equal(run_rows(session, loud)[0], alone[0])
+    shared = lora_session(make_dynamic(tmp_path / "dynamic"))
+    assert not np.array_equal(run_rows(shared, loud)[0], run_rows(shared, [PROMPT])[0])
 
 
 @pytest.mark.parametrize("second", ["quantizeInt8", "quantizeInt4"])

@@ -21,7 +21,13 @@ from slmwire.reasons import parse_termination
 
 NAMES = st.lists(st.text("abc_/.", min_size=1, max_size=8), max_size=3)
 BODIES: st.SearchStrategy[dict[str, Any]] = st.one_of(
-    st.builds(lambda names: {"quantizeInt8": {"exclude": names}}, NAMES),
+    st.fixed_dictionaries(
+        {
+            "quantizeInt8": st.fixed_dictionaries(
+                {}, optional={"blockSize": st.sampled_from([16, 32, 64, 128, 256]), "exclude": NAMES}
+            )
+        }
+    ),
     st.fixed_dictionaries(
         {
             "quantizeInt4": st.fixed_dictionaries(

@@ -10,6 +10,7 @@ import onnxruntime_genai as og
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from e2e.bench.serve_model import TINY, build_model
 from slmserve.engines.head import keep_last_position
@@ -144,6 +145,27 @@ def test_a_half_precision_cache_halves_the_memory(tmp_path: Path) -> None:
     single.prefill(1, prompt, 0)
     assert got.dtype == np.float32
     assert got[1] == pytest.approx(single.decode(np.array([7, 8]), np.array([0, len(prompt)]))[1], abs=0.1)
+
+
+def test_a_row_does_not_see_the_others_where_activations_share_a_scale(tmp_path: Path) -> None:
+    path = build_model(tmp_path, TINY, quantised=False) / "model.onnx"
+    alone = _decode_rows(_load(tmp_path, slots=3), 1)
+    float32 = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+    quantize_dynamic(str(path), str(path), weight_type=QuantType.QInt8, extra_options=float32)
+    engine = _load(tmp_path, slots=3)
+    together = _decode_rows(engine, 3)
+    assert not np.array_equal(alone[0], together[0]), "it was not quantized"
+    assert np.array_equal(_decode_rows(engine, 1)[0], together[0])
+    assert not np.array_equal(together[0], together[1])
+
+
+def _decode_rows(engine: OnnxSlotsEngine, count: int) -> NDArray[np.float32]:
+    """Logits of a step of `count` rows with prompts of their own, which are the same at each call."""
+    prompts = [np.arange(3, 40), np.arange(300, 320), np.arange(100, 150)][:count]
+    for row, prompt in enumerate(prompts):
+        engine.prefill(row, prompt, 0)
+    lengths = np.array([len(prompt) for prompt in prompts])
+    return engine.decode(np.arange(7, 7 + count), lengths).copy()
 
 
 def test_moved_rows_go_on_as_before(tmp_path: Path) -> None:
