@@ -8,6 +8,7 @@ batch over all rows. Before tokens are appended the row is cut to the length tha
 
 import ctypes as c
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -228,6 +229,15 @@ class LlamaEngine:
 
 def load(model_dir: Path, options: EngineOptions) -> LoadedEngine:
     """See `registry.EngineModule`."""
+    # OpenMP keeps a team of threads for each thread that ever computed. Loading computes, and steps come from
+    # the scheduler's thread: with two teams there are more threads than CPUs, so those of a step no longer
+    # spin but sleep at each of its hundred barriers, and one stream is a third slower. A thread's team ends
+    # with it.
+    with ThreadPoolExecutor(1, "load") as passing:
+        return passing.submit(_load_here, model_dir, options).result()
+
+
+def _load_here(model_dir: Path, options: EngineOptions) -> LoadedEngine:
     engine, model = load_engine(model_dir, options)
     defaults = load_defaults(model_dir, engine.end_tokens())
     if not defaults.end_tokens:

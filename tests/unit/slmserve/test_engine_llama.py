@@ -349,3 +349,26 @@ def test_threads_spin_for_a_while_unless_the_device_says_otherwise(policy: str, 
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     )
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
+def test_loading_leaves_no_threads_behind(llama_dir: Path) -> None:
+    """More threads than CPUs would sleep at each barrier: a step took half as long again."""
+    environ = os.environ | {"PYTHONPATH": str(ROOT / "operator"), "OMP_NUM_THREADS": "2"}
+    code = """
+import os, sys, time
+from pathlib import Path
+from slmserve.engines.registry import EngineOptions
+from slmserve.engines.llama_cpp import load, open_library
+open_library()
+before = os.listdir("/proc/self/task")
+loaded = load(Path(sys.argv[1]), EngineOptions(slots=2, context_length=0, threads=2))
+until = time.monotonic() + 20
+while len(os.listdir("/proc/self/task")) > len(before) and time.monotonic() < until:
+    time.sleep(0.01)  # an ended thread is listed for a moment
+print(len(before), len(os.listdir("/proc/self/task")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(llama_dir)], env=environ, capture_output=True, text=True, check=True
+    )
+    before, after = done.stdout.split()[-2:]
+    assert before == after
