@@ -55,6 +55,10 @@ bench: venv ## benchmarks beside their peers; writes docs/benchmarks/*.json and 
 	done; $(PY) -m e2e.bench.render; \
 	test -z "$$missed" || { echo "targets missed, or not measured to the end:$$missed"; exit 1; }
 
+.PHONY: torch-image
+torch-image: venv ## build the optimizer's image with torch (gigabytes) and convert models in it
+	$(PY) -m e2e.torch_image
+
 .PHONY: fuzz
 fuzz: venv ## the fuzz tests with FUZZ times their examples, drawn anew (make fuzz FUZZ=1000 for a night)
 	SLMOPS_FUZZ=$(FUZZ) $(PYTEST) -n auto --dist worksteal --timeout 0 $(wildcard tests/unit/*/test_*fuzz*.py)

@@ -23,12 +23,16 @@ STREAMS: Final = 4
 
 
 def pick_engine(models: Sequence[Path], directory: Path, *, slots: int, threads: int, context: int) -> str:
-    """What `slmserve choose` picks with the files of all `models` in one directory, made here."""
+    """What `slmserve choose` picks with the files of all `models` in one directory, made here.
+
+    RuntimeError when it could not measure one of them: the comparison would be with those that are left.
+    """
     directory.mkdir()
     for model in models:
         for path in model.iterdir():
             if path.is_file() and not (directory / path.name).exists():
-                (directory / path.name).symlink_to(path)
+                # No symbolic link: ONNX Runtime reads no weights from outside the model's directory.
+                (directory / path.name).hardlink_to(path)
     choice = directory.with_suffix(".json")
     command = [
         sys.executable,
@@ -43,7 +47,10 @@ def pick_engine(models: Sequence[Path], directory: Path, *, slots: int, threads:
     command += ["--slots", str(slots), "--threads", str(threads), "--context-length", str(context)]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("SLM_")}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environ, timeout=300)
-    return str(json.loads(choice.read_text())["engine"])
+    found = json.loads(choice.read_text())
+    if failed := {name: row["error"] for name, row in found["measured"].items() if row["error"]}:
+        raise RuntimeError(f"choose could not measure {failed}")
+    return str(found["engine"])
 
 
 def compare_with_best(picked: str, medians: Mapping[str, Values], load: str) -> list[Row]:

@@ -11,8 +11,9 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,10 @@ from e2e.rig.shell import RigError, run
 from e2e.rig.topology import REGISTRY
 
 MIB: Final = 1024 * 1024
+_NO_NETWORK: Final = ("unshare", "--net")
+_BUILD_SECONDS: Final = 900.0
+_LONG_SECONDS: Final = 3600.0
+"""For an image of gigabytes."""
 _MANIFEST_TYPES: Final = (
     "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 )
@@ -42,6 +47,8 @@ class ImageRecipe:
     limit_bytes: int
     engine: str = ""
     """Of a runtime with another engine: the end of its lock's name."""
+    target: str = ""
+    """Stage of the containerfile; empty for its last."""
     on_request: bool = False
     """Built only when it is named."""
 
@@ -92,14 +99,24 @@ def build_engine_recipe(engine: str, *, limit_bytes: int) -> ImageRecipe:
         inputs=(*runtime.inputs, f"locks/runtime-{engine}.txt"),
         limit_bytes=limit_bytes,
         engine=engine,
+        target="engine",
     )
 
 
 ENGINE_RECIPES: Final = (
     build_engine_recipe("llama-cpp", limit_bytes=330 * MIB),
     build_engine_recipe("openvino", limit_bytes=350 * MIB),
+    build_engine_recipe("litert", limit_bytes=350 * MIB),
 )
 """Built only where they are asked for by name."""
+
+TORCH_RECIPE: Final = replace(
+    next(recipe for recipe in RECIPES if recipe.name == "slmops-optimizer"),
+    name="slmops-optimizer-torch",
+    target="torch",
+    limit_bytes=9 << 30,
+)
+"""Never in the registry: with its gigabytes it is built and tried in place, see `e2e.torch_image`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +223,42 @@ def _ensure_image(recipe: ImageRecipe, source: Path) -> Image:
     return pushed
 
 
+@contextmanager
+def open_container(recipe: ImageRecipe, *, source: Path = CHECKOUT) -> Iterator["Container"]:
+    """A container of the image, which is built where it is missing; both stay on this machine."""
+    base = build_base()
+    local_base = f"localhost/slmops-base:{base.stem.rpartition('-')[2]}"
+    tag = hash_inputs(source, paths=(recipe.containerfile, *recipe.inputs), salt=base.name)
+    reference = f"localhost/{recipe.name}:{tag}"
+    if reference not in _buildah("images", "--format", "{{.Name}}:{{.Tag}}"):
+        with step(f"build image {recipe.name}"):
+            _import_base(base, reference=local_base)
+            _build(recipe, source=source, base=local_base, reference=reference, timeout_seconds=_LONG_SECONDS)
+    name = _buildah("from", "--pull-never", reference).strip()
+    try:
+        yield Container(name=name, added_bytes=_measure(reference) - _measure(local_base))
+    finally:
+        _buildah("rm", name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container to run commands in."""
+
+    name: str
+    added_bytes: int
+    """What its image holds above the base, unpacked."""
+
+    def run(self, *command: str, volumes: Mapping[Path, str], timeout_seconds: float) -> str:
+        """Output of a command as root of the container, without a network; RigError when it fails."""
+        mounts = [f"--volume={host}:{place}" for host, place in volumes.items()]
+        # With this isolation a container has the network of buildah itself, which is run in an empty one.
+        options = ["--isolation=chroot", "--network=host", "--user=0:0", *mounts]
+        return _buildah(
+            *("run", *options, self.name, "--", *command), timeout_seconds=timeout_seconds, inside=_NO_NETWORK
+        )
+
+
 def _size_record(recipe: ImageRecipe, *, tag: str) -> Path:
     return cache_dir() / "image-sizes" / f"{recipe.name}-{tag}.json"
 
@@ -229,7 +282,9 @@ def _inspect(recipe: ImageRecipe, *, tag: str) -> Image | None:
     return Image(name=recipe.name, tag=tag, digest=digest, added_bytes=added)
 
 
-def _buildah(*arguments: str | Path, timeout_seconds: float = 900) -> str:
+def _buildah(
+    *arguments: str | Path, timeout_seconds: float = _BUILD_SECONDS, inside: Sequence[str] = ()
+) -> str:
     storage = cache_dir() / "buildah"
     places: list[str | Path] = [
         "--root",
@@ -239,7 +294,7 @@ def _buildah(*arguments: str | Path, timeout_seconds: float = 900) -> str:
         "--storage-driver",
         "overlay",
     ]
-    return run(["buildah", *places, *arguments], timeout_seconds=timeout_seconds).stdout
+    return run([*inside, "buildah", *places, *arguments], timeout_seconds=timeout_seconds).stdout
 
 
 def _import_base(archive: Path, *, reference: str) -> None:
@@ -251,7 +306,9 @@ def _import_base(archive: Path, *, reference: str) -> None:
         _buildah("bud", "--quiet", "--isolation=chroot", "--tag", reference, "--file", file, archive.parent)
 
 
-def _build(recipe: ImageRecipe, *, source: Path, base: str, reference: str) -> None:
+def _build(
+    recipe: ImageRecipe, *, source: Path, base: str, reference: str, timeout_seconds: float = _BUILD_SECONDS
+) -> None:
     with tempfile.TemporaryDirectory(prefix="slmops-build-") as scratch:
         pip = Path(scratch) / "pip.conf"
         settings = read_pip_settings()
@@ -271,7 +328,8 @@ def _build(recipe: ImageRecipe, *, source: Path, base: str, reference: str) -> N
             "--network=host",
             f"--ignorefile={source / '.containerignore'}",
             f"--build-arg=BASE={base}",
-            *((f"--build-arg=ENGINE={recipe.engine}", "--target=engine") if recipe.engine else ()),
+            *((f"--build-arg=ENGINE={recipe.engine}",) if recipe.engine else ()),
+            *((f"--target={recipe.target}",) if recipe.target else ()),
             "--secret",
             f"id=pip,src={pip}",
             *extra,
@@ -280,6 +338,7 @@ def _build(recipe: ImageRecipe, *, source: Path, base: str, reference: str) -> N
             "--file",
             source / recipe.containerfile,
             source,
+            timeout_seconds=timeout_seconds,
         )
 
 
