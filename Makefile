@@ -119,7 +119,9 @@ lock: venv ## compile locks/*.txt from pyproject.toml
 	  --no-emit-package openvino-telemetry -o locks/runtime-openvino.txt
 	$(COMPILE) --extra runtime-litert pyproject.toml -c locks/runtime.txt --no-emit-package numpy \
 	  -o locks/runtime-litert.txt
-	$(COMPILE) --extra runtime-executorch pyproject.toml -c locks/runtime.txt -o locks/runtime-executorch.txt
+	# Without what its export commands read their settings with, which comes as source code only.
+	$(COMPILE) --extra runtime-executorch pyproject.toml -c locks/runtime.txt --no-emit-package hydra-core \
+	  --no-emit-package omegaconf --no-emit-package antlr4-python3-runtime -o locks/runtime-executorch.txt
 	$(COMPILE) --extra optimizer pyproject.toml -o locks/optimizer.txt
 	# Apart from the rest: litert-torch and model-signing want different versions of one package.
 	$(COMPILE) --extra optimizer-torch pyproject.toml -o locks/optimizer-torch.txt

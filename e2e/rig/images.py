@@ -225,14 +225,21 @@ def _ensure_image(recipe: ImageRecipe, source: Path) -> Image:
 
 @contextmanager
 def open_container(recipe: ImageRecipe, *, source: Path = CHECKOUT) -> Iterator["Container"]:
-    """A container of the image, which is built where it is missing; both stay on this machine."""
+    """A container of the image, which is built where it is missing and stays in buildah's storage.
+
+    Images of the same name that were made of other files are removed: some have gigabytes.
+    """
     base = build_base()
     local_base = f"localhost/slmops-base:{base.stem.rpartition('-')[2]}"
+    _import_base(base, reference=local_base)
     tag = hash_inputs(source, paths=(recipe.containerfile, *recipe.inputs), salt=base.name)
     reference = f"localhost/{recipe.name}:{tag}"
-    if reference not in _buildah("images", "--format", "{{.Name}}:{{.Tag}}"):
+    held = _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
+    for old in held:
+        if old.rpartition(":")[0] == f"localhost/{recipe.name}" and old != reference:
+            _buildah("rmi", old)
+    if reference not in held:
         with step(f"build image {recipe.name}"):
-            _import_base(base, reference=local_base)
             _build(recipe, source=source, base=local_base, reference=reference, timeout_seconds=_LONG_SECONDS)
     name = _buildah("from", "--pull-never", reference).strip()
     try:

@@ -15,7 +15,7 @@ from tests.unit.slmserve.engine_models import build_llama_dir, build_openvino_di
 ORDERS = CHECKOUT / "e2e" / "models" / "orders"
 CASES = 60
 RIGHT = 0.95
-"""Share of the golden cases, at least; int8 may lose one."""
+"""Share of the golden cases, at least; int8 may lose some."""
 
 
 def _copy_litert(directory: Path) -> Path:

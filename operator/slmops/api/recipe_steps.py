@@ -25,8 +25,11 @@ NodeNames = Annotated[
 class QuantizeInt8(ApiModel):
     """Weights as 8-bit integers in blocks that share a scale."""
 
-    block_size: Literal[16, 32, 64, 128, 256] = Field(
-        default=128, description="Weights that share a scale; small blocks are more exact, larger and slower."
+    # No default here: it would be a field that optimizer images of before refuse, and another recipe.
+    block_size: Literal[16, 32, 64, 128, 256] | None = Field(
+        default=None,
+        description="Weights that share a scale, 128 unless set; small blocks are more exact, larger and "
+        "slower.",
     )
     exclude: NodeNames = Field(
         default_factory=list,

@@ -23,10 +23,10 @@ def brief(error: Exception, most: int = 600) -> str:
 
 
 def shares_scale(path: Path) -> bool:
-    """Whether the ONNX graph takes the scale of its activations from the whole batch.
+    """Whether the ONNX graph takes the scale of its activations from all that one run computes.
 
-    What such a model answers to one depends on what others ask at the same moment, so it runs them one by
-    one. OSError when `path` cannot be read.
+    What such a model answers to one would depend on what others ask at the same moment, so it runs them
+    one by one. OSError when `path` cannot be read.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data.find(_SHARED_SCALE) >= 0

@@ -27,6 +27,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from slmserve.backend import GenerationDefaults, LoadedEngine
+from slmserve.engines.base import Reuse
 from slmserve.engines.head import keep_last_position
 from slmserve.engines.loading import brief, choose_threads, shares_scale
 from slmserve.engines.logits import with_scheduler
@@ -89,7 +90,7 @@ class OnnxSlotsEngine:
         self._logits_type = _KV_TYPES[{n.name: n.type for n in session.get_outputs()}[config.logits]]
         self._logits = np.zeros(slots * config.vocab_size, self._logits_type)
         self._last_only = last_only
-        self._alone = alone
+        self.alone: Final = alone
         positions = 0 if last_only else config.vocab_size
         per_token = max(config.heads * max_length, positions) * 4
         self.prefill_chunk: Final = max(16, min(_CHUNK, _SCRATCH_BYTES // per_token))
@@ -141,7 +142,7 @@ class OnnxSlotsEngine:
         count, first = len(tokens), 0
         for name, group in groupby(self._row_adapters[:count]):
             last = first + len(list(group))
-            together = 1 if self._alone else last - first
+            together = 1 if self.alone else last - first
             for start in range(first, last, together):
                 end = start + together
                 needed = int(lengths[start:end].max()) + 1
@@ -293,7 +294,14 @@ def load(model_dir: Path, options: EngineOptions) -> LoadedEngine:
     defaults = GenerationDefaults(
         end_tokens=export.end_tokens, temperature=export.temperature, top_p=export.top_p
     )
-    return with_scheduler(engine, defaults, cache_bytes=engine.cache_bytes, spare_rows=engine.spare_rows)
+    return with_scheduler(
+        engine,
+        defaults,
+        cache_bytes=engine.cache_bytes,
+        # A prefix that another request computed has other numbers where activations share a scale.
+        reuse=Reuse.NONE if engine.alone else Reuse.PREFIX,
+        spare_rows=engine.spare_rows,
+    )
 
 
 def load_engine(

@@ -338,7 +338,7 @@ def test_a_server_answers_with_the_adapter_that_a_request_names(tmp_path: Path) 
                 assert list(pool.map(ask, ["m", "m:site", "m:same"])) == [plain, other, plain]
 
 
-@pytest.mark.parametrize(("policy", "spins"), [("", "5000"), ("passive", "0")])
+@pytest.mark.parametrize(("policy", "spins"), [("", "500"), ("passive", "0")])
 def test_threads_spin_for_a_while_unless_the_device_says_otherwise(policy: str, spins: str) -> None:
     """What the library's own threads were told, by themselves: it has to be there when it is loaded."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}

@@ -14,7 +14,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from e2e.bench.serve_model import TINY, build_model
 from slmserve.engines.head import keep_last_position
-from slmserve.engines.onnx_slots import OnnxSlotsEngine, load_engine
+from slmserve.engines.onnx_slots import OnnxSlotsEngine, load, load_engine
+from slmserve.engines.registry import EngineOptions
 from slmserve.errors import StartError
 from slmserve.export import load_export
 from slmserve.sampling import SamplingParams
@@ -147,11 +148,39 @@ def test_a_half_precision_cache_halves_the_memory(tmp_path: Path) -> None:
     assert got[1] == pytest.approx(single.decode(np.array([7, 8]), np.array([0, len(prompt)]))[1], abs=0.1)
 
 
-def test_a_row_does_not_see_the_others_where_activations_share_a_scale(tmp_path: Path) -> None:
-    path = build_model(tmp_path, TINY, quantised=False) / "model.onnx"
-    alone = _decode_rows(_load(tmp_path, slots=3), 1)
+def _share_scale(model_dir: Path) -> None:
+    """Quantize the model in place as onnxruntime does it by default."""
+    path = str(model_dir / "model.onnx")
     float32 = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-    quantize_dynamic(str(path), str(path), weight_type=QuantType.QInt8, extra_options=float32)
+    quantize_dynamic(path, path, weight_type=QuantType.QInt8, extra_options=float32)
+
+
+@pytest.mark.parametrize(("shared", "cached"), [(False, 40), (True, 0)])
+def test_a_prefix_is_taken_over_unless_activations_share_a_scale(
+    tmp_path: Path, shared: bool, cached: int
+) -> None:
+    build_model(tmp_path, TINY, quantised=False)
+    if shared:
+        _share_scale(tmp_path)
+    loaded = load(tmp_path, EngineOptions(slots=2, context_length=0, threads=1))
+    assert loaded.build_backend is not None
+    recorder = Recorder()
+    backend = loaded.build_backend(4, recorder.deliver)
+    backend.start()
+    system, found = list(range(3, 43)), []
+    for number, tail in enumerate(([50, 51], [60, 61]), 1):
+        generation = recorder.make([*system, *tail], 4, end_tokens=frozenset())
+        backend.submit(generation)
+        recorder.wait(finished=number, timeout_seconds=60)
+        found.append(generation.cached_tokens)
+    backend.close()
+    assert found == [0, cached]
+
+
+def test_a_row_does_not_see_the_others_where_activations_share_a_scale(tmp_path: Path) -> None:
+    build_model(tmp_path, TINY, quantised=False)
+    alone = _decode_rows(_load(tmp_path, slots=3), 1)
+    _share_scale(tmp_path)
     engine = _load(tmp_path, slots=3)
     together = _decode_rows(engine, 3)
     assert not np.array_equal(alone[0], together[0]), "it was not quantized"
