@@ -237,7 +237,8 @@ def open_container(recipe: ImageRecipe, *, source: Path = CHECKOUT) -> Iterator[
     held = _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
     for old in held:
         if old.rpartition(":")[0] == f"localhost/{recipe.name}" and old != reference:
-            _buildah("rmi", old)
+            # A container that a killed run left behind holds it.
+            _buildah("rmi", "--force", old)
     if reference not in held:
         with step(f"build image {recipe.name}"):
             _build(recipe, source=source, base=local_base, reference=reference, timeout_seconds=_LONG_SECONDS)

@@ -219,8 +219,11 @@ class Cluster:
     async def until_settled(self, revision: str, nodes: int) -> None:
         """Wait until exactly `nodes` nodes serve `revision` and nothing else is left on any."""
         expected = {revision}
+        labels: dict[str, dict[str, str]] = {}
+        pods: dict[str, str] = {}
 
         async def settled() -> bool:
+            nonlocal labels, pods
             labels = await self.node_labels()
             given = [set(found) for found in labels.values() if found]
             pods = await self.serving_pods()
@@ -229,7 +232,7 @@ class Cluster:
                 and set(pods.values()) == expected
             )  # fmt: skip
 
-        await until(f"{nodes} nodes serving {revision} alone", settled)
+        await until(f"{nodes} nodes serving {revision} alone", settled, seen=lambda: (labels, pods))
 
     async def until_over(self, running: "Running", ended: Callable[[], Awaitable[bool]]) -> bool:
         """Wait until the operator died, or `ended` holds and it writes no more; whether it died."""
