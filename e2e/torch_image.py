@@ -27,15 +27,17 @@ CONVERSIONS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 _LEAST: Final = 0.95
 """Of the golden cases that have to be answered exactly."""
 _CONVERT_SECONDS: Final = 900.0
+MOUNT: Final = "/models"
+"""The models' folder in the container."""
 
 
 def _convert(container: Container, work: Path, name: str) -> Path:
     source, step = CONVERSIONS[name]
     (work / f"{name}.json").write_text(json.dumps({"steps": [step]}))
     container.run(
-        *("python3", "-m", "slmopt", "run", "--recipe", f"/work/{name}.json"),
-        *(f"/work/{source}", f"/work/{name}"),
-        volumes={work: "/work"},
+        *("python3", "-m", "slmopt", "run", "--recipe", f"{MOUNT}/{name}.json"),
+        *(f"{MOUNT}/{source}", f"{MOUNT}/{name}"),
+        volumes={work: MOUNT},
         timeout_seconds=_CONVERT_SECONDS,
     )
     return work / name
