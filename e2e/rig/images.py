@@ -202,8 +202,7 @@ def _ensure_image(recipe: ImageRecipe, source: Path) -> Image:
         if not (source / path).exists():
             raise RigError(f"{recipe.name} needs {path}, which does not exist")
     with step(f"build image {recipe.name}"):
-        local_base = f"localhost/slmops-base:{base.stem.rpartition('-')[2]}"
-        _import_base(base, reference=local_base)
+        local_base = _import_base(base)
         reference = f"{REGISTRY}/{recipe.name}:{tag}"
         _build(recipe, source=source, base=local_base, reference=reference)
         added = _measure(reference) - _measure(local_base)
@@ -230,8 +229,7 @@ def open_container(recipe: ImageRecipe, *, source: Path = CHECKOUT) -> Iterator[
     Images of the same name that were made of other files are removed: some have gigabytes.
     """
     base = build_base()
-    local_base = f"localhost/slmops-base:{base.stem.rpartition('-')[2]}"
-    _import_base(base, reference=local_base)
+    local_base = _import_base(base)
     tag = hash_inputs(source, paths=(recipe.containerfile, *recipe.inputs), salt=base.name)
     reference = f"localhost/{recipe.name}:{tag}"
     held = _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
@@ -305,13 +303,16 @@ def _buildah(
     return run([*inside, "buildah", *places, *arguments], timeout_seconds=timeout_seconds).stdout
 
 
-def _import_base(archive: Path, *, reference: str) -> None:
+def _import_base(archive: Path) -> str:
+    """The base in buildah's storage, put there where it is missing."""
+    reference = f"localhost/slmops-base:{archive.stem.rpartition('-')[2]}"
     if reference.partition("/")[2] in _buildah("images", "--format", "{{.Name}}:{{.Tag}}"):
-        return
+        return reference
     with tempfile.TemporaryDirectory(prefix="slmops-base-") as context:
         file = Path(context) / "Containerfile"
         file.write_text(f"FROM scratch\nADD {archive.name} /\n")
         _buildah("bud", "--quiet", "--isolation=chroot", "--tag", reference, "--file", file, archive.parent)
+    return reference
 
 
 def _build(
