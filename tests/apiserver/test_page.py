@@ -132,7 +132,7 @@ async def test_it_is_used_with_the_keyboard_and_on_a_phone(cluster: Cluster, bro
         await expect(page.locator(".empty")).to_contain_text(NAME)
         await cluster.apply("v1")
         await expect(page.locator("h1")).to_have_text(NAME)
-        # The browser complains of an answer of 404, of each one: how often it asked before is open.
+        # The browser complains of each answer of 404, and the page asked more than once by now.
         assert all("404" in complaint for complaint in watched.complaints)
         watched.complaints.clear()
         await cluster.until_promoted("v1")
